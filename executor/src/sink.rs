@@ -1,0 +1,164 @@
+//! The sink contract: what a kind of integration implements, and what the driver may rely on (architecture §4.20).
+//!
+//! A sink never waits and answers per message: [`Sink::submit`] takes a message or says [`Busy`];
+//! [`Sink::poll_outcome`] returns answers in any order, exactly one per ticket. Retries, order, windows, commits and
+//! events are the driver's.
+
+use std::{
+    fmt,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use serde_json::{Map, Value};
+use tbmq_integration::{
+    entity::Violation,
+    wire::{Stage, Target},
+};
+use tbmq_proto::{ids::ShardId, integration::PublishIntegrationMsgProto};
+
+/// The driver's number for a submitted message; it comes back with the outcome.
+pub type Ticket = u64;
+
+/// A message to be delivered, decoded once and shared by its attempts.
+#[derive(Clone, Debug)]
+pub struct Message {
+    /// What the data plane wrote.
+    pub publish: Arc<PublishIntegrationMsgProto>,
+    /// Where it lies: partition of the message topic and offset.
+    pub partition: u32,
+    /// See `partition`.
+    pub offset: u64,
+}
+
+/// The sink has no room; it will wake the task of the last `poll_outcome` when it has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Busy;
+
+/// What became of a message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The remote end confirmed.
+    Delivered,
+    /// Not delivered; another attempt may succeed.
+    Retry {
+        /// Wait at least so long.
+        after: Option<Duration>,
+        /// A word for metrics: `timeout`, `connect`, `status`, ...
+        class: &'static str,
+        /// What happened, for people.
+        text: String,
+    },
+    /// Not delivered, and no further attempt can succeed.
+    Rejected {
+        /// A word for metrics: `payload`, `status`, ...
+        class: &'static str,
+        /// What happened, for people.
+        text: String,
+    },
+}
+
+/// Whether it makes sense to submit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SinkState {
+    /// It does.
+    Ready,
+    /// The remote end is known to be away; the driver pauses the message topic.
+    Away {
+        /// Why.
+        reason: String,
+    },
+    /// The sink can't go on and is to be closed and connected anew.
+    Broken {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// A running connection to an external system.
+#[async_trait]
+pub trait Sink: Send + fmt::Debug {
+    /// Takes a message or says [`Busy`]; never waits.
+    fn submit(&mut self, message: Message, ticket: Ticket) -> Result<(), Busy>;
+
+    /// The next answer, in any order. Pending also means: wake me when an answer, room or a new state is there.
+    fn poll_outcome(&mut self, cx: &mut Context<'_>) -> Poll<(Ticket, Outcome)>;
+
+    /// Whether it makes sense to submit.
+    fn state(&self) -> SinkState;
+
+    /// Ends: waits at most `deadline` for what is in flight, then abandons it. Answers not yet polled may be polled
+    /// before this; tickets without an answer are unresolved and are delivered again later.
+    async fn close(self: Box<Self>, deadline: Duration);
+}
+
+/// What a sink is told about where it runs.
+#[derive(Clone, Debug)]
+pub struct SinkContext {
+    /// The shard.
+    pub shard: ShardId,
+    /// Name, enabled, and the whole configuration document.
+    pub target: Target,
+    /// `metadata` of the document, with `integrationName` first (spec §4.3).
+    pub metadata: Arc<Map<String, Value>>,
+    /// Service id of this executor.
+    pub executor_id: Arc<str>,
+    /// Messages that the driver has in flight at most; a sink's own queues need not hold more.
+    pub window: usize,
+}
+
+/// Why a sink could not be connected, or a check failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{text}")]
+pub struct ConnectError {
+    /// For people.
+    pub text: String,
+    /// Problems by field, when the configuration is to blame.
+    pub violations: Vec<Violation>,
+}
+
+/// What a connection check found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ProbeReport {
+    /// What was tried, in order.
+    pub stages: Vec<Stage>,
+    /// Why it failed; `None`: it did not.
+    pub error: Option<String>,
+}
+
+/// A kind of integration. One file `sinks/<kind>.rs` and one line in `sinks/mod.rs`.
+#[async_trait]
+pub trait SinkKind: Send + Sync + fmt::Debug {
+    /// The kind's name, upper case: `HTTP`.
+    fn name(&self) -> &'static str;
+
+    /// JSON Schema of `clientConfiguration`, from the kind's `Config`; secret fields carry `"writeOnly": true`.
+    fn schema(&self) -> Value;
+
+    /// Checks `clientConfiguration`; connects to nothing. Lists all problems at once; paths begin with
+    /// `clientConfiguration.`.
+    fn check(&self, client_configuration: &Map<String, Value>) -> Vec<Violation>;
+
+    /// Tries the connection in stages, without delivering anything. Bounded by `deadline`.
+    async fn probe(
+        &self,
+        client_configuration: &Map<String, Value>,
+        context: &SinkContext,
+        deadline: Duration,
+    ) -> ProbeReport;
+
+    /// Makes a sink. May wait for the remote end where the kind says so.
+    async fn connect(
+        &self,
+        client_configuration: &Map<String, Value>,
+        context: SinkContext,
+    ) -> Result<Box<dyn Sink>, ConnectError>;
+}
+
+/// The payload bytes of a message.
+pub fn payload(message: &Message) -> Bytes {
+    message.publish.publish_msg_proto.as_ref().map(|publish| publish.payload.clone()).unwrap_or_default()
+}
