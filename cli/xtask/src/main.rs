@@ -1,7 +1,11 @@
 //! Development tasks. `cargo xtask help` lists them.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command line speaks on stdout")]
 
+mod bench;
+mod ci;
 mod r#gen;
+mod servers;
+mod tidy;
 
 use std::path::PathBuf;
 
@@ -17,17 +21,45 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
+    /// Run the whole gate: format, generated code, tidy, clippy, dependencies, tests with real servers, docs.
+    Test {
+        /// Passed on to `cargo test`: part of the names of the tests to run; the other steps are left out.
+        filter: Vec<String>,
+    },
+    /// The same as `test` without a filter.
+    Ci,
+    /// Check the rules that a machine keeps.
+    Tidy,
     /// Generate Rust from the .proto files.
     Gen {
         /// Only tell whether the generated files are up to date.
         #[arg(long)]
         check: bool,
     },
+    /// Tell which real servers the tests will find, and fetch what can be fetched.
+    Servers {
+        /// Also install missing Debian packages (needs root).
+        #[arg(long)]
+        install: bool,
+    },
+    /// Measure: `bus` (produce and consume at 1 to 10,000 topics) or `e2e` (MQTT QoS 1 → HTTP).
+    Bench {
+        /// `bus` or `e2e`, with that benchmark's own options.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+        arguments: Vec<String>,
+    },
 }
 
 fn main() -> Result<()> {
+    let root = root()?;
     match Cli::parse().task {
-        Task::Gen { check } => r#gen::run(&root()?, check),
+        Task::Test { filter } if filter.is_empty() => ci::run(&root),
+        Task::Test { filter } => ci::filtered(&root, &filter),
+        Task::Ci => ci::run(&root),
+        Task::Tidy => tidy::run(&root),
+        Task::Gen { check } => r#gen::run(&root, check),
+        Task::Servers { install } => servers::run(install),
+        Task::Bench { arguments } => bench::run(&root, &arguments),
     }
 }
 

@@ -1,1 +1,67 @@
-//! Placeholder.
+//! Real servers and our own processes for tests, and the ledger that judges them.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`kafka`], [`postgres`], [`mosquitto`] | real servers and clients, started natively on free ports, stopped by pid |
+//! | [`process`] | our own binaries: start, addresses, kill -9, drain, CPU time and memory |
+//! | [`client`] | an MQTT client over the workspace's codec that remembers what was acknowledged |
+//! | [`http_sink`] | an HTTP server that records what arrives |
+//! | [`ledger`] | the independent checker: nothing acknowledged is missing, nothing is out of order, all is accounted for |
+//!
+//! Nothing here is part of the product. A server that is missing on the machine is reported with the command that
+//! installs it; see [`availability`].
+#![allow(clippy::print_stderr, reason = "test infrastructure speaks on stderr")]
+
+pub mod client;
+pub mod guard;
+pub mod http_sink;
+pub mod kafka;
+pub mod ledger;
+pub mod mosquitto;
+pub mod postgres;
+pub mod process;
+
+/// What a test needs that the machine may lack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// Apache Kafka, from Maven Central.
+    Kafka,
+    /// PostgreSQL's server binaries.
+    Postgres,
+    /// `mosquitto_pub` and `mosquitto_sub`.
+    Mosquitto,
+}
+
+/// Tells what is missing of `needs`, each with the command that installs it.
+pub fn availability(needs: &[Need]) -> Result<(), String> {
+    let missing: Vec<String> = needs
+        .iter()
+        .filter_map(|need| {
+            match need {
+                Need::Kafka => kafka::availability(),
+                Need::Postgres => postgres::availability(),
+                Need::Mosquitto => mosquitto::availability(),
+            }
+            .err()
+        })
+        .collect();
+    if missing.is_empty() { Ok(()) } else { Err(missing.join("; ")) }
+}
+
+/// Tells whether a test that needs these may run. Under `CI=true` a missing server is a failure; elsewhere the test
+/// is skipped with a line on stderr that `cargo xtask test` counts.
+///
+/// # Panics
+/// Under `CI=true` when something is missing.
+pub fn ready(test: &str, needs: &[Need]) -> bool {
+    match availability(needs) {
+        Ok(()) => true,
+        Err(missing) if std::env::var_os("CI").is_some_and(|value| value == "true") => {
+            panic!("{test} can't run: {missing}")
+        }
+        Err(missing) => {
+            eprintln!("SKIPPED {test}: {missing}");
+            false
+        }
+    }
+}

@@ -1,1 +1,21 @@
-//! Placeholder.
+//! What every process of TBMQ has around its work.
+//!
+//! * [`shell`]: the whole of a plane's `main.rs`: arguments, configuration, telemetry, admin endpoint, signals,
+//!   exit codes.
+//! * [`config`]: defaults → YAML file → environment, with errors that name key, value and origin.
+//! * [`bus_config`]: the settings of Kafka that all planes share, as plain data.
+//! * [`identity`], [`build_info`], [`time`]: who is running, since when, in which version.
+//! * [`telemetry`], [`metrics`], [`admin`]: logs on stderr, one metrics registry, `/livez` `/readyz` `/metrics`.
+//! * [`drain`]: the one signal to stop taking work.
+#![warn(missing_docs)]
+
+pub mod admin;
+pub mod build_info;
+pub mod bus_config;
+pub mod config;
+pub mod drain;
+pub mod identity;
+pub mod metrics;
+pub mod shell;
+pub mod telemetry;
+pub mod time;

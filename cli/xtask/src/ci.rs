@@ -1,0 +1,174 @@
+//! `cargo xtask test`: the whole gate, step by step, with a table of times and a closing line of test counts.
+
+use std::{
+    io::{BufRead as _, BufReader},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::{r#gen, servers, tidy};
+
+/// Runs every step; a step that fails does not keep the later ones from telling what they find.
+pub(crate) fn run(root: &Path) -> Result<()> {
+    let is_ci = std::env::var_os("CI").is_some_and(|value| value == "true");
+    let mut gate = Gate::default();
+    gate.step("servers", || servers::run(is_ci));
+    gate.step("format", || cargo(root, &["fmt", "--all", "--check"], &[]));
+    gate.step("generated code", || r#gen::run(root, true));
+    gate.step("tidy", || tidy::run(root));
+    gate.step("clippy", || {
+        cargo(root, &["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"], &[])
+    });
+    gate.step("dependencies", || deny(root, is_ci));
+    gate.step("build", || cargo(root, &["build", "--workspace", "--bins", "--quiet"], &[]));
+    let mut counts = Counts::default();
+    gate.step("tests", || {
+        counts = test(root, &["test", "--workspace", "--no-fail-fast"])?;
+        ensure!(counts.failed == 0 && counts.passed > 0, "{} tests failed", counts.failed);
+        Ok(())
+    });
+    gate.step("docs", || {
+        cargo(root, &["doc", "--workspace", "--no-deps", "--quiet"], &[("RUSTDOCFLAGS", "-D warnings")])
+    });
+    gate.finish(counts)
+}
+
+/// Runs only the tests whose names contain one of `filter`.
+pub(crate) fn filtered(root: &Path, filter: &[String]) -> Result<()> {
+    cargo(root, &["build", "--workspace", "--bins", "--quiet"], &[])?;
+    let mut arguments = vec!["test", "--workspace", "--no-fail-fast", "--"];
+    arguments.extend(filter.iter().map(String::as_str));
+    let counts = test(root, &arguments)?;
+    println!("{counts}");
+    ensure!(counts.failed == 0, "{} tests failed", counts.failed);
+    Ok(())
+}
+
+#[derive(Default)]
+struct Gate {
+    steps: Vec<(&'static str, Duration, Result<()>)>,
+}
+
+impl Gate {
+    fn step(&mut self, name: &'static str, action: impl FnOnce() -> Result<()>) {
+        println!("=== {name}");
+        let start = Instant::now();
+        let result = action();
+        if let Err(error) = &result {
+            println!("=== {name} failed: {error:#}");
+        }
+        self.steps.push((name, start.elapsed(), result));
+    }
+
+    fn finish(self, counts: Counts) -> Result<()> {
+        println!();
+        let mut failed = Vec::new();
+        for (name, time, result) in &self.steps {
+            let verdict = if result.is_ok() { "ok" } else { "FAILED" };
+            println!("{name:<16} {:>7.1} s  {verdict}", time.as_secs_f64());
+            if result.is_err() {
+                failed.push(*name);
+            }
+        }
+        println!("\n{counts}");
+        if failed.is_empty() { Ok(()) } else { bail!("failed: {}", failed.join(", ")) }
+    }
+}
+
+#[derive(Clone, Copy, Default)]
+struct Counts {
+    passed: u64,
+    failed: u64,
+    skipped: u64,
+}
+
+impl std::fmt::Display for Counts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} passed, {} failed, {} skipped", self.passed, self.failed, self.skipped)
+    }
+}
+
+/// Runs cargo's tests, shows what they print, and counts.
+fn test(root: &Path, arguments: &[&str]) -> Result<Counts> {
+    let mut child = Command::new("cargo")
+        .args(arguments)
+        .current_dir(root)
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cargo could not be started")?;
+    let mut counts = Counts::default();
+    for line in BufReader::new(child.stdout.take().context("stdout is piped")?).lines() {
+        let line = line?;
+        println!("{line}");
+        count(&line, &mut counts);
+    }
+    let status = child.wait()?;
+    // A test binary that aborts has no closing line.
+    if !status.success() && counts.failed == 0 {
+        counts.failed = 1;
+    }
+    Ok(counts)
+}
+
+fn count(line: &str, counts: &mut Counts) {
+    let Some(result) = line.strip_prefix("test result: ") else { return };
+    let number = |what: &str| -> u64 {
+        let words: Vec<&str> = result.split([' ', ';', '.']).filter(|word| !word.is_empty()).collect();
+        let at = words.iter().position(|word| *word == what);
+        at.and_then(|at| words.get(at.checked_sub(1)?)?.parse().ok()).unwrap_or(0)
+    };
+    counts.passed += number("passed");
+    counts.failed += number("failed");
+    counts.skipped += number("ignored");
+}
+
+/// Bans, licences and sources of all dependencies. Advisories need the net and are left to those who have it.
+fn deny(root: &Path, install: bool) -> Result<()> {
+    let tools: PathBuf = root.join("target/tools");
+    let ours = tools.join("bin/cargo-deny");
+    let on_path = Command::new("cargo-deny").arg("--version").output().is_ok();
+    if !on_path && !ours.exists() {
+        if !install {
+            println!("SKIPPED dependencies: cargo-deny is missing: cargo install cargo-deny --locked");
+            return Ok(());
+        }
+        let tools = tools.to_string_lossy().into_owned();
+        cargo(root, &["install", "cargo-deny", "--locked", "--quiet", "--root", &tools], &[])?;
+    }
+    let program = if on_path { PathBuf::from("cargo-deny") } else { ours };
+    let status = Command::new(program)
+        .args(["--offline", "check", "--hide-inclusion-graph", "bans", "licenses", "sources"])
+        .current_dir(root)
+        .status()
+        .context("cargo-deny could not be started")?;
+    ensure!(status.success(), "cargo-deny found something");
+    Ok(())
+}
+
+fn cargo(root: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Result<()> {
+    let status = Command::new("cargo")
+        .args(arguments)
+        .envs(environment.iter().copied())
+        .current_dir(root)
+        .status()
+        .context("cargo could not be started")?;
+    ensure!(status.success(), "cargo {} failed", arguments.join(" "));
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cargos_closing_lines_are_added_up() {
+        let mut counts = Counts::default();
+        count("test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out", &mut counts);
+        count("test result: FAILED. 2 passed; 4 failed; 0 ignored; 0 measured; 0 filtered out", &mut counts);
+        count("running 3 tests", &mut counts);
+        assert_eq!((counts.passed, counts.failed, counts.skipped), (5, 4, 1));
+    }
+}

@@ -1,0 +1,66 @@
+//! `cargo xtask servers`: what the end-to-end tests need besides Rust.
+
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use tbmq_harness::{kafka, mosquitto, postgres};
+
+/// Debian packages: what tells that one is missing, and its name.
+const PACKAGES: &[(fn() -> bool, &str)] = &[
+    (|| missing("java"), "openjdk-17-jre-headless"),
+    (|| missing("mvn"), "maven"),
+    (|| postgres::availability().is_err(), "postgresql"),
+    (|| mosquitto::availability().is_err(), "mosquitto-clients"),
+];
+
+fn missing(program: &str) -> bool {
+    Command::new(program).arg("-version").output().is_err()
+}
+
+/// Installs with `install`, fetches Kafka, and prints a line for each server.
+pub(crate) fn run(install: bool) -> Result<()> {
+    if install {
+        install_packages()?;
+    }
+    let mut all = true;
+    let checks = [
+        ("Apache Kafka", kafka::availability()),
+        ("PostgreSQL", postgres::availability()),
+        ("Mosquitto clients", mosquitto::availability()),
+    ];
+    for (name, state) in checks {
+        match state {
+            Ok(()) => println!("{name}: ready"),
+            Err(missing) => {
+                all = false;
+                println!("{name}: {missing}");
+            }
+        }
+    }
+    if install && !all {
+        bail!("not everything could be installed");
+    }
+    Ok(())
+}
+
+fn install_packages() -> Result<()> {
+    let wanted: Vec<&str> =
+        PACKAGES.iter().filter(|(is_missing, _)| is_missing()).map(|(_, name)| *name).collect();
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    println!("installing {}", wanted.join(" "));
+    apt_get(&["update"])?;
+    apt_get(&[&["install", "-y", "--no-install-recommends"], &wanted[..]].concat())
+}
+
+fn apt_get(arguments: &[&str]) -> Result<()> {
+    let status = Command::new("apt-get")
+        .arg("-qq")
+        .args(arguments)
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .status()
+        .context("apt-get could not be started")?;
+    ensure!(status.success(), "apt-get {} failed", arguments.join(" "));
+    Ok(())
+}

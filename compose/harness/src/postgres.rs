@@ -1,0 +1,201 @@
+//! A real PostgreSQL from the machine's own binaries, in a data folder of its own.
+
+use std::{
+    fs,
+    net::TcpListener,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{
+        OnceLock,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use rustix::process::Signal;
+use tempfile::TempDir;
+
+use crate::guard::{Guard, signal};
+
+/// Tells how to get the server when it is missing.
+///
+/// # Errors
+/// What is missing, and the command that installs it.
+pub fn availability() -> Result<(), String> {
+    match binaries() {
+        Some(_) => Ok(()),
+        None => Err("PostgreSQL's server is missing: apt-get install -y postgresql".to_owned()),
+    }
+}
+
+fn binaries() -> Option<PathBuf> {
+    let versions = fs::read_dir("/usr/lib/postgresql").ok()?;
+    let mut folders: Vec<PathBuf> = versions
+        .filter_map(|entry| Some(entry.ok()?.path().join("bin")))
+        .filter(|folder| folder.join("initdb").exists())
+        .collect();
+    folders.sort();
+    folders.pop()
+}
+
+/// A running server.
+#[derive(Debug)]
+pub struct Postgres {
+    server: Child,
+    guard: Option<Guard>,
+    data: PathBuf,
+    port: u16,
+    databases: AtomicU32,
+    _folder: TempDir,
+}
+
+impl Postgres {
+    /// Creates a data folder and starts a server on a free port. Blocks until it answers, at most 60 s.
+    ///
+    /// # Errors
+    /// When a step fails, with the server's log.
+    pub fn start() -> Result<Self> {
+        let binaries = binaries().context("PostgreSQL is missing")?;
+        let folder = tempfile::Builder::new().prefix("tbmq-postgres-").tempdir()?;
+        let data = folder.path().join("data");
+        fs::create_dir(&data)?;
+        if rustix::process::geteuid().is_root() {
+            // PostgreSQL refuses root: everything below the folder belongs to its own user.
+            let status = Command::new("chown").arg("-R").arg("postgres").arg(folder.path()).status()?;
+            ensure!(status.success(), "chown to postgres failed");
+        }
+        let output = unprivileged(&binaries.join("initdb"))
+            .arg("-D")
+            .arg(&data)
+            .args(["-U", "postgres", "--auth=trust", "--encoding=UTF8", "--no-sync", "--locale=C.UTF-8"])
+            .output()?;
+        ensure!(output.status.success(), "initdb failed: {}", String::from_utf8_lossy(&output.stderr));
+        let port = free_port()?;
+        let server = spawn(&binaries, &data, port)?;
+        let mut postgres = Self {
+            guard: Some(Guard::of(server.id())?),
+            server,
+            data,
+            port,
+            databases: AtomicU32::new(0),
+            _folder: folder,
+        };
+        postgres.await_ready()?;
+        Ok(postgres)
+    }
+
+    /// One server for all tests of a binary.
+    ///
+    /// # Panics
+    /// When it can't be started.
+    pub fn shared() -> &'static Self {
+        static SHARED: OnceLock<Postgres> = OnceLock::new();
+        SHARED.get_or_init(|| Self::start().expect("PostgreSQL starts"))
+    }
+
+    /// Creates an empty database and returns its URL, `postgres://…`.
+    ///
+    /// # Errors
+    /// When `psql` fails.
+    pub fn create_database(&self) -> Result<String> {
+        let name = format!("test_{}_{}", std::process::id(), self.databases.fetch_add(1, Ordering::Relaxed));
+        self.sql("postgres", &format!("CREATE DATABASE {name}"))?;
+        Ok(format!("postgres://postgres@127.0.0.1:{}/{name}", self.port))
+    }
+
+    /// Runs a statement and returns what it prints, unaligned and without headers.
+    ///
+    /// # Errors
+    /// When `psql` fails.
+    pub fn sql(&self, database: &str, statement: &str) -> Result<String> {
+        let binaries = binaries().context("PostgreSQL is missing")?;
+        let output = Command::new(binaries.join("psql"))
+            .args(["-h", "127.0.0.1", "-p", &self.port.to_string(), "-U", "postgres", "-d", database])
+            .args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-c", statement])
+            .output()?;
+        ensure!(output.status.success(), "psql failed: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    }
+
+    /// Pid of the server.
+    pub fn pid(&self) -> u32 {
+        self.server.id()
+    }
+
+    /// Kills the server (an immediate shutdown of all its processes) and starts it again on the same port and data.
+    ///
+    /// # Errors
+    /// When it does not come back.
+    pub fn restart(&mut self) -> Result<()> {
+        self.end(Signal::QUIT)?;
+        let binaries = binaries().context("PostgreSQL is missing")?;
+        self.server = spawn(&binaries, &self.data, self.port)?;
+        self.guard = Some(Guard::of(self.server.id())?);
+        self.await_ready()
+    }
+
+    fn end(&mut self, how: Signal) -> Result<()> {
+        signal(self.server.id(), how)?;
+        self.server.wait()?;
+        self.guard = None;
+        Ok(())
+    }
+
+    fn await_ready(&mut self) -> Result<()> {
+        let patience = Instant::now() + Duration::from_secs(60);
+        loop {
+            match self.sql("postgres", "SELECT 1") {
+                Ok(_) => return Ok(()),
+                Err(error) if Instant::now() > patience => return Err(error),
+                Err(_) => {}
+            }
+            if let Some(status) = self.server.try_wait()? {
+                bail!("PostgreSQL ended with {status}");
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        if let Err(error) = self.end(Signal::QUIT) {
+            eprintln!("PostgreSQL could not be stopped: {error}");
+        }
+    }
+}
+
+fn spawn(binaries: &Path, data: &Path, port: u16) -> Result<Child> {
+    unprivileged(&binaries.join("postgres"))
+        .arg("-D")
+        .arg(data)
+        .args(["-p", &port.to_string(), "-c", "listen_addresses=127.0.0.1"])
+        .args(["-c", "fsync=off", "-c", "max_connections=200"])
+        .arg("-c")
+        .arg(format!("unix_socket_directories={}", data.display()))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .context("PostgreSQL could not be started")
+}
+
+/// A command that runs as the user `postgres` when we are root. `setpriv` replaces itself: the pid is the server's.
+fn unprivileged(program: &Path) -> Command {
+    if !rustix::process::geteuid().is_root() {
+        return Command::new(program);
+    }
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups", "--"]).arg(program);
+    command.current_dir("/");
+    command
+}
+
+/// A port that is free now.
+///
+/// # Errors
+/// When the system has none.
+pub fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}

@@ -1,0 +1,365 @@
+//! What the `main.rs` of every plane does: arguments, configuration, telemetry, admin endpoint, start lines, signals,
+//! exit codes.
+//!
+//! ```no_run
+//! # use std::{net::SocketAddr, process::ExitCode};
+//! # use tbmq_service::{config::Setting, shell::{self, Program, Running, Shell}};
+//! # #[derive(Default, serde::Serialize, serde::Deserialize)] struct Config {}
+//! # const SETTINGS: &[Setting] = &[];
+//! # struct Plane;
+//! impl Running for Plane {
+//!     fn addresses(&self) -> Vec<(&'static str, SocketAddr)> { vec![] }
+//!     async fn failed(&mut self) -> anyhow::Error { std::future::pending().await }
+//!     async fn drain(self) {}
+//! }
+//!
+//! async fn start(config: Config, shell: Shell) -> anyhow::Result<Plane> {
+//!     let servers = shell.kafka.required_servers()?;
+//!     // build the bus, then the plane
+//! #   let _ = (config, servers);
+//!     Ok(Plane)
+//! }
+//!
+//! fn main() -> ExitCode {
+//!     let program = Program {
+//!         name: "tbmq-data-plane",
+//!         about: "The MQTT broker of TBMQ",
+//!         role: "data-plane",
+//!         admin_port: 8081,
+//!         settings: SETTINGS,
+//!     };
+//!     shell::main(&program, start)
+//! }
+//! ```
+
+use std::{
+    future::Future,
+    io::Write,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use anyhow::Context as _;
+use clap::{Args, CommandFactory, FromArgMatches, Parser};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::{
+    admin::{Admin, Health},
+    build_info,
+    bus_config::KafkaSettings,
+    config::{self, Loader, Setting},
+    drain::{self, Drain},
+    identity::Identity,
+    metrics::Metrics,
+    telemetry::{self, LogConfig},
+};
+
+/// A program that runs in the shell.
+#[derive(Clone, Copy, Debug)]
+pub struct Program {
+    /// Name of the binary.
+    pub name: &'static str,
+    /// One line for `--help`.
+    pub about: &'static str,
+    /// Its role in service ids, such as `data-plane`.
+    pub role: &'static str,
+    /// Default port of the admin endpoint.
+    pub admin_port: u16,
+    /// Environment names of its own configuration.
+    pub settings: &'static [Setting],
+}
+
+/// What the shell gives to the program that it starts.
+#[derive(Clone, Debug)]
+pub struct Shell {
+    /// Who we are, with `TB_SERVICE_ID` applied.
+    pub identity: Identity,
+    /// `TB_SERVICE_ID` and `TB_SERVICE_TYPE` as they were given.
+    pub service: ServiceConfig,
+    /// How to reach Kafka.
+    pub kafka: KafkaSettings,
+    /// The process's metrics.
+    pub metrics: Metrics,
+    /// The process's health.
+    pub health: Health,
+    /// Begins on SIGINT, SIGTERM, or when the program fails.
+    pub drain: Drain,
+}
+
+/// A started program, or a plane.
+pub trait Running: Send {
+    /// What it listens on: scheme and address, for the start lines.
+    fn addresses(&self) -> Vec<(&'static str, SocketAddr)>;
+
+    /// Completes only when it dies. Cancel-safe.
+    fn failed(&mut self) -> impl Future<Output = anyhow::Error> + Send;
+
+    /// Stops gracefully, within a bounded time.
+    fn drain(self) -> impl Future<Output = ()> + Send;
+}
+
+/// The configuration can't be used: the process ends with exit code 2.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Misconfigured(String);
+
+impl Misconfigured {
+    /// With a text that names key and value.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+}
+
+/// The part of the configuration that the shell itself uses.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct ShellConfig {
+    /// Id and type.
+    pub service: ServiceConfig,
+    /// The admin endpoint.
+    pub server: AdminConfig,
+    /// Logs.
+    pub log: LogConfig,
+    /// The bus.
+    pub queue: QueueConfig,
+}
+
+impl ShellConfig {
+    /// Environment names, beside those of [`LogConfig`] and [`KafkaSettings`].
+    pub const SETTINGS: &'static [Setting] = &[
+        Setting { env: "TB_SERVICE_ID", key: "service.id" },
+        Setting { env: "TB_SERVICE_TYPE", key: "service.type" },
+        Setting { env: "HTTP_BIND_ADDRESS", key: "server.address" },
+        Setting { env: "HTTP_BIND_PORT", key: "server.port" },
+    ];
+}
+
+/// Who the process is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct ServiceConfig {
+    /// Stable id of the process; absent: `<hostname>-<role>`.
+    pub id: Option<String>,
+    /// Which planes the all-in-one runs; the programs with one plane ignore it.
+    pub r#type: Option<String>,
+}
+
+/// The admin endpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct AdminConfig {
+    /// Address to bind.
+    pub address: IpAddr,
+    /// Port to bind; 0 picks a free one.
+    pub port: u16,
+}
+
+impl Default for AdminConfig {
+    fn default() -> Self {
+        Self { address: IpAddr::V4(Ipv4Addr::LOCALHOST), port: 0 }
+    }
+}
+
+/// The bus.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct QueueConfig {
+    /// Kafka.
+    pub kafka: KafkaSettings,
+}
+
+/// No arguments beside the shell's own.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct NoArguments {}
+
+#[derive(Debug, Parser)]
+struct Arguments<A: Args> {
+    /// YAML file with the configuration; environment variables win over it
+    #[arg(long, value_name = "FILE", env = "TBMQ_CONFIG")]
+    config: Option<PathBuf>,
+    /// Print the configuration that would be used, as YAML, and stop
+    #[arg(long)]
+    print_config: bool,
+    #[command(flatten)]
+    own: A,
+}
+
+/// Runs a program whose configuration is one struct. Returns 0 after a drain, 1 after a failure, 2 for a bad
+/// configuration.
+pub fn main<C, R, F>(program: &Program, start: impl FnOnce(C, Shell) -> F) -> ExitCode
+where
+    C: DeserializeOwned + Serialize + Default,
+    R: Running,
+    F: Future<Output = anyhow::Result<R>>,
+{
+    run(
+        program,
+        |loader, _: &NoArguments| loader.load(C::default(), &[program.settings]),
+        |config| vec![tree(config)],
+        |config, _, shell| start(config, shell),
+    )
+}
+
+/// As [`main`], with arguments of one's own and a configuration of several structs: `load` takes them from the
+/// loader, `print` gives their [`tree`]s.
+pub fn run<A, C, R, F>(
+    program: &Program,
+    load: impl FnOnce(&mut Loader, &A) -> C,
+    print: impl FnOnce(&C) -> Vec<serde_json::Value>,
+    start: impl FnOnce(C, A, Shell) -> F,
+) -> ExitCode
+where
+    A: Args,
+    R: Running,
+    F: Future<Output = anyhow::Result<R>>,
+{
+    let arguments: Arguments<A> = parse(program);
+    match configured(program, &arguments, load) {
+        Err(error) => complain(&error.to_string(), 2),
+        Ok((shell, config)) if arguments.print_config => {
+            let mut trees = vec![tree(&shell)];
+            trees.extend(print(&config));
+            print_line(serde_norway::to_string(&merged(trees)).unwrap_or_default().trim_end());
+            ExitCode::SUCCESS
+        }
+        Ok((shell, config)) => {
+            let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+                Ok(runtime) => runtime,
+                Err(error) => return complain(&format!("can't start threads: {error}"), 1),
+            };
+            let ended = runtime.block_on(live(program, shell, |shell| start(config, arguments.own, shell)));
+            match ended {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) if error.is::<Misconfigured>() || error.is::<config::Error>() => {
+                    complain(&format!("{error:#}"), 2)
+                }
+                Err(error) => complain(&format!("{error:#}"), 1),
+            }
+        }
+    }
+}
+
+/// A struct as the tree that `--print-config` shows.
+pub fn tree(config: &impl Serialize) -> serde_json::Value {
+    serde_json::to_value(config).unwrap_or_default()
+}
+
+fn parse<A: Args>(program: &Program) -> Arguments<A> {
+    let command =
+        Arguments::<A>::command().name(program.name).about(program.about).version(build_info::VERSION);
+    Arguments::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit())
+}
+
+fn configured<A: Args, C>(
+    program: &Program,
+    arguments: &Arguments<A>,
+    load: impl FnOnce(&mut Loader, &A) -> C,
+) -> Result<(ShellConfig, C), config::Error> {
+    let mut loader = Loader::open(arguments.config.as_deref(), std::env::vars())?;
+    let command = Arguments::<A>::command();
+    let names: Vec<_> = command
+        .get_arguments()
+        .filter_map(|argument| Some(argument.get_env()?.to_str()?.to_owned()))
+        .collect();
+    loader.knows(&names.iter().map(String::as_str).collect::<Vec<_>>());
+    let mut defaults = ShellConfig::default();
+    defaults.server.port = program.admin_port;
+    let shell = loader.load(defaults, &[ShellConfig::SETTINGS, LogConfig::SETTINGS, KafkaSettings::SETTINGS]);
+    let config = load(&mut loader, &arguments.own);
+    let warnings = loader.finish()?;
+    telemetry::init(&shell.log)?;
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+    Ok((shell, config))
+}
+
+async fn live<R, F>(
+    program: &Program,
+    config: ShellConfig,
+    start: impl FnOnce(Shell) -> F,
+) -> anyhow::Result<()>
+where
+    R: Running,
+    F: Future<Output = anyhow::Result<R>>,
+{
+    let shell = Shell {
+        identity: Identity::of(program.role, config.service.id.as_deref()),
+        service: config.service,
+        kafka: config.queue.kafka,
+        metrics: Metrics::default(),
+        health: Health::default(),
+        drain: Drain::new(),
+    };
+    let signals = drain::signalled();
+    tokio::pin!(signals);
+    let address = SocketAddr::new(config.server.address, config.server.port);
+    let admin = Admin::bind(address, shell.metrics.clone(), shell.health.clone()).await?;
+    let admin_address = admin.address();
+    // Until the program has said which components it has, it is not ready.
+    let started = shell.health.component("start");
+    let mut serving = tokio::task::JoinSet::new();
+    serving.spawn(admin.serve(shell.drain.clone()));
+    let drain = shell.drain.clone();
+    let mut running = tokio::select! {
+        running = start(shell) => running?,
+        () = &mut signals => {
+            tracing::info!("stopped while starting");
+            return Ok(());
+        }
+    };
+    started.up();
+    for (scheme, address) in running.addresses() {
+        print_line(&format!("listening {scheme}://{address}"));
+    }
+    print_line(&format!("listening http://{admin_address}"));
+    tracing::info!(program = program.name, version = build_info::VERSION, "started");
+    let failure = tokio::select! {
+        () = &mut signals => None,
+        error = running.failed() => Some(error),
+        ended = serving.join_next() => Some(match ended {
+            Some(Ok(Err(error))) => anyhow::Error::new(error).context("the admin endpoint failed"),
+            _ => anyhow::anyhow!("the admin endpoint ended"),
+        }),
+    };
+    drain.begin();
+    tracing::info!("draining");
+    tokio::select! {
+        () = running.drain() => tracing::info!("stopped"),
+        () = drain::signalled() => tracing::warn!("stopped before the drain was done"),
+    }
+    failure.map_or(Ok(()), Err).context("stopped after a failure")
+}
+
+fn merged(trees: Vec<serde_json::Value>) -> serde_json::Value {
+    fn merge(into: &mut serde_json::Value, from: serde_json::Value) {
+        match (into, from) {
+            (serde_json::Value::Object(into), serde_json::Value::Object(from)) => {
+                for (key, value) in from {
+                    merge(into.entry(key).or_insert(serde_json::Value::Null), value);
+                }
+            }
+            (into, from) => *into = from,
+        }
+    }
+    let mut all = serde_json::Value::Object(serde_json::Map::new());
+    for tree in trees {
+        merge(&mut all, tree);
+    }
+    all
+}
+
+fn print_line(line: &str) {
+    // A closed stdout is no reason to stop a broker.
+    if let Err(error) = writeln!(std::io::stdout(), "{line}") {
+        tracing::debug!(%error, "can't print");
+    }
+}
+
+fn complain(text: &str, code: u8) -> ExitCode {
+    if let Err(error) = writeln!(std::io::stderr(), "error: {text}") {
+        tracing::debug!(%error, "can't print");
+    }
+    ExitCode::from(code)
+}
