@@ -1,1 +1,191 @@
-//! Placeholder.
+//! The control plane: owns integrations.
+//!
+//! | module | what |
+//! |---|---|
+//! | `api` | gRPC services: requests in, resources and status codes out |
+//! | [`store`] | the only place that speaks SQL |
+//! | `validate` | requests to executors and their replies |
+//! | `relayer`, `reconcile`, `jobs` | what is in the store is written to the bus, by one control plane at a time |
+//! | `driver` | readers of events, replies, kinds and nodes |
+//! | `nodes` | who lives, and what each node has applied |
+//! | `secret` | secrets in configuration documents |
+//! | [`config`] | settings |
+//!
+//! A change is validated by an executor, committed with a dirty mark, and from there on carried by the relayer:
+//! message topic, subscription record, downlink record. Nothing but SQL and the bus is shared between control planes.
+#![warn(missing_docs)]
+
+mod api;
+pub mod config;
+mod driver;
+mod jobs;
+mod metrics;
+mod nodes;
+mod plane;
+mod reconcile;
+mod relayer;
+mod secret;
+pub mod store;
+mod validate;
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use tbmq_bus::{Bus, WriterConfig};
+use tbmq_proto::{ids::ServiceId, topic::Catalogue};
+use tbmq_service::{
+    admin::{Component, Health},
+    drain::Drain,
+    identity::Identity,
+};
+use tokio::{sync::watch, task::JoinSet};
+
+pub use crate::config::{Config, SETTINGS};
+use crate::{
+    plane::{Kinds, Plane},
+    relayer::only_partition,
+};
+
+/// What a control plane runs on.
+#[derive(Clone, Debug)]
+pub struct Context {
+    /// The bus.
+    pub bus: Arc<dyn Bus>,
+    /// Names of topics.
+    pub catalogue: Catalogue,
+    /// Replicas of the topics that are created.
+    pub replication_factor: u16,
+    /// Who we are.
+    pub identity: Identity,
+    /// The process's metrics.
+    pub metrics: tbmq_service::metrics::Metrics,
+    /// The process's health.
+    pub health: Health,
+}
+
+/// A running control plane.
+#[derive(Debug)]
+pub struct Running {
+    plane: Arc<Plane>,
+    address: SocketAddr,
+    server: api::Server,
+    tasks: JoinSet<anyhow::Result<()>>,
+    component: Component,
+}
+
+/// Starts a control plane: migrates the store, creates the common topics, reads what nodes and executors have
+/// announced, then serves. Waits for the store and the bus.
+///
+/// # Errors
+/// When the configuration can't be used, the store or the bus can't be reached, or the port is taken.
+pub async fn start(config: Config, context: Context) -> anyhow::Result<Running> {
+    let service_id: ServiceId = context.identity.service_id.parse()?;
+    let options = config.store_options()?;
+    let component = context.health.component("control-plane");
+    component.down("starting");
+    let store = store::Store::open(&options).await.context("can't open the store")?;
+    let kinds = Kinds::new(store.kinds().await?);
+    let drain = Drain::new();
+    let plane = Arc::new(Plane::new(config, context, service_id, store, kinds, drain));
+
+    let catalogue = &plane.catalogue;
+    let notifications = catalogue.uplink_notifications(&plane.service_id);
+    let common = [
+        catalogue.uplink(),
+        notifications.clone(),
+        catalogue.integration_subscriptions(),
+        catalogue.node_applied(),
+        catalogue.kinds(),
+        catalogue.owners(),
+    ];
+    for topic in &common {
+        plane.ensure(topic).await.with_context(|| format!("can't create topic {}", topic.name))?;
+    }
+    for kind in plane.all_kinds() {
+        plane.ensure_downlink(&kind).await.with_context(|| format!("can't create the downlink of {kind}"))?;
+    }
+    let bounds = plane.admin.bounds(&[only_partition(&notifications.name)]).await?;
+    let replies_from = bounds.first().map_or(0, |bounds| bounds.end);
+
+    let mut tasks = JoinSet::new();
+    let (nodes_known, mut nodes_caught_up) = watch::channel(false);
+    let (kinds_known, mut kinds_caught_up) = watch::channel(false);
+    tasks.spawn(driver::follow_nodes(plane.clone(), nodes_known));
+    tasks.spawn(driver::follow_kinds(plane.clone(), kinds_known));
+    tasks.spawn(driver::follow_replies(plane.clone(), replies_from));
+    tasks.spawn(driver::follow_uplink(plane.clone()));
+    tasks.spawn({
+        let plane = plane.clone();
+        async move {
+            relayer::run(plane).await;
+            Ok(())
+        }
+    });
+    let client = plane.catalogue.client_id("ie-downlink-producer", &plane.service_id);
+    let mut writer = WriterConfig::new(client);
+    writer.linger = Duration::from_millis(1);
+    // Before the second request goes out: a bus that is away is told apart from a silent executor.
+    writer.deadline = Duration::from_secs(4);
+    let writer = plane.bus.writer(writer).await?;
+    tasks.spawn({
+        let plane = plane.clone();
+        async move {
+            plane.validator.run(writer).await;
+            Ok(())
+        }
+    });
+    // Without them nodes look silent and secrets can't be masked. They are read within this time or later.
+    let caught_up = async {
+        nodes_caught_up.wait_for(|known| *known).await.ok();
+        kinds_caught_up.wait_for(|known| *known).await.ok();
+    };
+    if tokio::time::timeout(Duration::from_secs(10), caught_up).await.is_err() {
+        tracing::warn!("nodes and kinds were not read within 10 s; serving without them");
+    }
+
+    let server = api::Server::start(plane.clone()).await?;
+    let address = server.address();
+    tasks.spawn(driver::announce(plane.clone(), format!("grpc://{address}")));
+    component.up();
+    Ok(Running { plane, address, server, tasks, component })
+}
+
+impl Running {
+    /// What it listens on.
+    pub fn addresses(&self) -> Vec<(&'static str, SocketAddr)> {
+        vec![("grpc", self.address)]
+    }
+
+    /// Completes only if the control plane dies. Cancel-safe.
+    pub async fn failed(&mut self) -> anyhow::Error {
+        tokio::select! {
+            error = self.server.failed() => error,
+            task = self.tasks.join_next() => match task {
+                Some(Ok(Ok(()))) | None => anyhow::anyhow!("a task of the control plane has ended"),
+                Some(Ok(Err(error))) => error,
+                Some(Err(error)) => anyhow::anyhow!("a task of the control plane has died: {error}"),
+            },
+        }
+    }
+
+    /// Stops gracefully: no new calls, calls in work are finished, the lease is given back. Bounded by the setting
+    /// `control.drain-timeout`.
+    pub async fn drain(mut self) {
+        self.component.down("draining");
+        let patience = self.plane.config.control.drain_timeout;
+        self.server.drain(patience).await;
+        self.plane.drain.begin();
+        // Those that listen for the drain end by themselves; the readers have nothing to finish.
+        let ended = async {
+            let listening = 3;
+            for _ in 0..listening {
+                self.tasks.join_next().await;
+            }
+        };
+        if tokio::time::timeout(Duration::from_secs(5), ended).await.is_err() {
+            tracing::warn!("tasks of the control plane did not end in time and are stopped");
+        }
+        self.tasks.shutdown().await;
+        self.plane.store.clone().close().await;
+    }
+}

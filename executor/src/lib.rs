@@ -1,1 +1,281 @@
-//! Placeholder.
+//! Runs integrations: restores them from the downlink topics, consumes their messages and delivers them.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`config`] | settings, under TBMQ's names |
+//! | `driver` | one kind: membership, claims, restoration, shards |
+//! | `runner` | one shard: lifecycle, sink, message partitions |
+//! | `messages` | the one reader of all message topics, and their commits |
+//! | `commands` | validation requests and connection checks |
+//! | `uplink`, `announce` | events; what lives, what was applied, which kinds are served |
+//! | [`sink`], [`sinks`] | the contract of a kind of integration, and the kinds |
+//!
+//! An executor keeps nothing: what it needs is on the bus. What runs is decided by the pure machines of
+//! `tbmq-integration`; the tasks here only carry it out.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use parking_lot::Mutex;
+use tbmq_bus::{Bus, ReaderConfig, Writer, WriterConfig, spec_of};
+use tbmq_integration::stats::ErrorLimiter;
+use tbmq_proto::{
+    ids::{Kind, ServiceId},
+    topic::Catalogue,
+};
+use tbmq_service::{admin::Health, drain::Drain, identity::Identity};
+use tokio::{sync::Semaphore, task::JoinSet};
+
+pub use crate::config::{Config, SETTINGS};
+use crate::{
+    commands::Commands,
+    driver::Group,
+    executor::{Applied, Shared},
+    messages::Messages,
+    metrics::Metrics,
+    runner::Clock,
+    sink::SinkKind,
+    uplink::Uplink,
+};
+
+mod announce;
+mod commands;
+pub mod config;
+#[cfg(test)]
+mod conformance;
+mod driver;
+mod executor;
+mod messages;
+mod metrics;
+mod runner;
+pub mod sink;
+pub mod sinks;
+mod uplink;
+
+/// Integrations that the limit on error events remembers as told.
+const TOLD_MAX: usize = 100_000;
+
+/// How long the last events and the last heartbeat may take when the process stops.
+const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What an executor runs on.
+#[derive(Clone, Debug)]
+pub struct Context {
+    /// The bus.
+    pub bus: Arc<dyn Bus>,
+    /// Names of topics.
+    pub catalogue: Catalogue,
+    /// Replicas of the topics that are created.
+    pub replication_factor: u16,
+    /// Who we are.
+    pub identity: Identity,
+    /// The process's metrics.
+    pub metrics: tbmq_service::metrics::Metrics,
+    /// The process's health.
+    pub health: Health,
+}
+
+/// A running executor. Dropping it ends it at once, as a crash would.
+pub struct Running {
+    shared: Arc<Shared>,
+    writer: Arc<dyn Writer>,
+    drain: Drain,
+    groups: JoinSet<()>,
+    services: JoinSet<()>,
+}
+
+impl std::fmt::Debug for Running {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Running").field("service_id", &self.shared.service_id).finish_non_exhaustive()
+    }
+}
+
+/// Starts an executor with all kinds of [`sinks`]. Does not wait for the bus to be reachable.
+///
+/// # Errors
+/// When the configuration can't be used, or a client of the bus can't be made.
+pub async fn start(config: Config, context: Context) -> anyhow::Result<Running> {
+    let kinds = sinks::kinds(&config.sinks());
+    start_with(config, context, kinds).await
+}
+
+/// Starts an executor with these kinds: [`start`] for those who bring their own.
+///
+/// # Errors
+/// As [`start`].
+pub async fn start_with(
+    config: Config,
+    context: Context,
+    kinds: Vec<Arc<dyn SinkKind>>,
+) -> anyhow::Result<Running> {
+    config.check()?;
+    let Context { bus, catalogue, replication_factor, identity, metrics, health } = context;
+    let service_id: ServiceId = identity.service_id.parse()?;
+    let names: Vec<_> = kinds.iter().map(|kind| kind.name()).collect();
+    let served = config.served(&names)?;
+    let kinds: Vec<_> = kinds.into_iter().filter(|kind| served.contains(&kind.name())).collect();
+    let kinds = kinds
+        .into_iter()
+        .map(|kind| Ok((kind.name().parse::<Kind>()?, kind)))
+        .collect::<anyhow::Result<_>>()?;
+    let metrics = metrics.register(Metrics::register);
+
+    let client = |what: &str| catalogue.client_id(what, &service_id);
+    let writer =
+        bus.writer(WriterConfig::new(client("ie-uplink-producer"))).await.context("can't open a writer")?;
+    let group = Some(catalogue.messages_group());
+    let messages = &config.queue.integration_msg;
+    let mut reader = ReaderConfig::new(client("ie-msg-consumer"), group.clone());
+    reader.batch_records = messages.pack_messages.get();
+    let reader = bus.reader(reader).await.context("can't open the reader of messages")?;
+    let committer = ReaderConfig::new(client("ie-msg-committer"), group);
+    let committer = bus.reader(committer).await.context("can't open the committer")?;
+    let kinds_reader = ReaderConfig::new(client("ie-kinds-consumer"), None);
+    let kinds_reader = bus.reader(kinds_reader).await.context("can't open the reader of kinds")?;
+
+    let mut services = JoinSet::new();
+    let (messages, dispatching, committing) =
+        Messages::new(reader, committer, messages.commit_interval, metrics.clone());
+    services.spawn(dispatching);
+    services.spawn(committing);
+    let uplink =
+        Uplink::new(config.queue.integration_uplink.buffer_events.get(), identity.clone(), metrics.clone());
+    let admin = bus.admin();
+    services.spawn(uplink.clone().run(
+        writer.clone(),
+        admin.clone(),
+        spec_of(&catalogue.uplink(), replication_factor),
+    ));
+    let quiet = Duration::from_secs(config.event.error.rate_limits.ttl_minutes.saturating_mul(60));
+    let limiter = config.rates()?.map(|rates| Mutex::new(ErrorLimiter::new(&rates, quiet, TOLD_MAX)));
+    let lookups = Semaphore::new(config.integrations.manage.lifecycle_threads_count.get());
+    let shared = Arc::new(Shared {
+        executor_id: identity.service_id.as_str().into(),
+        identity,
+        service_id,
+        catalogue,
+        replication_factor,
+        admin,
+        kinds,
+        messages,
+        uplink,
+        metrics,
+        limiter,
+        clock: Clock::new(),
+        lookups,
+        held_bytes: Arc::default(),
+        applied: Applied::default(),
+        config,
+    });
+    let (commands, working) = Commands::new(shared.clone(), writer.clone());
+    services.spawn(working);
+    services.spawn({
+        let (shared, writer) = (shared.clone(), writer.clone());
+        async move {
+            ensure_topics(&shared).await;
+            tokio::join!(
+                announce::follow_applied(shared.clone(), writer.clone()),
+                announce::follow_kinds(shared, writer, kinds_reader),
+            );
+        }
+    });
+    if shared.config.stats.ie.enabled {
+        services.spawn(print_statistics(shared.clone()));
+    }
+    let drain = Drain::new();
+    let mut groups = JoinSet::new();
+    for kind in shared.kinds.keys() {
+        let group = Group {
+            shared: shared.clone(),
+            bus: bus.clone(),
+            writer: writer.clone(),
+            kind: kind.clone(),
+            commands: commands.clone(),
+            health: health.component(&format!("executor.{}", kind.as_str().to_ascii_lowercase())),
+            drain: drain.clone(),
+        };
+        groups.spawn(group.run());
+    }
+    if shared.kinds.is_empty() {
+        tracing::warn!("no kind of integration is served");
+    }
+    Ok(Running { shared, writer, drain, groups, services })
+}
+
+impl Running {
+    /// An executor listens on nothing.
+    pub fn addresses(&self) -> Vec<(&'static str, SocketAddr)> {
+        Vec::new()
+    }
+
+    /// Completes only when it dies. Cancel-safe.
+    pub async fn failed(&mut self) -> anyhow::Error {
+        let ended = tokio::select! {
+            Some(ended) = self.groups.join_next() => ended,
+            Some(ended) = self.services.join_next() => ended,
+        };
+        match ended {
+            Ok(()) => anyhow::anyhow!("a part of the executor ended"),
+            Err(error) => anyhow::Error::new(error).context("a part of the executor ended"),
+        }
+    }
+
+    /// Stops reading, waits a bounded time for what is in flight, commits, tells STOPPED, and leaves its groups.
+    pub async fn drain(mut self) {
+        self.drain.begin();
+        while let Some(ended) = self.groups.join_next().await {
+            if let Err(error) = ended {
+                tracing::error!(%error, "a group ended");
+            }
+        }
+        let last_words = async {
+            while !self.shared.uplink.is_written() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            announce::write_applied(&self.shared, &*self.writer, true).await
+        };
+        match tokio::time::timeout(LAST_WORDS_TIMEOUT, last_words).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "can't say goodbye"),
+            Err(_) => tracing::warn!("the last events were not written in time"),
+        }
+        self.services.shutdown().await;
+    }
+}
+
+impl tbmq_service::shell::Running for Running {
+    fn addresses(&self) -> Vec<(&'static str, SocketAddr)> {
+        self.addresses()
+    }
+
+    async fn failed(&mut self) -> anyhow::Error {
+        self.failed().await
+    }
+
+    async fn drain(self) {
+        self.drain().await;
+    }
+}
+
+/// Makes the topics that are written here. Tries until it succeeds.
+async fn ensure_topics(shared: &Shared) {
+    let catalogue = &shared.catalogue;
+    for topic in [catalogue.uplink(), catalogue.node_applied(), catalogue.kinds(), catalogue.owners()] {
+        let spec = spec_of(&topic, shared.replication_factor);
+        let mut pause = Duration::from_millis(100);
+        while let Err(error) = shared.admin.create_topic(&spec).await {
+            tracing::warn!(%error, topic = topic.name, "can't create topic; trying again");
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_secs(5));
+        }
+    }
+}
+
+async fn print_statistics(shared: Arc<Shared>) {
+    let mut ticks = tokio::time::interval(Duration::from_millis(shared.config.stats.ie.print_interval_ms));
+    ticks.tick().await;
+    loop {
+        ticks.tick().await;
+        shared.metrics.print();
+    }
+}

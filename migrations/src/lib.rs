@@ -1,1 +1,71 @@
-//! Placeholder.
+//! The control plane's schema, for PostgreSQL and SQLite.
+//!
+//! Expand first, contract a release later: a migration that has landed is never edited, and a release runs on the
+//! schema of its successor (architecture §4.26, §4.29). Times are epoch milliseconds; numbers that are unsigned on
+//! the wire are kept as signed 64-bit.
+#![warn(missing_docs)]
+
+mod m0001_integrations;
+
+use sea_orm_migration::{
+    MigrationTrait, MigratorTrait,
+    sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend, DbErr},
+};
+
+/// Key of the advisory lock under which a replica migrates.
+const LOCK: i64 = 0x7462_6d71;
+
+/// All migrations in order.
+#[derive(Clone, Copy, Debug)]
+pub struct Migrator;
+
+impl MigratorTrait for Migrator {
+    fn migrations() -> Vec<Box<dyn MigrationTrait>> {
+        vec![Box::new(m0001_integrations::Migration)]
+    }
+}
+
+/// Brings the schema up to date. Several replicas may call this at once: on PostgreSQL one migrates and the others
+/// wait.
+///
+/// `connection` must be a pool of exactly one connection, since PostgreSQL's advisory lock belongs to a connection.
+///
+/// # Errors
+/// When the database can't be reached or a migration fails; a failed one leaves nothing behind on PostgreSQL.
+pub async fn migrate(connection: &DatabaseConnection) -> Result<(), DbErr> {
+    let postgres = connection.get_database_backend() == DbBackend::Postgres;
+    if postgres {
+        connection.execute_unprepared(&format!("SELECT pg_advisory_lock({LOCK})")).await?;
+    }
+    let result = Migrator::up(connection, None).await;
+    if postgres {
+        connection.execute_unprepared(&format!("SELECT pg_advisory_unlock({LOCK})")).await?;
+    }
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use sea_orm_migration::{
+        SchemaManager,
+        sea_orm::{ConnectOptions, Database},
+    };
+
+    use super::*;
+
+    #[tokio::test]
+    async fn migrating_twice_changes_nothing_and_all_tables_are_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite://{}?mode=rwc", folder.path().join("a.db").display());
+        let mut options = ConnectOptions::new(url);
+        options.max_connections(1);
+        let connection = Database::connect(options).await.unwrap();
+        migrate(&connection).await.unwrap();
+        migrate(&connection).await.unwrap();
+        let manager = SchemaManager::new(&connection);
+        for table in m0001_integrations::TABLES {
+            assert!(manager.has_table(table).await.unwrap(), "{table}");
+        }
+        assert!(Migrator::get_pending_migrations(&connection).await.unwrap().is_empty());
+    }
+}

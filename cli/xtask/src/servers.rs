@@ -5,8 +5,11 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail, ensure};
 use tbmq_harness::{kafka, mosquitto, postgres};
 
+/// Tells whether something is missing.
+type Test = fn() -> bool;
+
 /// Debian packages: what tells that one is missing, and its name.
-const PACKAGES: &[(fn() -> bool, &str)] = &[
+const PACKAGES: &[(Test, &str)] = &[
     (|| missing("java"), "openjdk-17-jre-headless"),
     (|| missing("mvn"), "maven"),
     (|| postgres::availability().is_err(), "postgresql"),

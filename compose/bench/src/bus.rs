@@ -8,8 +8,8 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 use tbmq_bus::{
-    Bus, CleanupPolicy, CompletionQueue, Outgoing, ReaderConfig, ReaderEvent, Start, TopicPartition, TopicSpec,
-    WriterConfig, embedded, kafka, memory,
+    Bus, CleanupPolicy, CompletionQueue, Outgoing, ReaderConfig, ReaderEvent, Start, TopicPartition,
+    TopicSpec, WriterConfig, embedded, kafka, memory,
 };
 use tbmq_harness::{kafka::Kafka, process::Usage};
 
@@ -30,8 +30,14 @@ pub(crate) struct Options {
 }
 
 pub(crate) async fn run(options: Options) -> Result<()> {
-    println!("{} records of {} bytes, one partition per topic, two shared cores", options.records, options.size);
-    println!("{:<10} {:>7} {:>12} {:>12} {:>12} {:>12} {:>12}", "adapter", "topics", "write/s", "CPU us", "read/s", "CPU us", "server us");
+    println!(
+        "{} records of {} bytes, one partition per topic, two shared cores",
+        options.records, options.size
+    );
+    println!(
+        "{:<10} {:>7} {:>12} {:>12} {:>12} {:>12} {:>12}",
+        "adapter", "topics", "write/s", "CPU us", "read/s", "CPU us", "server us"
+    );
     for adapter in &options.adapters {
         for topics in &options.topics {
             let folder = tempfile::tempdir()?;
@@ -40,9 +46,11 @@ pub(crate) async fn run(options: Options) -> Result<()> {
                 "memory" => memory::MemoryBus::new(),
                 "embedded" => embedded::EmbeddedBus::open(embedded::EmbeddedConfig::new(folder.path()))?,
                 "kafka" => {
-                    let kafka = tokio::task::spawn_blocking(|| Kafka::start(tbmq_harness::kafka::KafkaOptions::default()))
-                        .await??;
-                    let bus = kafka::KafkaBus::new(kafka::KafkaConfig::new(&kafka.bootstrap()))?;
+                    let kafka = tokio::task::spawn_blocking(|| {
+                        Kafka::start(tbmq_harness::kafka::KafkaOptions::default())
+                    })
+                    .await??;
+                    let bus = kafka::KafkaBus::new(kafka::KafkaConfig::new(kafka.bootstrap()))?;
                     server = Some(kafka);
                     bus
                 }
@@ -58,7 +66,12 @@ pub(crate) async fn run(options: Options) -> Result<()> {
     Ok(())
 }
 
-async fn measure(bus: &Arc<dyn Bus>, topics: usize, options: &Options, server: Option<u32>) -> Result<String> {
+async fn measure(
+    bus: &Arc<dyn Bus>,
+    topics: usize,
+    options: &Options,
+    server: Option<u32>,
+) -> Result<String> {
     let names: Vec<String> = (0..topics).map(|index| format!("bench-{index}")).collect();
     for name in &names {
         let spec = TopicSpec {
@@ -111,7 +124,8 @@ async fn measure(bus: &Arc<dyn Bus>, topics: usize, options: &Options, server: O
     }
     let mut read = 0;
     while read < total {
-        let event = tokio::time::timeout(Duration::from_secs(120), reader.next()).await.context("no event")?;
+        let event =
+            tokio::time::timeout(Duration::from_secs(120), reader.next()).await.context("no event")?;
         match event {
             ReaderEvent::Batch { records, .. } => read += records.len(),
             ReaderEvent::End { .. } => {}
@@ -119,7 +133,11 @@ async fn measure(bus: &Arc<dyn Bus>, topics: usize, options: &Options, server: O
         }
     }
     let consumed = before.until_now(total)?;
-    let server = if server.is_some() { format!("{:>12.2}", written.server_us + consumed.server_us) } else { format!("{:>12}", "-") };
+    let server = if server.is_some() {
+        format!("{:>12.2}", written.server_us + consumed.server_us)
+    } else {
+        format!("{:>12}", "-")
+    };
     Ok(format!(
         "{:>12.0} {:>12.2} {:>12.0} {:>12.2} {server}",
         written.rate, written.cpu_us, consumed.rate, consumed.cpu_us
@@ -169,12 +187,12 @@ impl Cost {
     fn until_now(&self, records: usize) -> Result<Spent> {
         let per_record = |time: Duration| time.as_secs_f64() * 1e6 / records as f64;
         let server = match self.server {
-            Some((pid, before)) => Usage::of(pid)?.cpu - before,
+            Some((pid, before)) => Usage::of(pid)?.cpu.saturating_sub(before),
             None => Duration::ZERO,
         };
         Ok(Spent {
             rate: records as f64 / self.at.elapsed().as_secs_f64(),
-            cpu_us: per_record(Usage::of(std::process::id())?.cpu - self.own),
+            cpu_us: per_record(Usage::of(std::process::id())?.cpu.saturating_sub(self.own)),
             server_us: per_record(server),
         })
     }

@@ -25,8 +25,8 @@ use tbmq_harness::{
     process::{Process, Usage},
 };
 use tbmq_proto::control::{
-    CreateIntegrationRequest, GetIntegrationRequest, Integration, integration_service_client::IntegrationServiceClient,
-    integration_status::Phase,
+    CreateIntegrationRequest, GetIntegrationRequest, Integration,
+    integration_service_client::IntegrationServiceClient, integration_status::Phase,
 };
 
 #[derive(Args)]
@@ -61,7 +61,10 @@ pub(crate) async fn run(options: Options) -> Result<()> {
         if options.rate == 0 { "unlimited".to_owned() } else { format!("{}/s", options.rate) }
     );
     let floor = floor(&options).await?;
-    println!("floor: bare HTTP client, 64 in flight: {:.0}/s, client {:.1} us, sink {:.1} us CPU per request", floor.0, floor.1, floor.2);
+    println!(
+        "floor: bare HTTP client, 64 in flight: {:.0}/s, client {:.1} us, sink {:.1} us CPU per request",
+        floor.0, floor.1, floor.2
+    );
     for bus in &options.bus {
         match bus.as_str() {
             "embedded" => embedded(&options).await?,
@@ -113,8 +116,10 @@ async fn kafka(options: &Options) -> Result<()> {
         ("control plane", control.pid()),
         ("kafka", kafka.pid()),
     ];
-    let loopback = |address: std::net::SocketAddr| std::net::SocketAddr::from(([127, 0, 0, 1], address.port()));
-    measure("kafka", options, loopback(data.address("mqtt")), loopback(control.address("grpc")), &processes).await?;
+    let loopback =
+        |address: std::net::SocketAddr| std::net::SocketAddr::from(([127, 0, 0, 1], address.port()));
+    measure("kafka", options, loopback(data.address("mqtt")), loopback(control.address("grpc")), &processes)
+        .await?;
     for process in [data, executor, control] {
         process.drain(Duration::from_secs(30))?;
     }
@@ -152,15 +157,34 @@ async fn measure(
     ensure!(acknowledged == total, "{acknowledged} of {total} were acknowledged");
 
     let lost = total - seen.different;
-    println!("\n{bus}: {total} acknowledged at {:.0}/s, {} lost, {} duplicates", total as f64 / published.as_secs_f64(), lost, seen.arrived - seen.different);
-    println!("  end to end {:.0}/s; latency ms p50 {:.1}, p99 {:.1}, p99.9 {:.1}", total as f64 / elapsed.as_secs_f64(), seen.p50_ms, seen.p99_ms, seen.p999_ms);
+    println!(
+        "\n{bus}: {total} acknowledged at {:.0}/s, {} lost, {} duplicates",
+        total as f64 / published.as_secs_f64(),
+        lost,
+        seen.arrived - seen.different
+    );
+    println!(
+        "  end to end {:.0}/s; latency ms p50 {:.1}, p99 {:.1}, p99.9 {:.1}",
+        total as f64 / elapsed.as_secs_f64(),
+        seen.p50_ms,
+        seen.p99_ms,
+        seen.p999_ms
+    );
     let per_message = |time: Duration| time.as_secs_f64() * 1e6 / total as f64;
     for ((name, pid), before) in processes.iter().zip(before) {
         let now = Usage::of(*pid)?;
-        println!("  {name}: {:.1} us CPU per message, {} MiB resident", per_message(now.cpu - before.cpu), now.resident_bytes >> 20);
+        println!(
+            "  {name}: {:.1} us CPU per message, {} MiB resident",
+            per_message(now.cpu.saturating_sub(before.cpu)),
+            now.resident_bytes >> 20
+        );
     }
-    let own = Usage::of(std::process::id())?.cpu - own_before.cpu;
-    println!("  generator: {:.1} us, sink: {:.1} us CPU per message", per_message(own), per_message(seen.cpu.saturating_sub(sink_before.cpu)));
+    let own = Usage::of(std::process::id())?.cpu.saturating_sub(own_before.cpu);
+    println!(
+        "  generator: {:.1} us, sink: {:.1} us CPU per message",
+        per_message(own),
+        per_message(seen.cpu.saturating_sub(sink_before.cpu))
+    );
     ensure!(lost == 0, "{lost} messages were lost");
     Ok(())
 }
@@ -181,7 +205,8 @@ async fn create_integration(grpc: std::net::SocketAddr, url: &str) -> Result<()>
     let name = client.create_integration(request).await?.into_inner().name;
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {
-        let integration = client.get_integration(GetIntegrationRequest { name: name.clone() }).await?.into_inner();
+        let integration =
+            client.get_integration(GetIntegrationRequest { name: name.clone() }).await?.into_inner();
         if integration.status.is_some_and(|status| status.phase() == Phase::Active) {
             return Ok(());
         }
@@ -305,7 +330,8 @@ async fn floor(options: &Options) -> Result<(f64, f64, f64)> {
     for _ in 0..64 {
         let (client, body, left, url) = (client.clone(), body.clone(), Arc::clone(&left), sink.url.clone());
         tasks.spawn(async move {
-            while left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok() {
+            while left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok()
+            {
                 let response = client.post(&url).body(body.clone()).send().await?;
                 ensure!(response.status().is_success(), "{}", response.status());
                 response.bytes().await?;
@@ -318,7 +344,7 @@ async fn floor(options: &Options) -> Result<(f64, f64, f64)> {
     }
     let rate = total as f64 / start.elapsed().as_secs_f64();
     let per_request = |time: Duration| time.as_secs_f64() * 1e6 / total as f64;
-    let own = Usage::of(std::process::id())?.cpu - own_before.cpu;
-    let other = Usage::of(sink.child.id())?.cpu - sink_before.cpu;
+    let own = Usage::of(std::process::id())?.cpu.saturating_sub(own_before.cpu);
+    let other = Usage::of(sink.child.id())?.cpu.saturating_sub(sink_before.cpu);
     Ok((rate, per_request(own), per_request(other)))
 }

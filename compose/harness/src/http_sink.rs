@@ -77,7 +77,10 @@ impl HttpSink {
     }
 
     /// From now on answers what the script says, after the time that it says.
-    pub fn script(&self, script: impl Fn(&Method, &str, &Bytes) -> (StatusCode, Duration) + Send + Sync + 'static) {
+    pub fn script(
+        &self,
+        script: impl Fn(&Method, &str, &Bytes) -> (StatusCode, Duration) + Send + Sync + 'static,
+    ) {
         *self.shared.script.lock() = Arc::new(script);
     }
 
@@ -152,7 +155,10 @@ async fn serve(listener: TcpListener, shared: Arc<Shared>) {
     }
 }
 
-async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+async fn answer(
+    shared: Arc<Shared>,
+    request: Request<Incoming>,
+) -> Result<Response<Full<Bytes>>, Infallible> {
     let (head, body) = request.into_parts();
     let Ok(body) = body.collect().await.map(http_body_util::Collected::to_bytes) else {
         return Ok(response(StatusCode::BAD_REQUEST));
@@ -163,7 +169,8 @@ async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Respo
     if !pause.is_zero() {
         tokio::time::sleep(pause).await;
     }
-    let received = Received { at: Instant::now(), method: head.method, path, headers: head.headers, body, status };
+    let received =
+        Received { at: Instant::now(), method: head.method, path, headers: head.headers, body, status };
     let count = {
         let mut all = shared.received.lock();
         all.push(received);

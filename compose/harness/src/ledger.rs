@@ -175,12 +175,16 @@ impl Ledger {
                 .copied()
                 .collect();
             if missing.len() as u64 > self.excused {
-                audit.findings.push(Finding::NotArrived { sink: sink.clone(), missing, excused: self.excused });
+                audit.findings.push(Finding::NotArrived {
+                    sink: sink.clone(),
+                    missing,
+                    excused: self.excused,
+                });
             }
-            if self.ordered_sinks.contains(sink) {
-                if let Some((earlier, later)) = first_disorder(arrivals) {
-                    audit.findings.push(Finding::Disorder { place: sink.clone(), earlier, later });
-                }
+            if self.ordered_sinks.contains(sink)
+                && let Some((earlier, later)) = first_disorder(arrivals)
+            {
+                audit.findings.push(Finding::Disorder { place: sink.clone(), earlier, later });
             }
         }
         for (sink, ids) in &self.sinks {

@@ -12,7 +12,8 @@ use anyhow::{Context as _, Result, ensure};
 /// # Errors
 /// What is missing, and the command that installs it.
 pub fn availability() -> Result<(), String> {
-    match Command::new("mosquitto_pub").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status() {
+    match Command::new("mosquitto_pub").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status()
+    {
         Ok(_) => Ok(()),
         Err(_) => Err("mosquitto_pub is missing: apt-get install -y mosquitto-clients".to_owned()),
     }

@@ -61,7 +61,12 @@ impl Process {
     ///
     /// # Errors
     /// When it ends or stays silent, with what it printed.
-    pub fn start(name: &str, arguments: &[&str], environment: &[(String, String)], schemes: &[&str]) -> Result<Self> {
+    pub fn start(
+        name: &str,
+        arguments: &[&str],
+        environment: &[(String, String)],
+        schemes: &[&str],
+    ) -> Result<Self> {
         let path = binary(name)?;
         let kept = ["PATH", "HOME", "RUST_BACKTRACE"].map(|key| (key, std::env::var_os(key)));
         let kept = kept.into_iter().filter_map(|(key, value)| Some((OsString::from(key), value?)));
@@ -144,7 +149,12 @@ impl Process {
                 ensure!(status.success(), "{} ended with {status}:\n{}", self.name, self.output());
                 return Ok(());
             }
-            ensure!(Instant::now() < deadline, "{} did not drain in {patience:?}:\n{}", self.name, self.output());
+            ensure!(
+                Instant::now() < deadline,
+                "{} did not drain in {patience:?}:\n{}",
+                self.name,
+                self.output()
+            );
             std::thread::sleep(Duration::from_millis(10));
         }
     }
@@ -168,10 +178,10 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        if let Ok(None) = self.child.try_wait() {
-            if let Err(error) = self.child.kill().and_then(|()| self.child.wait().map(drop)) {
-                eprintln!("{} could not be killed: {error}", self.name);
-            }
+        if let Ok(None) = self.child.try_wait()
+            && let Err(error) = self.child.kill().and_then(|()| self.child.wait().map(drop))
+        {
+            eprintln!("{} could not be killed: {error}", self.name);
         }
         if std::thread::panicking() {
             eprintln!("---- {} printed:\n{}\n----", self.name, self.output());
@@ -196,7 +206,8 @@ impl Usage {
     pub fn of(pid: u32) -> Result<Self> {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
         // The second field is the name in parentheses and may hold blanks.
-        let fields: Vec<&str> = stat.rsplit_once(')').context("no name in stat")?.1.split_whitespace().collect();
+        let fields: Vec<&str> =
+            stat.rsplit_once(')').context("no name in stat")?.1.split_whitespace().collect();
         let ticks: u64 = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
         let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
         let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or("0 kB");
@@ -214,10 +225,8 @@ fn collect(stream: impl Read + Send + 'static, into: Arc<(Mutex<Output>, Condvar
         for line in BufReader::new(stream).lines() {
             let Ok(line) = line else { break };
             let Ok(mut output) = into.0.lock() else { break };
-            if is_stdout {
-                if let Some((scheme, address)) = listening(&line) {
-                    output.addresses.insert(scheme, address);
-                }
+            if is_stdout && let Some((scheme, address)) = listening(&line) {
+                output.addresses.insert(scheme, address);
             }
             if output.lines.len() == KEPT_LINES {
                 output.lines.pop_front();
@@ -253,7 +262,12 @@ pub fn data_dir() -> Result<tempfile::TempDir> {
 ///
 /// # Errors
 /// When it can't be started.
-pub fn run(name: &str, arguments: &[&str], environment: &[(&str, &str)], folder: &Path) -> Result<std::process::Output> {
+pub fn run(
+    name: &str,
+    arguments: &[&str],
+    environment: &[(&str, &str)],
+    folder: &Path,
+) -> Result<std::process::Output> {
     Command::new(binary(name)?)
         .args(arguments)
         .envs(environment.iter().copied())

@@ -1,1 +1,23 @@
-fn main() {}
+//! All three planes in one process: `tbmq`.
+//!
+//! Without any setting it needs no service: the bus is the embedded log and the store is SQLite, both in
+//! `./tbmq-data`. `TB_KAFKA_SERVERS` and `DATABASE_URL` replace them one by one; `TB_SERVICE_TYPE` leaves planes out.
+
+mod config;
+mod data_dir;
+mod planes;
+
+use std::process::ExitCode;
+
+use tbmq_service::shell::{self, Program};
+
+fn main() -> ExitCode {
+    let program = Program {
+        name: "tbmq",
+        about: "TBMQ: an MQTT broker, its control plane and its integration executor in one process",
+        role: "tbmq",
+        admin_port: 8083,
+        settings: &[],
+    };
+    shell::run(&program, config::Config::load, config::Config::trees, planes::start)
+}

@@ -63,13 +63,32 @@ pub struct Text(Bytes);
 impl Text {
     /// From bytes; `None` when they are not UTF-8, hold U+0000, or are too long.
     pub fn from_bytes(bytes: Bytes) -> Option<Self> {
-        let fits = bytes.len() <= usize::from(u16::MAX) && std::str::from_utf8(&bytes).is_ok() && !bytes.contains(&0);
-        fits.then_some(Self(bytes))
+        std::str::from_utf8(&bytes).is_ok_and(Self::fits).then_some(Self(bytes))
     }
 
-    /// The bytes.
+    /// Around bytes that were checked before, so that they are not checked twice.
+    pub(crate) fn checked(bytes: Bytes) -> Self {
+        Self(bytes)
+    }
+
+    /// Whether MQTT can express a text: no U+0000, at most 65,535 bytes.
+    pub(crate) fn fits(text: &str) -> bool {
+        u16::try_from(text.len()).is_ok() && !text.as_bytes().contains(&0)
+    }
+
+    /// The bytes. Cheaper than the text, which is checked again whenever it is looked at.
     pub fn bytes(&self) -> &Bytes {
         &self.0
+    }
+
+    /// Bytes of the text.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether it has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     /// A copy that does not keep the read buffer alive.

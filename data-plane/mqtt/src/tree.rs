@@ -78,14 +78,12 @@ impl<S: PartialEq, V> Tree<S, V> {
         }
         let node = &mut self.nodes[at];
         let list = if is_multi { &mut node.below } else { &mut node.here };
-        match list.iter_mut().find(|(other, _)| *other == subscriber) {
-            Some((_, old)) => Some(std::mem::replace(old, value)),
-            None => {
-                list.push((subscriber, value));
-                self.filters += 1;
-                None
-            }
+        if let Some((_, old)) = list.iter_mut().find(|(other, _)| *other == subscriber) {
+            return Some(std::mem::replace(old, value));
         }
+        list.push((subscriber, value));
+        self.filters += 1;
+        None
     }
 
     /// Takes a filter of a subscriber away and returns its value; nodes that nobody needs any more go.

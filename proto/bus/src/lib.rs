@@ -19,6 +19,7 @@
 pub mod embedded;
 pub mod fault;
 pub mod kafka;
+mod log;
 pub mod memory;
 mod port;
 

@@ -584,6 +584,10 @@ pub fn spec_of(topic: &tbmq_proto::topic::Topic, replication_factor: u16) -> Top
             tbmq_proto::topic::Policy::Delete => CleanupPolicy::Delete,
             tbmq_proto::topic::Policy::Compact => CleanupPolicy::Compact,
         },
-        settings: topic.settings.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
+        settings: topic
+            .settings
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+            .collect(),
     }
 }

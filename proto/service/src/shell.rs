@@ -173,7 +173,9 @@ pub struct QueueConfig {
 #[derive(Clone, Copy, Debug, Args)]
 pub struct NoArguments {}
 
+// Groups are named after their types, and a program's own arguments may have a type of this name.
 #[derive(Debug, Parser)]
+#[group(skip)]
 struct Arguments<A: Args> {
     /// YAML file with the configuration; environment variables win over it
     #[arg(long, value_name = "FILE", env = "TBMQ_CONFIG")]
@@ -362,4 +364,84 @@ fn complain(text: &str, code: u8) -> ExitCode {
         tracing::debug!(%error, "can't print");
     }
     ExitCode::from(code)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    };
+
+    use super::*;
+
+    struct Fails(Arc<AtomicBool>);
+
+    impl Running for Fails {
+        fn addresses(&self) -> Vec<(&'static str, SocketAddr)> {
+            vec![]
+        }
+
+        async fn failed(&mut self) -> anyhow::Error {
+            anyhow::anyhow!("the store is gone")
+        }
+
+        async fn drain(self) {
+            self.0.store(true, Ordering::SeqCst);
+        }
+    }
+
+    const PROGRAM: Program =
+        Program { name: "tbmq-test", about: "", role: "test", admin_port: 0, settings: &[] };
+
+    #[tokio::test]
+    async fn a_program_that_fails_is_drained_and_its_reason_told() {
+        let drained = Arc::new(AtomicBool::new(false));
+        let fails = Fails(drained.clone());
+        let mut seen = None;
+        let config = ShellConfig {
+            service: ServiceConfig { id: Some("tbmq1".to_owned()), r#type: None },
+            ..ShellConfig::default()
+        };
+        let ended = live(&PROGRAM, config, async |shell: Shell| {
+            seen = Some(shell);
+            Ok(fails)
+        })
+        .await;
+        assert_eq!(format!("{:#}", ended.unwrap_err()), "stopped after a failure: the store is gone");
+        assert!(drained.load(Ordering::SeqCst));
+        let shell = seen.unwrap();
+        assert_eq!(shell.identity.service_id, "tbmq1");
+        assert!(shell.drain.is_draining() && shell.health.is_up());
+    }
+
+    #[tokio::test]
+    async fn a_program_that_can_not_start_ends_at_once() {
+        let ended = live(&PROGRAM, ShellConfig::default(), async |shell: Shell| {
+            shell.kafka.required_servers()?;
+            Ok(Fails(Arc::default()))
+        });
+        assert!(ended.await.unwrap_err().is::<Misconfigured>());
+    }
+
+    #[test]
+    fn a_programs_own_arguments_join_those_of_the_shell() {
+        #[derive(Debug, Args)]
+        struct Arguments {
+            #[arg(long)]
+            data_dir: PathBuf,
+        }
+        super::Arguments::<Arguments>::command().debug_assert();
+        let parsed = super::Arguments::<Arguments>::parse_from(["x", "--data-dir", "y", "--config", "z"]);
+        assert_eq!((parsed.own.data_dir, parsed.config), (PathBuf::from("y"), Some(PathBuf::from("z"))));
+    }
+
+    #[test]
+    fn trees_that_share_keys_are_printed_as_one() {
+        let trees = vec![
+            serde_json::json!({ "queue": { "kafka": 1 }, "log": 2 }),
+            serde_json::json!({ "queue": { "msg": 3 } }),
+        ];
+        assert_eq!(merged(trees).to_string(), r#"{"queue":{"kafka":1,"msg":3},"log":2}"#);
+    }
 }

@@ -7,7 +7,7 @@ use super::{File, Violation};
 /// Rule `links`: every relative link of a Markdown file leads to a file that `exists`.
 pub(super) fn check(files: &[File], exists: impl Fn(&str) -> bool) -> Vec<Violation> {
     let mut violations = Vec::new();
-    for file in files.iter().filter(|file| file.path.ends_with(".md")) {
+    for file in files.iter().filter(|file| super::has_ending(&file.path, "md")) {
         let mut in_code = false;
         for (number, line) in file.text.lines().enumerate() {
             in_code ^= line.trim_start().starts_with("```");
@@ -19,7 +19,7 @@ pub(super) fn check(files: &[File], exists: impl Fn(&str) -> bool) -> Vec<Violat
                 if target.is_empty() || target.contains("://") || target.starts_with("mailto:") {
                     continue;
                 }
-                let folder = Path::new(&file.path).parent().unwrap_or(Path::new(""));
+                let folder = Path::new(&file.path).parent().unwrap_or_else(|| Path::new(""));
                 if !exists(&normalise(&folder.join(target))) {
                     let place = format!("{}:{}", file.path, number + 1);
                     violations.push(Violation::new("links", place, format!("{target} does not exist")));

@@ -44,6 +44,11 @@ pub(crate) struct File {
     pub(crate) text: String,
 }
 
+/// Whether a path ends in `.ending`.
+fn has_ending(path: &str, ending: &str) -> bool {
+    Path::new(path).extension().is_some_and(|found| found == ending)
+}
+
 /// Checks every rule and prints what is broken.
 pub(crate) fn run(root: &Path) -> Result<()> {
     let files = tracked_files(root)?;

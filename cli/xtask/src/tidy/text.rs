@@ -11,7 +11,7 @@ pub(super) fn check(files: &[File]) -> Vec<Violation> {
     let mut violations = Vec::new();
     for file in files {
         let generated = file.path.contains("/generated/");
-        if file.path.ends_with(".rs") && !generated {
+        if super::has_ending(&file.path, "rs") && !generated {
             violations.extend(budgets(file));
             violations.extend(unfinished(file));
             violations.extend(unsafe_code(file));
@@ -71,7 +71,7 @@ fn budgets(file: &File) -> Vec<Violation> {
         }
         let end = format!("{indent}}}");
         let Some(length) =
-            lines[start..].iter().position(|line| *line == end || line.ends_with(';') && *line == "")
+            lines[start..].iter().position(|line| *line == end || line.ends_with(';') && line.is_empty())
         else {
             continue;
         };
@@ -158,8 +158,8 @@ fn sorted_manifest(file: &File) -> Vec<Violation> {
     let mut violations = Vec::new();
     let members = manifest.get("workspace").and_then(|workspace| workspace.get("members")?.as_array());
     let members: Vec<&str> = members.into_iter().flatten().filter_map(|member| member.as_str()).collect();
-    if let Some(pair) = members.windows(2).find(|pair| pair[0] > pair[1]) {
-        let text = format!("members: {} stands before {}", pair[0], pair[1]);
+    if let Some([first, second]) = members.array_windows().find(|[first, second]| first > second) {
+        let text = format!("members: {first} stands before {second}");
         violations.push(Violation::new("sorted", &file.path, text));
     }
     let lines = file.text.lines().skip_while(|line| *line != "[workspace.dependencies]").skip(1);
@@ -168,8 +168,8 @@ fn sorted_manifest(file: &File) -> Vec<Violation> {
     let (ours, others): (Vec<&str>, Vec<&str>) =
         names.filter(|name| !name.is_empty()).partition(|name| name.starts_with("tbmq"));
     for group in [ours, others] {
-        if let Some(pair) = group.windows(2).find(|pair| pair[0] > pair[1]) {
-            let text = format!("dependencies: {} stands before {}", pair[0], pair[1]);
+        if let Some([first, second]) = group.array_windows().find(|[first, second]| first > second) {
+            let text = format!("dependencies: {first} stands before {second}");
             violations.push(Violation::new("sorted", &file.path, text));
         }
     }

@@ -6,7 +6,7 @@ use super::{
     frame::{put_binary, put_varint, varint_length},
     property::Properties,
 };
-use crate::packet::{Ack, Connect, Disconnect, Packet, ProtocolVersion, Publish, Qos, SubAck, Subscribe, Unsubscribe};
+use crate::packet::{Ack, Connect, Disconnect, Packet, ProtocolVersion, Publish, Qos, ReasonCode, SubAck, Subscribe, Unsubscribe};
 
 /// Appends a packet as `version` writes it.
 pub fn encode(packet: &Packet, version: ProtocolVersion, into: &mut BytesMut) {
@@ -16,7 +16,11 @@ pub fn encode(packet: &Packet, version: ProtocolVersion, into: &mut BytesMut) {
         Packet::ConnAck(connack) => {
             let length = 2 + if v5 { properties_length(&connack.properties) } else { 0 };
             begin(into, 0x20, length);
-            into.put_u8(u8::from(connack.session_present));
+            // 3.1 has no such flag, and a refusal has no session (MQTT-3.2.2-6).
+            let is_present = connack.session_present
+                && connack.reason == ReasonCode::Success
+                && version != ProtocolVersion::V31;
+            into.put_u8(u8::from(is_present));
             into.put_u8(if v5 { connack.reason.byte() } else { connack.reason.connect_return_code() });
             if v5 {
                 put_properties(into, &connack.properties);
@@ -105,7 +109,9 @@ fn publish_body_length(publish: &Publish, version: ProtocolVersion) -> usize {
 }
 
 fn encode_publish(publish: &Publish, version: ProtocolVersion, into: &mut BytesMut) {
-    let first = 0x30 | u8::from(publish.dup) << 3 | publish.qos.bits() << 1 | u8::from(publish.retain);
+    // MQTT-3.3.1-2: no DUP at QoS 0.
+    let dup = publish.dup && publish.qos != Qos::AtMostOnce;
+    let first = 0x30 | u8::from(dup) << 3 | publish.qos.bits() << 1 | u8::from(publish.retain);
     begin(into, first, publish_body_length(publish, version));
     put_binary(into, publish.topic.bytes());
     if publish.qos != Qos::AtMostOnce {

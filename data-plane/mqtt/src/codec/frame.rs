@@ -1,17 +1,13 @@
 //! The fixed header, and the numbers and strings that packets are made of.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Buf as _, BufMut, Bytes, BytesMut};
 
 use super::{DecodeError, Limits};
 use crate::packet::{ReasonCode, Text};
 
-/// A fixed header, and where the body lies.
+/// What the length in a fixed header says: where the body lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Header {
-    /// Packet type, 1 to 15.
-    pub(crate) packet_type: u8,
-    /// The four flag bits.
-    pub(crate) flags: u8,
     /// Bytes of the header.
     pub(crate) header_length: usize,
     /// Bytes of header and body.
@@ -20,14 +16,14 @@ pub(crate) struct Header {
 
 /// Reads a fixed header; `None` when more bytes are needed.
 pub(crate) fn header(bytes: &[u8], limits: &Limits) -> Result<Option<Header>, DecodeError> {
-    let Some(first) = bytes.first() else { return Ok(None) };
-    let Some((remaining, length)) = varint(&bytes[1..])? else { return Ok(None) };
+    let Some(after_type) = bytes.get(1..) else { return Ok(None) };
+    let Some((remaining, length)) = varint(after_type)? else { return Ok(None) };
     let header_length = 1 + length;
     let total_length = header_length + remaining as usize;
     if total_length > limits.packet_bytes {
         return Err(DecodeError::new(ReasonCode::PacketTooLarge, "the packet is larger than allowed"));
     }
-    Ok(Some(Header { packet_type: first >> 4, flags: first & 0x0f, header_length, total_length }))
+    Ok(Some(Header { header_length, total_length }))
 }
 
 /// Reads a variable byte integer and its length; `None` when more bytes are needed.
@@ -72,11 +68,13 @@ pub(crate) fn varint_length(value: usize) -> usize {
     }
 }
 
-/// Writes bytes after their two-byte length.
+/// Writes bytes after their two-byte length. Longer ones than that can tell are a bug of the caller and are cut, so
+/// that what follows them on the connection stays readable.
 pub(crate) fn put_binary(into: &mut BytesMut, bytes: &[u8]) {
     debug_assert!(bytes.len() <= usize::from(u16::MAX));
-    into.put_u16(bytes.len() as u16);
-    into.put_slice(bytes);
+    let length = bytes.len().min(usize::from(u16::MAX));
+    into.put_u16(length as u16);
+    into.put_slice(&bytes[..length]);
 }
 
 /// Reads the body of a packet from front to back.
@@ -140,8 +138,9 @@ impl Body {
     }
 
     pub(crate) fn rest(&mut self) -> Bytes {
-        let start = std::mem::replace(&mut self.at, self.bytes.len());
-        self.bytes.slice(start..)
+        let mut bytes = std::mem::take(&mut self.bytes);
+        bytes.advance(std::mem::take(&mut self.at));
+        bytes
     }
 
     pub(crate) fn end(&self) -> Result<(), DecodeError> {

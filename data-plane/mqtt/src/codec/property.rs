@@ -1,6 +1,6 @@
 //! Properties of MQTT 5.0 (§2.2.2): checked once when they are read, then kept as the bytes they are.
 
-use std::fmt;
+use std::{fmt, ops::Range};
 
 use bytes::{BufMut, Bytes, BytesMut};
 
@@ -67,6 +67,11 @@ macro_rules! properties {
                     $($id => Some(Self::$name),)*
                     _ => None,
                 }
+            }
+
+            /// A bit of its own; identifiers are below 64.
+            fn bit(self) -> u64 {
+                1 << (self as u8)
             }
 
             fn shape(self) -> Shape {
@@ -161,29 +166,41 @@ impl Properties {
     /// Checks the properties of a packet.
     ///
     /// # Errors
-    /// Malformed: an unknown property, a bad length, text that is not UTF-8. Protocol error: a property that may not
-    /// stand here or twice, or whose value the standard forbids.
+    /// Malformed: an unknown property, one of another packet, a bad length, text that is not UTF-8. Protocol error: a
+    /// property that stands twice, whose value the standard forbids, or that needs another one.
     pub(crate) fn check(bytes: Bytes, place: Place) -> Result<Self, DecodeError> {
-        let properties = Self(bytes);
         let mut seen = 0_u64;
         let mut at = 0;
-        while at < properties.0.len() {
-            let (id, value, next) = properties.read(at)?;
+        while at < bytes.len() {
+            let (id, raw, next) = read(&bytes, at)?;
             if !id.places().contains(place) {
-                return Err(DecodeError::protocol("a property that may not stand in this packet"));
+                // §2.2.2.2
+                return Err(DecodeError::malformed("a property that may not stand in this packet"));
             }
-            let bit = 1_u64 << (id as u8);
             // The server may send several subscription identifiers in a PUBLISH (MQTT-3.3.4-3); a client none.
             let may_repeat = id == PropertyId::UserProperty
                 || id == PropertyId::SubscriptionIdentifier && place == Place::PUBLISH;
-            if seen & bit != 0 && !may_repeat {
+            if seen & id.bit() != 0 && !may_repeat {
                 return Err(DecodeError::protocol("a property stands twice"));
             }
-            seen |= bit;
-            check_value(id, &value)?;
+            seen |= id.bit();
+            match raw {
+                Raw::Number(number) => check_number(id, number)?,
+                Raw::Text(text) => check_text(id, &bytes[text])?,
+                Raw::Binary(_) => {}
+                Raw::Pair(name, value) => {
+                    check_text(id, &bytes[name])?;
+                    check_text(id, &bytes[value])?;
+                }
+            }
             at = next;
         }
-        Ok(properties)
+        let (data, method) = (PropertyId::AuthenticationData, PropertyId::AuthenticationMethod);
+        if seen & data.bit() != 0 && seen & method.bit() == 0 {
+            // §3.1.2.11.10
+            return Err(DecodeError::protocol("authentication data without a method"));
+        }
+        Ok(Self(bytes))
     }
 
     /// The checked bytes.
@@ -203,111 +220,140 @@ impl Properties {
 
     /// All of them, in order.
     pub fn iter(&self) -> impl Iterator<Item = (PropertyId, Value)> + '_ {
-        let mut at = 0;
-        std::iter::from_fn(move || {
-            if at >= self.0.len() {
-                return None;
-            }
-            let (id, value, next) = self.read(at).ok()?;
-            at = next;
-            Some((id, value))
-        })
+        self.raw().map(|(id, raw)| (id, self.value(raw)))
     }
 
     /// The first value of a property.
     pub fn get(&self, wanted: PropertyId) -> Option<Value> {
-        if self.0.is_empty() {
-            return None;
-        }
-        self.iter().find(|(id, _)| *id == wanted).map(|(_, value)| value)
+        self.first(wanted).map(|raw| self.value(raw))
     }
 
     /// The first value of a numeric property.
     pub fn number(&self, wanted: PropertyId) -> Option<u32> {
-        match self.get(wanted)? {
-            Value::Number(number) => Some(number),
+        match self.first(wanted)? {
+            Raw::Number(number) => Some(number),
             _ => None,
         }
     }
 
     /// The first value of a text property.
     pub fn text(&self, wanted: PropertyId) -> Option<Text> {
-        match self.get(wanted)? {
-            Value::Text(text) => Some(text),
+        match self.first(wanted)? {
+            Raw::Text(text) => Some(Text::checked(self.0.slice(text))),
             _ => None,
         }
     }
 
     /// The first value of a binary property.
     pub fn binary(&self, wanted: PropertyId) -> Option<Bytes> {
-        match self.get(wanted)? {
-            Value::Binary(bytes) => Some(bytes),
+        match self.first(wanted)? {
+            Raw::Binary(bytes) => Some(self.0.slice(bytes)),
             _ => None,
         }
     }
 
     /// User properties in order.
     pub fn user_properties(&self) -> impl Iterator<Item = (Text, Text)> + '_ {
-        self.iter().filter_map(|(_, value)| match value {
-            Value::Pair(name, value) => Some((name, value)),
+        let text = |range| Text::checked(self.0.slice(range));
+        self.raw().filter_map(move |(_, raw)| match raw {
+            Raw::Pair(name, value) => Some((text(name), text(value))),
             _ => None,
         })
     }
 
-    fn read(&self, at: usize) -> Result<(PropertyId, Value, usize), DecodeError> {
-        let bytes = &self.0;
-        // Every identifier of the standard fits one byte of the variable byte integer.
-        let id = PropertyId::from_byte(bytes[at]).ok_or(DecodeError::malformed("an unknown property"))?;
-        let at = at + 1;
-        let number = |length: usize| -> Result<(Value, usize), DecodeError> {
-            let end = at + length;
-            let digits = bytes.get(at..end).ok_or(DecodeError::malformed("a property ends too early"))?;
-            Ok((Value::Number(digits.iter().fold(0, |value, digit| value << 8 | u32::from(*digit))), end))
-        };
-        let (value, next) = match id.shape() {
-            Shape::Byte => number(1)?,
-            Shape::TwoBytes => number(2)?,
-            Shape::FourBytes => number(4)?,
-            Shape::Varint => match frame::varint(&bytes[at..])? {
-                Some((value, length)) => (Value::Number(value), at + length),
-                None => return Err(DecodeError::malformed("a property ends too early")),
-            },
-            Shape::Text => {
-                let (text, next) = self.text_at(at)?;
-                (Value::Text(text), next)
+    /// All of them, by where their values stand: nothing is counted up for those that nobody asked for.
+    fn raw(&self) -> impl Iterator<Item = (PropertyId, Raw)> + '_ {
+        let mut at = 0;
+        std::iter::from_fn(move || {
+            if at >= self.0.len() {
+                return None;
             }
-            Shape::Binary => {
-                let (binary, next) = self.binary_at(at)?;
-                (Value::Binary(binary), next)
-            }
-            Shape::Pair => {
-                let (name, next) = self.text_at(at)?;
-                let (value, next) = self.text_at(next)?;
-                (Value::Pair(name, value), next)
-            }
-        };
-        Ok((id, value, next))
+            let (id, raw, next) = read(&self.0, at).ok()?;
+            at = next;
+            Some((id, raw))
+        })
     }
 
-    fn binary_at(&self, at: usize) -> Result<(Bytes, usize), DecodeError> {
-        let early = DecodeError::malformed("a property ends too early");
-        let length = self.0.get(at..at + 2).ok_or(early)?;
-        let end = at + 2 + usize::from(u16::from_be_bytes([length[0], length[1]]));
-        if end > self.0.len() {
-            return Err(early);
+    fn first(&self, wanted: PropertyId) -> Option<Raw> {
+        self.raw().find(|(id, _)| *id == wanted).map(|(_, raw)| raw)
+    }
+
+    fn value(&self, raw: Raw) -> Value {
+        let text = |range| Text::checked(self.0.slice(range));
+        match raw {
+            Raw::Number(number) => Value::Number(number),
+            Raw::Text(range) => Value::Text(text(range)),
+            Raw::Binary(range) => Value::Binary(self.0.slice(range)),
+            Raw::Pair(name, value) => Value::Pair(text(name), text(value)),
         }
-        Ok((self.0.slice(at + 2..end), end))
-    }
-
-    fn text_at(&self, at: usize) -> Result<(Text, usize), DecodeError> {
-        let (bytes, next) = self.binary_at(at)?;
-        let text = Text::from_bytes(bytes).ok_or(DecodeError::malformed("a text is not UTF-8"))?;
-        Ok((text, next))
     }
 }
 
-fn check_value(id: PropertyId, value: &Value) -> Result<(), DecodeError> {
-    let Value::Number(number) = value else { return Ok(()) };
+/// A property's value, by where it stands.
+#[derive(Debug)]
+enum Raw {
+    Number(u32),
+    Text(Range<usize>),
+    Binary(Range<usize>),
+    Pair(Range<usize>, Range<usize>),
+}
+
+const EARLY: DecodeError = DecodeError::malformed("a property ends too early");
+
+/// Reads the property at `at`, which is inside, and where the next one begins. Texts are not checked.
+fn read(bytes: &[u8], at: usize) -> Result<(PropertyId, Raw, usize), DecodeError> {
+    // Every identifier of the standard fits one byte of the variable byte integer.
+    let id = PropertyId::from_byte(bytes[at]).ok_or(DecodeError::malformed("an unknown property"))?;
+    let at = at + 1;
+    let number = |length: usize| {
+        let digits = bytes.get(at..at + length).ok_or(EARLY)?;
+        let value = digits.iter().fold(0, |value, digit| value << 8 | u32::from(*digit));
+        Ok((Raw::Number(value), at + length))
+    };
+    let (raw, next) = match id.shape() {
+        Shape::Byte => number(1)?,
+        Shape::TwoBytes => number(2)?,
+        Shape::FourBytes => number(4)?,
+        Shape::Varint => {
+            let (value, length) = frame::varint(&bytes[at..])?.ok_or(EARLY)?;
+            (Raw::Number(value), at + length)
+        }
+        Shape::Text => {
+            let range = read_range(bytes, at)?;
+            (Raw::Text(range.clone()), range.end)
+        }
+        Shape::Binary => {
+            let range = read_range(bytes, at)?;
+            (Raw::Binary(range.clone()), range.end)
+        }
+        Shape::Pair => {
+            let name = read_range(bytes, at)?;
+            let value = read_range(bytes, name.end)?;
+            let next = value.end;
+            (Raw::Pair(name, value), next)
+        }
+    };
+    Ok((id, raw, next))
+}
+
+/// Where the bytes lie whose two-byte length stands at `at`.
+fn read_range(bytes: &[u8], at: usize) -> Result<Range<usize>, DecodeError> {
+    let length = bytes.get(at..at + 2).ok_or(EARLY)?;
+    let end = at + 2 + usize::from(u16::from_be_bytes([length[0], length[1]]));
+    if end > bytes.len() { Err(EARLY) } else { Ok(at + 2..end) }
+}
+
+fn check_text(id: PropertyId, bytes: &[u8]) -> Result<(), DecodeError> {
+    let text = std::str::from_utf8(bytes).ok().filter(|text| Text::fits(text));
+    let text = text.ok_or(DecodeError::malformed("a text is not UTF-8"))?;
+    if id == PropertyId::ResponseTopic && (text.is_empty() || text.contains(['#', '+'])) {
+        // MQTT-3.3.2-14, MQTT-4.7.3-1
+        return Err(DecodeError::protocol("the response topic is no topic name"));
+    }
+    Ok(())
+}
+
+fn check_number(id: PropertyId, number: u32) -> Result<(), DecodeError> {
     let is_flag = matches!(
         id,
         PropertyId::PayloadFormatIndicator
@@ -342,7 +388,8 @@ impl fmt::Debug for Properties {
     }
 }
 
-/// Writes properties, in the order of the calls.
+/// Writes properties, in the order of the calls. A value that MQTT cannot express, text with U+0000 or more than 65,535
+/// bytes, is left out: its receiver would close the connection.
 #[derive(Clone, Debug, Default)]
 pub struct PropertiesBuilder(BytesMut);
 
@@ -373,6 +420,9 @@ impl PropertiesBuilder {
     #[must_use]
     pub fn text(mut self, id: PropertyId, value: &str) -> Self {
         debug_assert_eq!(id.shape(), Shape::Text);
+        if !Text::fits(value) {
+            return self;
+        }
         self.0.put_u8(id as u8);
         frame::put_binary(&mut self.0, value.as_bytes());
         self
@@ -382,6 +432,9 @@ impl PropertiesBuilder {
     #[must_use]
     pub fn binary(mut self, id: PropertyId, value: &[u8]) -> Self {
         debug_assert_eq!(id.shape(), Shape::Binary);
+        if value.len() > usize::from(u16::MAX) {
+            return self;
+        }
         self.0.put_u8(id as u8);
         frame::put_binary(&mut self.0, value);
         self
@@ -390,6 +443,9 @@ impl PropertiesBuilder {
     /// Adds a user property.
     #[must_use]
     pub fn user(mut self, name: &str, value: &str) -> Self {
+        if !Text::fits(name) || !Text::fits(value) {
+            return self;
+        }
         self.0.put_u8(PropertyId::UserProperty as u8);
         frame::put_binary(&mut self.0, name.as_bytes());
         frame::put_binary(&mut self.0, value.as_bytes());

@@ -1,0 +1,268 @@
+//! What people get: one line per thing, columns apart by spaces.
+
+use comfy_table::{ContentArrangement, Table, presets};
+use tbmq_proto::control::{CheckConnectionResponse, Event, Integration, Kind, Node, event::Body};
+
+use super::json::{phase, time};
+
+/// NAME, TYPE, ENABLED, PHASE, REVISION, LAG, UID.
+pub(crate) fn integrations(all: &[Integration]) -> String {
+    let rows = all.iter().map(|one| {
+        let status = one.status.clone().unwrap_or_default();
+        let lag = status.lag.as_ref().map_or_else(|| "-".to_owned(), |lag| lag.messages.to_string());
+        vec![
+            one.display_name.clone(),
+            one.r#type.clone(),
+            yes(one.enabled),
+            phase(&status).to_owned(),
+            one.revision.to_string(),
+            lag,
+            one.uid.clone(),
+        ]
+    });
+    table(&["NAME", "TYPE", "ENABLED", "PHASE", "REVISION", "LAG", "UID"], rows)
+}
+
+/// All about one integration.
+pub(crate) fn integration(one: &Integration) -> String {
+    let status = one.status.clone().unwrap_or_default();
+    let configuration: serde_json::Value = serde_json::from_str(&one.configuration_json).unwrap_or_default();
+    let filters = configuration["topicFilters"].as_array().map_or_else(String::new, |filters| {
+        filters.iter().map(|filter| filter.as_str().unwrap_or_default()).collect::<Vec<_>>().join(", ")
+    });
+    let mut labels: Vec<_> = one.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    labels.sort();
+    let lag = status
+        .lag
+        .as_ref()
+        .map(|lag| format!("{} messages, the oldest {:.1} s old", lag.messages, lag.seconds))
+        .unwrap_or_default();
+    let rows = [
+        ("Name", one.display_name.clone()),
+        ("UID", one.uid.clone()),
+        ("Type", one.r#type.clone()),
+        ("Enabled", yes(one.enabled)),
+        ("Phase", phase(&status).to_owned()),
+        ("Reason", status.reason),
+        ("Error", status.error),
+        ("Executor", status.service_id),
+        ("Lag", lag),
+        ("Filters", filters),
+        ("Description", one.description.clone()),
+        ("Labels", labels.join(", ")),
+        ("Revision", one.revision.to_string()),
+        ("Created", time(one.create_time).unwrap_or_default()),
+        ("Updated", time(one.update_time).unwrap_or_default()),
+        ("Disabled since", time(one.disconnected_time).unwrap_or_default()),
+    ];
+    let mut text = table(
+        &[],
+        rows.into_iter()
+            .filter(|(_, value)| !value.is_empty())
+            .map(|(key, value)| vec![format!("{key}:"), value]),
+    );
+    if !status.holders.is_empty() {
+        let rows = status.holders.iter().map(|holder| {
+            vec![
+                holder.service_id.clone(),
+                holder.role.clone(),
+                holder.observed_revision.to_string(),
+                holder.state.clone(),
+                holder.error.clone(),
+            ]
+        });
+        text.push('\n');
+        text.push_str(&table(&["HOLDER", "ROLE", "REVISION", "STATE", "ERROR"], rows));
+    }
+    text
+}
+
+/// TIME, INTEGRATION, TYPE, WHAT, SERVICE.
+pub(crate) fn events(all: &[Event]) -> String {
+    let rows = all.iter().map(|event| {
+        let (kind, what) = match &event.body {
+            Some(Body::Lifecycle(body)) if body.success => ("lifecycle", body.event.clone()),
+            Some(Body::Lifecycle(body)) => ("lifecycle", format!("{} failed: {}", body.event, body.error)),
+            Some(Body::Statistics(body)) => (
+                "statistics",
+                format!("{} processed, {} errors", body.messages_processed, body.errors_occurred),
+            ),
+            Some(Body::Error(body)) => {
+                ("error", format!("{} ({}×): {}", body.method, body.count.max(1), body.error))
+            }
+            None => ("unknown", String::new()),
+        };
+        let integration = event.integration.strip_prefix("integrations/").unwrap_or(&event.integration);
+        vec![
+            time(event.time).unwrap_or_default(),
+            integration.to_owned(),
+            kind.to_owned(),
+            what,
+            event.service_id.clone(),
+        ]
+    });
+    table(&["TIME", "INTEGRATION", "TYPE", "WHAT", "SERVICE"], rows)
+}
+
+/// SERVICE, ROLE, VERSION, LIVE, LAST SEEN, ADDRESSES, KINDS.
+pub(crate) fn nodes(all: &[Node]) -> String {
+    let rows = all.iter().map(|node| {
+        vec![
+            node.service_id.clone(),
+            node.role.clone(),
+            node.version.clone(),
+            yes(node.live),
+            time(node.last_seen_time).unwrap_or_default(),
+            node.addresses.join(", "),
+            node.kinds.join(", "),
+        ]
+    });
+    table(&["SERVICE", "ROLE", "VERSION", "LIVE", "LAST SEEN", "ADDRESSES", "KINDS"], rows)
+}
+
+/// TYPE, SERVED BY.
+pub(crate) fn kinds(all: &[Kind]) -> String {
+    let rows = all.iter().map(|kind| {
+        let by =
+            if kind.service_ids.is_empty() { "nobody now".to_owned() } else { kind.service_ids.join(", ") };
+        vec![kind.name.clone(), by]
+    });
+    table(&["TYPE", "SERVED BY"], rows)
+}
+
+/// STAGE, RESULT, MS, TEXT, and who checked.
+pub(crate) fn check(answer: &CheckConnectionResponse) -> String {
+    let rows = answer.stages.iter().map(|stage| {
+        let result = if stage.ok { "ok" } else { "failed" };
+        vec![stage.name.clone(), result.to_owned(), stage.elapsed_ms.to_string(), stage.text.clone()]
+    });
+    let result = if answer.ok { "ok" } else { "failed" };
+    let summary = format!("{result}, checked by {} in {} ms\n", answer.executor_id, answer.elapsed_ms);
+    if answer.stages.is_empty() {
+        summary
+    } else {
+        table(&["STAGE", "RESULT", "MS", "TEXT"], rows) + &summary
+    }
+}
+
+fn yes(yes: bool) -> String {
+    if yes { "yes" } else { "no" }.to_owned()
+}
+
+fn table(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    if !header.is_empty() {
+        table.set_header(header);
+    }
+    for row in rows {
+        // One line per thing, and nothing that moves the cursor.
+        table.add_row(row.iter().map(|cell| cell.replace(|c: char| c.is_control(), " ")));
+    }
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    let lines: Vec<_> = table.lines().map(|line| line.trim_end().to_owned() + "\n").collect();
+    lines.concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use tbmq_proto::control::{
+        CheckStage, Holder, IntegrationStatus, Lag, event::Lifecycle, integration_status::Phase,
+    };
+
+    use super::*;
+
+    fn sensors() -> Integration {
+        Integration {
+            uid: "0e2f".to_owned(),
+            display_name: "sensors".to_owned(),
+            r#type: "HTTP".to_owned(),
+            enabled: true,
+            configuration_json: r#"{"topicFilters":["a/#","b"]}"#.to_owned(),
+            revision: 7,
+            status: Some(IntegrationStatus {
+                phase: Phase::Active.into(),
+                lag: Some(Lag { messages: 3, seconds: 1.25 }),
+                holders: vec![Holder {
+                    service_id: "ie1".to_owned(),
+                    role: "EXECUTOR".to_owned(),
+                    observed_revision: 7,
+                    state: "STARTED".to_owned(),
+                    ..Holder::default()
+                }],
+                ..IntegrationStatus::default()
+            }),
+            ..Integration::default()
+        }
+    }
+
+    #[test]
+    fn a_list_has_one_line_per_integration() {
+        let second = Integration { display_name: "b\nad".to_owned(), ..Integration::default() };
+        let expected = "\
+NAME     TYPE  ENABLED  PHASE    REVISION  LAG  UID
+sensors  HTTP  yes      ACTIVE   7         3    0e2f
+b ad           no       UNKNOWN  0         -
+";
+        assert_eq!(integrations(&[sensors(), second]), expected);
+    }
+
+    #[test]
+    fn one_integration_shows_what_is_known_and_who_holds_it() {
+        let expected = "\
+Name:      sensors
+UID:       0e2f
+Type:      HTTP
+Enabled:   yes
+Phase:     ACTIVE
+Lag:       3 messages, the oldest 1.2 s old
+Filters:   a/#, b
+Revision:  7
+
+HOLDER  ROLE      REVISION  STATE    ERROR
+ie1     EXECUTOR  7         STARTED
+";
+        assert_eq!(integration(&sensors()), expected);
+    }
+
+    #[test]
+    fn a_failed_event_says_why() {
+        let body = Lifecycle { event: "STARTED".to_owned(), success: false, error: "no route".to_owned() };
+        let event = Event {
+            integration: "integrations/0e2f".to_owned(),
+            service_id: "ie1".to_owned(),
+            body: Some(Body::Lifecycle(body)),
+            ..Event::default()
+        };
+        let text = events(&[event]);
+        assert!(
+            text.lines().nth(1).unwrap().contains("0e2f         lifecycle  STARTED failed: no route  ie1"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_check_shows_its_stages_and_who_did_it() {
+        let stage = |name: &str, ok, text: &str| CheckStage {
+            name: name.to_owned(),
+            ok,
+            elapsed_ms: 2,
+            text: text.to_owned(),
+        };
+        let answer = CheckConnectionResponse {
+            stages: vec![stage("resolve", true, ""), stage("connect", false, "refused")],
+            executor_id: "ie1".to_owned(),
+            elapsed_ms: 4,
+            ..CheckConnectionResponse::default()
+        };
+        let expected = "\
+STAGE    RESULT  MS  TEXT
+resolve  ok      2
+connect  failed  2   refused
+failed, checked by ie1 in 4 ms
+";
+        assert_eq!(check(&answer), expected);
+    }
+}

@@ -1,0 +1,373 @@
+//! An MQTT client over the workspace's codec, for load and for tests that look at packets.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    net::SocketAddr,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use bytes::{Bytes, BytesMut};
+use tbmq_mqtt::{
+    codec::{self, Limits, property::Properties},
+    packet::{
+        Ack, ConnAck, Connect, Disconnect, Packet, ProtocolVersion, Publish, Qos, ReasonCode, RetainHandling,
+        Subscribe, Subscription,
+    },
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
+
+use crate::ledger::Mark;
+
+/// A connection that sends and receives whole packets.
+#[derive(Debug)]
+pub struct Client {
+    stream: TcpStream,
+    version: ProtocolVersion,
+    read: BytesMut,
+    write: BytesMut,
+}
+
+impl Client {
+    /// Connects with a clean session and waits for the CONNACK.
+    ///
+    /// # Errors
+    /// When the broker is away or refuses.
+    pub async fn connect(broker: SocketAddr, client_id: &str, version: ProtocolVersion) -> Result<Self> {
+        let connect = Connect {
+            version,
+            clean_start: true,
+            keep_alive: 60,
+            client_id: client_id.into(),
+            will: None,
+            username: None,
+            password: None,
+            properties: Properties::NONE,
+        };
+        let (client, connack) = Self::connect_with(broker, connect).await?;
+        ensure!(connack.reason == ReasonCode::Success, "CONNECT was answered with {:?}", connack.reason);
+        Ok(client)
+    }
+
+    /// Sends a CONNECT and returns the CONNACK.
+    ///
+    /// # Errors
+    /// When the broker is away or answers something else.
+    pub async fn connect_with(broker: SocketAddr, connect: Connect) -> Result<(Self, ConnAck)> {
+        let stream = TcpStream::connect(broker).await?;
+        stream.set_nodelay(true)?;
+        let version = connect.version;
+        let mut client = Self { stream, version, read: BytesMut::new(), write: BytesMut::new() };
+        client.send(&Packet::Connect(Box::new(connect))).await?;
+        match client.receive().await? {
+            Packet::ConnAck(connack) => Ok((client, connack)),
+            other => bail!("CONNECT was answered with {other:?}"),
+        }
+    }
+
+    /// Sends a packet.
+    ///
+    /// # Errors
+    /// When the connection is gone.
+    pub async fn send(&mut self, packet: &Packet) -> Result<()> {
+        self.queue(packet);
+        self.flush().await
+    }
+
+    /// Sends raw bytes.
+    ///
+    /// # Errors
+    /// When the connection is gone.
+    pub async fn send_bytes(&mut self, bytes: &[u8]) -> Result<()> {
+        Ok(self.stream.write_all(bytes).await?)
+    }
+
+    fn queue(&mut self, packet: &Packet) {
+        codec::encode(packet, self.version, &mut self.write);
+    }
+
+    async fn flush(&mut self) -> Result<()> {
+        if !self.write.is_empty() {
+            self.stream.write_all(&self.write).await?;
+            self.write.clear();
+        }
+        Ok(())
+    }
+
+    fn decode(&mut self) -> Result<Option<Packet>> {
+        Ok(codec::decode(&mut self.read, Some(self.version), &Limits::default())?)
+    }
+
+    /// Reads what is there into the buffer. Cancel-safe.
+    async fn fill(&mut self) -> Result<()> {
+        self.read.reserve(16 << 10);
+        let count = self.stream.read_buf(&mut self.read).await?;
+        ensure!(count > 0, "the broker closed the connection");
+        Ok(())
+    }
+
+    /// Waits for the next packet, at most 30 s.
+    ///
+    /// # Errors
+    /// When the connection is gone or nothing comes.
+    pub async fn receive(&mut self) -> Result<Packet> {
+        let receiving = async {
+            loop {
+                if let Some(packet) = self.decode()? {
+                    return Ok(packet);
+                }
+                self.fill().await?;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), receiving).await.context("no packet within 30 s")?
+    }
+
+    /// Subscribes to a filter and waits for the SUBACK.
+    ///
+    /// # Errors
+    /// When the broker refuses.
+    pub async fn subscribe(&mut self, filter: &str, qos: Qos) -> Result<()> {
+        let subscription = Subscription {
+            filter: filter.into(),
+            qos,
+            no_local: false,
+            retain_as_published: false,
+            retain_handling: RetainHandling::Send,
+        };
+        let subscribe =
+            Subscribe { packet_id: 1, subscriptions: vec![subscription], properties: Properties::NONE };
+        self.send(&Packet::Subscribe(subscribe)).await?;
+        match self.receive().await? {
+            Packet::SubAck(suback) if suback.reasons.iter().all(|reason| !reason.is_error()) => Ok(()),
+            other => bail!("SUBSCRIBE was answered with {other:?}"),
+        }
+    }
+
+    /// Says goodbye.
+    ///
+    /// # Errors
+    /// When the connection is gone.
+    pub async fn disconnect(mut self) -> Result<()> {
+        self.send(&Packet::Disconnect(Disconnect::new(ReasonCode::Success))).await?;
+        Ok(self.stream.shutdown().await?)
+    }
+}
+
+/// What a publisher is to do.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    broker: SocketAddr,
+    topic: String,
+    count: u64,
+    first: u64,
+    publisher: u32,
+    size: usize,
+    window: usize,
+    rate: u64,
+    timed: bool,
+    patience: Duration,
+}
+
+impl Plan {
+    /// `count` marks on a topic, 256 bytes each, 20 unacknowledged at most, as fast as it goes.
+    pub fn new(broker: SocketAddr, topic: &str, count: u64) -> Self {
+        Self {
+            broker,
+            topic: topic.to_owned(),
+            count,
+            first: 0,
+            publisher: 0,
+            size: 256,
+            window: 20,
+            rate: 0,
+            timed: false,
+            patience: Duration::from_secs(120),
+        }
+    }
+
+    /// As this publisher.
+    #[must_use]
+    pub fn by(mut self, publisher: u32) -> Self {
+        self.publisher = publisher;
+        self
+    }
+
+    /// Sequences count up from here.
+    #[must_use]
+    pub fn first(mut self, first: u64) -> Self {
+        self.first = first;
+        self
+    }
+
+    /// Bytes per payload.
+    #[must_use]
+    pub fn size(mut self, size: usize) -> Self {
+        self.size = size;
+        self
+    }
+
+    /// Unacknowledged publishes at most.
+    #[must_use]
+    pub fn window(mut self, window: usize) -> Self {
+        self.window = window.max(1);
+        self
+    }
+
+    /// Publishes per second; 0: as fast as it goes.
+    #[must_use]
+    pub fn rate(mut self, rate: u64) -> Self {
+        self.rate = rate;
+        self
+    }
+
+    /// Marks carry the time of sending.
+    #[must_use]
+    pub fn timed(mut self) -> Self {
+        self.timed = true;
+        self
+    }
+}
+
+/// Publishes a plan's marks at QoS 1. When the connection goes or a publish is refused, connects again and sends
+/// everything unacknowledged anew, in order, until all is acknowledged.
+///
+/// # Errors
+/// When that takes longer than two minutes without progress.
+pub async fn publish_all(plan: Plan) -> Result<Vec<Mark>> {
+    let mut state = Progress::new(plan);
+    let mut last_error = None;
+    while !state.is_done() {
+        if state.progress.elapsed() > state.plan.patience {
+            let error = last_error.unwrap_or_else(|| anyhow::anyhow!("nothing was acknowledged"));
+            return Err(error.context(format!("publisher {} makes no progress", state.plan.publisher)));
+        }
+        if let Err(error) = state.session().await {
+            last_error = Some(error);
+            // The broker may be starting; nothing tells when it is there but trying.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+    Ok(state.acknowledged)
+}
+
+struct Progress {
+    plan: Plan,
+    /// Not acknowledged, in order; those beyond `sent` were not sent on this connection.
+    open: VecDeque<Mark>,
+    next: u64,
+    acknowledged: Vec<Mark>,
+    progress: Instant,
+    start: Instant,
+}
+
+impl Progress {
+    fn new(plan: Plan) -> Self {
+        let now = Instant::now();
+        Self {
+            next: plan.first,
+            plan,
+            open: VecDeque::new(),
+            acknowledged: Vec::new(),
+            progress: now,
+            start: now,
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        self.next == self.plan.first + self.plan.count && self.open.is_empty()
+    }
+
+    /// How many may have been begun by now, at the plan's rate.
+    fn allowed(&self) -> u64 {
+        if self.plan.rate == 0 {
+            return u64::MAX;
+        }
+        (self.start.elapsed().as_secs_f64() * self.plan.rate as f64) as u64
+    }
+
+    async fn session(&mut self) -> Result<()> {
+        let client_id = format!("publisher-{}-{}", self.plan.publisher, self.plan.topic.replace('/', "-"));
+        let mut client = Client::connect(self.plan.broker, &client_id, ProtocolVersion::V5).await?;
+        let mut in_flight: BTreeMap<u16, Mark> = BTreeMap::new();
+        let mut again: VecDeque<Mark> = self.open.clone();
+        let mut packet_id: u16 = 0;
+        while !self.is_done() {
+            let begun = self.next - self.plan.first;
+            let mut may_begin = self.allowed().saturating_sub(begun);
+            while in_flight.len() < self.plan.window {
+                let mark = match again.pop_front() {
+                    Some(mark) => mark,
+                    None if begun < self.plan.count
+                        && self.next < self.plan.first + self.plan.count
+                        && may_begin > 0 =>
+                    {
+                        may_begin -= 1;
+                        let sent_ns = if self.plan.timed { now_ns() } else { 0 };
+                        let mark = Mark { publisher: self.plan.publisher, sequence: self.next, sent_ns };
+                        self.next += 1;
+                        self.open.push_back(mark);
+                        mark
+                    }
+                    None => break,
+                };
+                packet_id = packet_id % u16::MAX + 1;
+                in_flight.insert(packet_id, mark);
+                client.queue(&Packet::Publish(self.publish(mark, packet_id)));
+            }
+            client.flush().await?;
+            let waiting = async {
+                loop {
+                    if let Some(packet) = client.decode()? {
+                        return anyhow::Ok(Some(packet));
+                    }
+                    client.fill().await?;
+                }
+            };
+            // With a rate, waiting ends when the next publish is due.
+            let patience =
+                if self.plan.rate > 0 { Duration::from_millis(1) } else { Duration::from_secs(30) };
+            let mut packet = match tokio::time::timeout(patience, waiting).await {
+                Ok(packet) => packet?,
+                Err(_) if self.plan.rate > 0 => None,
+                Err(_) => bail!("no acknowledgement within {patience:?}"),
+            };
+            while let Some(received) = packet {
+                self.received(&received, &mut in_flight)?;
+                packet = client.decode()?;
+            }
+        }
+        client.disconnect().await
+    }
+
+    fn publish(&self, mark: Mark, packet_id: u16) -> Publish {
+        Publish {
+            dup: false,
+            qos: Qos::AtLeastOnce,
+            retain: false,
+            topic: self.plan.topic.as_str().into(),
+            packet_id: Some(packet_id),
+            properties: Properties::NONE,
+            payload: Bytes::from(mark.payload(self.plan.size)),
+        }
+    }
+
+    fn received(&mut self, packet: &Packet, in_flight: &mut BTreeMap<u16, Mark>) -> Result<()> {
+        let Packet::PubAck(Ack { packet_id, reason, .. }) = packet else {
+            bail!("{packet:?} instead of a PUBACK");
+        };
+        let mark = in_flight.remove(packet_id).with_context(|| format!("PUBACK for {packet_id}"))?;
+        ensure!(!reason.is_error(), "a publish was refused: {reason:?}");
+        let position = self.open.iter().position(|open| *open == mark).context("acknowledged twice")?;
+        self.open.remove(position);
+        self.acknowledged.push(mark);
+        self.progress = Instant::now();
+        Ok(())
+    }
+}
+
+fn now_ns() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
+}

@@ -1,0 +1,137 @@
+//! Errors as status codes with details: one table for all services (control-api, "Validation and status codes").
+
+use std::{collections::HashMap, fmt::Display, time::Duration};
+
+use tbmq_integration::entity::Violation;
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, FieldViolation, StatusExt as _};
+
+use crate::store;
+
+/// Domain of every `ErrorInfo`.
+pub(super) const DOMAIN: &str = "tbmq";
+
+/// Details travel in a header, which clients limit to 16 KiB or less.
+const VIOLATIONS_MAX: usize = 40;
+const VIOLATION_CHARS_MAX: usize = 200;
+const TEXT_CHARS_MAX: usize = 2_000;
+
+/// Where the configuration document stands in requests.
+pub(super) const DOCUMENT: &str = "integration.configuration_json";
+
+pub(super) fn status(code: Code, reason: &str, text: impl Into<String>) -> Status {
+    with_details(code, text, details(reason))
+}
+
+fn details(reason: &str) -> ErrorDetails {
+    ErrorDetails::with_error_info(reason, DOMAIN, HashMap::new())
+}
+
+fn with_details(code: Code, text: impl Into<String>, details: ErrorDetails) -> Status {
+    Status::with_error_details(code, shorten(&text.into(), TEXT_CHARS_MAX), details)
+}
+
+fn shorten(text: &str, max: usize) -> String {
+    match text.char_indices().nth(max) {
+        Some((at, _)) => format!("{}...", &text[..at]),
+        None => text.to_owned(),
+    }
+}
+
+/// Violations of a document as fields of a request.
+pub(super) fn in_document(violations: Vec<Violation>) -> Vec<Violation> {
+    let place = |path: &str| {
+        if path.is_empty() { DOCUMENT.to_owned() } else { format!("{DOCUMENT}.{path}") }
+    };
+    violations
+        .into_iter()
+        .map(|violation| Violation { path: place(&violation.path), text: violation.text })
+        .collect()
+}
+
+fn fields(violations: &[Violation]) -> Vec<FieldViolation> {
+    let field = |violation: &Violation| {
+        FieldViolation::new(
+            shorten(&violation.path, VIOLATION_CHARS_MAX),
+            shorten(&violation.text, VIOLATION_CHARS_MAX),
+        )
+    };
+    violations.iter().take(VIOLATIONS_MAX).map(field).collect()
+}
+
+/// A malformed request, with every problem at once.
+pub(super) fn invalid(violations: Vec<Violation>) -> Status {
+    invalid_because("INVALID_INTEGRATION", violations)
+}
+
+pub(super) fn invalid_because(reason: &str, violations: Vec<Violation>) -> Status {
+    let text = violations.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+    let mut details = details(reason);
+    details.set_bad_request(fields(&violations));
+    with_details(Code::InvalidArgument, text, details)
+}
+
+/// One problem of a request.
+pub(super) fn invalid_field(field: &str, text: impl Into<String>) -> Status {
+    invalid(vec![Violation::new(field, text)])
+}
+
+/// The executor refused.
+pub(super) fn rejected(text: &str, violations: Vec<Violation>) -> Status {
+    let mut details = details("CONFIGURATION_REJECTED");
+    if !violations.is_empty() {
+        details.set_bad_request(fields(&in_document(violations)));
+    }
+    with_details(Code::FailedPrecondition, text, details)
+}
+
+pub(super) fn not_found(name: &str) -> Status {
+    let mut details = details("NOT_FOUND");
+    let text = format!("{name} does not exist");
+    details.set_resource_info("tbmq.control.v1.Integration", name, "", &text);
+    with_details(Code::NotFound, text, details)
+}
+
+/// Something that the control plane needs is away; nothing was saved.
+pub(super) fn unavailable(error: impl Display) -> Status {
+    let mut details = details("DEPENDENCY_UNAVAILABLE");
+    details.set_retry_info(Some(Duration::from_secs(2)));
+    with_details(Code::Unavailable, error.to_string(), details)
+}
+
+pub(super) fn overloaded(error: impl Display) -> Status {
+    let mut details = details("OVERLOADED");
+    details.set_retry_info(Some(Duration::from_secs(1)));
+    with_details(Code::ResourceExhausted, error.to_string(), details)
+}
+
+pub(super) fn stale() -> Status {
+    status(Code::Aborted, "ETAG_MISMATCH", "the integration has changed since it was read; read it again")
+}
+
+pub(super) fn name_taken(name: &str) -> Status {
+    let text = format!("Integration with such name already exists! ({name})");
+    status(Code::AlreadyExists, "NAME_TAKEN", text)
+}
+
+impl From<store::Error> for Status {
+    fn from(error: store::Error) -> Self {
+        match &error {
+            store::Error::Unavailable(_) => unavailable(error),
+            store::Error::NameTaken(name) => name_taken(name),
+            store::Error::IdTaken(_) => status(Code::AlreadyExists, "ID_TAKEN", error.to_string()),
+            store::Error::NotFound(id) => not_found(&format!("integrations/{id}")),
+            store::Error::Stale { .. } => stale(),
+            store::Error::Disabled => {
+                status(Code::FailedPrecondition, "INTEGRATION_DISABLED", "Integration is disabled")
+            }
+            store::Error::RequestReused(_) => invalid_field("request_id", error.to_string()),
+            // Answered where it arises.
+            store::Error::Replayed(_) => status(Code::Aborted, "REPLAYED", error.to_string()),
+            store::Error::Corrupt(_) | store::Error::Refused(_) => {
+                tracing::error!(%error, "the store failed");
+                status(Code::Internal, "INTERNAL", "the store failed; see the control plane's log")
+            }
+        }
+    }
+}

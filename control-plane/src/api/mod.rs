@@ -1,0 +1,127 @@
+//! The gRPC server: the control API, sessions of nodes, reflection, health.
+
+mod error;
+mod event;
+mod integration;
+mod node;
+mod node_session;
+mod page;
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use tbmq_proto::{
+    DESCRIPTORS,
+    control::{
+        event_service_server::EventServiceServer, integration_service_server::IntegrationServiceServer,
+        node_service_server::NodeServiceServer,
+    },
+    node::node_session_service_server::NodeSessionServiceServer,
+};
+use tbmq_service::drain::Drain;
+use tokio::{net::TcpListener, task::JoinHandle};
+use tonic::{server::NamedService, transport::server::TcpIncoming};
+use tonic_health::{
+    ServingStatus,
+    pb::health_server::HealthServer,
+    server::{HealthReporter, HealthService},
+};
+
+use crate::plane::Plane;
+
+/// Interval and patience of HTTP/2 pings on idle connections.
+const KEEPALIVE: Duration = Duration::from_secs(20);
+
+/// Bytes of a request: a document of the largest size, escaped.
+const REQUEST_BYTES_MAX: usize = 8 << 20;
+
+const SERVICES: [&str; 4] = [
+    IntegrationServiceServer::<integration::Integrations>::NAME,
+    EventServiceServer::<event::Events>::NAME,
+    NodeServiceServer::<node::NodesApi>::NAME,
+    NodeSessionServiceServer::<node_session::Sessions>::NAME,
+];
+
+/// The running server.
+pub(crate) struct Server {
+    address: SocketAddr,
+    stopping: Drain,
+    health: HealthReporter,
+    task: JoinHandle<Result<(), tonic::transport::Error>>,
+}
+
+impl std::fmt::Debug for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Server").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
+impl Server {
+    /// Binds and serves.
+    pub(crate) async fn start(plane: Arc<Plane>) -> anyhow::Result<Self> {
+        let grpc = &plane.config.control.grpc;
+        let wanted = SocketAddr::new(grpc.bind_address, grpc.bind_port);
+        let listener = TcpListener::bind(wanted).await.with_context(|| {
+            format!("can't listen on {wanted} (CONTROL_GRPC_BIND_ADDRESS, CONTROL_GRPC_BIND_PORT)")
+        })?;
+        let address = listener.local_addr()?;
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true)).with_keepalive(Some(KEEPALIVE));
+
+        let health = HealthReporter::new();
+        for service in SERVICES {
+            health.set_service_status(service, ServingStatus::Serving).await;
+        }
+        let reflection = || {
+            tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(DESCRIPTORS)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        };
+        let stopping = Drain::new();
+        let integrations = IntegrationServiceServer::new(integration::Integrations::new(plane.clone()))
+            .max_decoding_message_size(REQUEST_BYTES_MAX)
+            .max_encoding_message_size(usize::MAX);
+        let server = tonic::transport::Server::builder()
+            .http2_keepalive_interval(Some(KEEPALIVE))
+            .http2_keepalive_timeout(Some(KEEPALIVE))
+            .concurrency_limit_per_connection(grpc.calls_max.get())
+            .load_shed(true)
+            .add_service(integrations)
+            .add_service(EventServiceServer::new(event::Events::new(plane.clone())))
+            .add_service(NodeServiceServer::new(node::NodesApi::new(plane.clone())))
+            .add_service(NodeSessionServiceServer::new(node_session::Sessions::new(plane, stopping.clone())))
+            .add_service(HealthServer::new(HealthService::from_health_reporter(health.clone())))
+            .add_service(reflection().build_v1()?)
+            .add_service(reflection().build_v1alpha()?);
+        let stopped = stopping.clone();
+        let task = tokio::spawn(async move {
+            server.serve_with_incoming_shutdown(incoming, async move { stopped.begun().await }).await
+        });
+        Ok(Self { address, stopping, health, task })
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Completes only if the server dies.
+    pub(crate) async fn failed(&mut self) -> anyhow::Error {
+        match (&mut self.task).await {
+            Ok(Ok(())) => anyhow::anyhow!("the gRPC server has ended"),
+            Ok(Err(error)) => anyhow::Error::new(error).context("the gRPC server has failed"),
+            Err(error) => anyhow::Error::new(error).context("the gRPC server has died"),
+        }
+    }
+
+    /// Says NOT_SERVING, takes no new calls, and waits at most `patience` for those in work.
+    pub(crate) async fn drain(self, patience: Duration) {
+        for service in SERVICES.into_iter().chain([""]) {
+            self.health.set_service_status(service, ServingStatus::NotServing).await;
+        }
+        self.stopping.begin();
+        let mut task = self.task;
+        if tokio::time::timeout(patience, &mut task).await.is_err() {
+            tracing::warn!(?patience, "calls did not end in time and are cut");
+            task.abort();
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! `tbmq-control-plane`: the control plane alone, over Kafka and PostgreSQL.
+
+use std::{net::SocketAddr, process::ExitCode};
+
+use tbmq_bus::kafka::{KafkaBus, KafkaConfig};
+use tbmq_control_plane::{Config, Context, SETTINGS};
+use tbmq_proto::{properties, topic::Catalogue};
+use tbmq_service::shell::{self, Misconfigured, Program, Shell};
+
+struct Plane(tbmq_control_plane::Running);
+
+impl shell::Running for Plane {
+    fn addresses(&self) -> Vec<(&'static str, SocketAddr)> {
+        self.0.addresses()
+    }
+
+    async fn failed(&mut self) -> anyhow::Error {
+        self.0.failed().await
+    }
+
+    async fn drain(self) {
+        self.0.drain().await;
+    }
+}
+
+async fn start(config: Config, shell: Shell) -> anyhow::Result<Plane> {
+    // Both are told before anything is touched.
+    config.store_options().map_err(|error| Misconfigured::new(error.to_string()))?;
+    let properties = properties::parse(shell.kafka.properties())
+        .map_err(|error| Misconfigured::new(format!("TB_KAFKA_DEFAULT_PRODUCER_CONSUMER_CONFIG: {error}")))?;
+    let kafka = KafkaConfig { servers: shell.kafka.required_servers()?.to_owned(), properties };
+    let context = Context {
+        bus: KafkaBus::new(kafka)?,
+        catalogue: Catalogue::new(shell.kafka.kafka_prefix.clone()),
+        replication_factor: shell.kafka.replication_factor,
+        identity: shell.identity,
+        metrics: shell.metrics,
+        health: shell.health,
+    };
+    tbmq_control_plane::start(config, context).await.map(Plane)
+}
+
+fn main() -> ExitCode {
+    let program = Program {
+        name: "tbmq-control-plane",
+        about: "Owns the integrations of TBMQ: gRPC API, store, configuration of data planes and executors",
+        role: "control-plane",
+        admin_port: 8083,
+        settings: SETTINGS,
+    };
+    shell::main(&program, start)
+}

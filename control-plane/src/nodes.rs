@@ -1,0 +1,190 @@
+//! What is known of nodes from `tbmq.node.applied`: who lives, and what each has applied.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use parking_lot::Mutex;
+use tbmq_proto::{
+    ids::Kind,
+    wire::{NodeApplied, Role},
+};
+use tokio::sync::watch;
+
+/// A node that was not seen for so long is not waited for (architecture §4.9).
+pub(crate) const LIVE_FOR: Duration = Duration::from_secs(15);
+
+/// Nodes that are remembered at most.
+const NODES_MAX: usize = 10_000;
+
+/// A node as it was last seen.
+#[derive(Clone, Debug)]
+pub(crate) struct Node {
+    pub(crate) applied: NodeApplied,
+    /// By the clock of this process.
+    pub(crate) seen_ms: i64,
+    seen: Option<Instant>,
+}
+
+impl Node {
+    pub(crate) fn is_live(&self) -> bool {
+        !self.applied.leaving && self.seen.is_some_and(|seen| seen.elapsed() < LIVE_FOR)
+    }
+
+    /// The position that the node has applied up to; 0 when it has not read the topic.
+    pub(crate) fn position(&self, topic: &str, partition: u32) -> u64 {
+        let found = self.applied.positions.iter().find(|at| at.topic == topic && at.partition == partition);
+        found.map_or(0, |at| at.position)
+    }
+}
+
+/// All nodes.
+#[derive(Debug)]
+pub(crate) struct Nodes {
+    nodes: Mutex<BTreeMap<String, Node>>,
+    changed: watch::Sender<u64>,
+}
+
+impl Nodes {
+    pub(crate) fn new() -> Self {
+        Self { nodes: Mutex::default(), changed: watch::Sender::new(0) }
+    }
+
+    /// Takes a record; `age` is how long ago it was written. `false` when there are too many nodes.
+    pub(crate) fn record(&self, applied: NodeApplied, age: Duration, now_ms: i64) -> bool {
+        let mut nodes = self.nodes.lock();
+        let known = nodes.get(&applied.service_id);
+        if known.is_some_and(|known| known.applied.incarnation > applied.incarnation) {
+            // A newer incarnation of an id replaces the older (architecture §4.27).
+            return true;
+        }
+        if known.is_none() && nodes.len() >= NODES_MAX {
+            return false;
+        }
+        let seen = Instant::now().checked_sub(age);
+        let seen_ms = now_ms - age.as_millis() as i64;
+        nodes.insert(applied.service_id.clone(), Node { applied, seen_ms, seen });
+        drop(nodes);
+        self.changed.send_modify(|version| *version += 1);
+        true
+    }
+
+    /// Forgets a node.
+    pub(crate) fn remove(&self, service_id: &str) {
+        self.nodes.lock().remove(service_id);
+        self.changed.send_modify(|version| *version += 1);
+    }
+
+    pub(crate) fn all(&self) -> Vec<Node> {
+        self.nodes.lock().values().cloned().collect()
+    }
+
+    /// Completes with each change.
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    pub(crate) fn live_data_planes(&self) -> Vec<Node> {
+        let nodes = self.nodes.lock();
+        nodes
+            .values()
+            .filter(|node| node.applied.role() == Role::DataPlane && node.is_live())
+            .cloned()
+            .collect()
+    }
+
+    /// Ids of the live executors that serve a kind.
+    pub(crate) fn executors_of(&self, kind: &Kind) -> Vec<String> {
+        let serves = |node: &&Node| {
+            node.applied.role() == Role::Executor
+                && node.is_live()
+                && node.applied.kinds.iter().any(|served| served == kind.as_str())
+        };
+        let nodes = self.nodes.lock();
+        nodes.values().filter(serves).map(|node| node.applied.service_id.clone()).collect()
+    }
+
+    /// Live data planes that have not passed this position.
+    pub(crate) fn behind(&self, topic: &str, partition: u32, position: u64) -> Vec<String> {
+        let late = |node: &Node| node.position(topic, partition) < position;
+        self.live_data_planes().into_iter().filter(late).map(|node| node.applied.service_id).collect()
+    }
+
+    /// Waits until every live data plane has passed this position; returns those that have not at the deadline.
+    /// Cancel-safe.
+    pub(crate) async fn applied(
+        &self,
+        topic: &str,
+        partition: u32,
+        position: u64,
+        deadline: tokio::time::Instant,
+    ) -> Vec<String> {
+        let mut changes = self.changes();
+        loop {
+            changes.borrow_and_update();
+            let late = self.behind(topic, partition, position);
+            if late.is_empty() || tokio::time::Instant::now() >= deadline {
+                return late;
+            }
+            // A node may also fall silent for good, which is no change.
+            let check = deadline.min(tokio::time::Instant::now() + Duration::from_secs(1));
+            tokio::select! {
+                changed = changes.changed() => if changed.is_err() { return late },
+                () = tokio::time::sleep_until(check) => {}
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tbmq_proto::wire::AppliedPosition;
+
+    use super::*;
+
+    fn node(id: &str, incarnation: &str, position: u64) -> NodeApplied {
+        NodeApplied {
+            service_id: id.to_owned(),
+            role: Role::DataPlane.into(),
+            incarnation: incarnation.to_owned(),
+            positions: vec![AppliedPosition { topic: "t".to_owned(), partition: 0, position }],
+            ..NodeApplied::default()
+        }
+    }
+
+    #[test]
+    fn only_live_nodes_are_waited_for() {
+        let nodes = Nodes::new();
+        nodes.record(node("a", "1", 3), Duration::ZERO, 0);
+        nodes.record(node("b", "1", 9), Duration::ZERO, 0);
+        nodes.record(node("old", "1", 0), LIVE_FOR, 0);
+        nodes.record(NodeApplied { leaving: true, ..node("leaving", "1", 0) }, Duration::ZERO, 0);
+        assert_eq!(nodes.behind("t", 0, 4), ["a"]);
+        assert_eq!(nodes.behind("t", 1, 1), ["a", "b"], "a node that has not read the partition is behind");
+    }
+
+    #[test]
+    fn an_older_incarnation_changes_nothing() {
+        let nodes = Nodes::new();
+        nodes.record(node("a", "2", 5), Duration::ZERO, 0);
+        nodes.record(node("a", "1", 0), Duration::ZERO, 0);
+        assert!(nodes.behind("t", 0, 5).is_empty());
+    }
+
+    #[tokio::test]
+    async fn waiting_ends_with_the_last_node_or_names_the_silent() {
+        let nodes = std::sync::Arc::new(Nodes::new());
+        nodes.record(node("a", "1", 0), Duration::ZERO, 0);
+        let soon = tokio::time::Instant::now() + Duration::from_millis(20);
+        assert_eq!(nodes.applied("t", 0, 1, soon).await, ["a"]);
+        let waiting = tokio::spawn({
+            let nodes = nodes.clone();
+            let later = tokio::time::Instant::now() + Duration::from_mins(1);
+            async move { nodes.applied("t", 0, 1, later).await }
+        });
+        tokio::task::yield_now().await;
+        nodes.record(node("a", "1", 1), Duration::ZERO, 0);
+        assert!(waiting.await.unwrap().is_empty());
+    }
+}

@@ -1,0 +1,182 @@
+//! What the parts of a control plane share.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use parking_lot::{Mutex, RwLock};
+use serde_json::Value;
+use tbmq_bus::{Admin, Bus, spec_of};
+use tbmq_proto::{
+    ids::{Kind, ServiceId},
+    topic::{Catalogue, Topic},
+};
+use tbmq_service::{drain::Drain, identity::Identity};
+use tokio::sync::{Notify, watch};
+
+use crate::{
+    config::Config,
+    metrics::Metrics,
+    nodes::Nodes,
+    store::{KindRow, Request, Saved, Store},
+    validate::Validator,
+};
+
+/// Kinds that the product comes with: their downlink topics exist from the start (seed 000, "Downlink topic").
+pub(crate) const BUILT_IN_KINDS: [&str; 3] = ["HTTP", "MQTT", "KAFKA"];
+
+/// Kinds that are remembered at most.
+pub(crate) const KINDS_MAX: usize = 1_000;
+
+/// What the parts of a control plane share.
+#[derive(Debug)]
+pub(crate) struct Plane {
+    pub(crate) config: Config,
+    pub(crate) identity: Identity,
+    pub(crate) service_id: ServiceId,
+    pub(crate) bus: Arc<dyn Bus>,
+    pub(crate) admin: Arc<dyn Admin>,
+    pub(crate) catalogue: Catalogue,
+    pub(crate) replication_factor: u16,
+    pub(crate) store: Store,
+    pub(crate) nodes: Nodes,
+    pub(crate) kinds: Kinds,
+    pub(crate) validator: Validator,
+    pub(crate) metrics: Metrics,
+    pub(crate) drain: Drain,
+    /// There may be dirty marks.
+    pub(crate) dirty: Notify,
+    /// There may be topics to move on in their lives.
+    pub(crate) restless: Notify,
+    /// Counts the rounds of the relayer that wrote something.
+    pub(crate) projected: watch::Sender<u64>,
+    /// Downlink topics that are known to exist.
+    downlinks: Mutex<BTreeSet<Kind>>,
+}
+
+impl Plane {
+    pub(crate) fn new(
+        config: Config,
+        context: crate::Context,
+        service_id: ServiceId,
+        store: Store,
+        kinds: Kinds,
+        drain: Drain,
+    ) -> Self {
+        let metrics = context.metrics.register(Metrics::register);
+        Self {
+            validator: Validator::new(
+                config.control.validations_max,
+                context.catalogue.clone(),
+                metrics.clone(),
+            ),
+            config,
+            identity: context.identity,
+            service_id,
+            admin: context.bus.admin(),
+            bus: context.bus,
+            catalogue: context.catalogue,
+            replication_factor: context.replication_factor,
+            store,
+            nodes: Nodes::new(),
+            kinds,
+            metrics,
+            drain,
+            dirty: Notify::new(),
+            restless: Notify::new(),
+            projected: watch::Sender::new(0),
+            downlinks: Mutex::default(),
+        }
+    }
+
+    /// Who saves, and when.
+    pub(crate) fn saved<'a>(&'a self, request: Option<&'a Request>) -> Saved<'a> {
+        Saved {
+            service_id: &self.identity.service_id,
+            incarnation: &self.identity.incarnation,
+            now_ms: tbmq_service::time::now_ms(),
+            request,
+        }
+    }
+
+    /// Wakes the relayer after a commit.
+    pub(crate) fn committed(&self) {
+        self.dirty.notify_one();
+        self.restless.notify_one();
+    }
+
+    /// Creates a topic if it does not exist.
+    pub(crate) async fn ensure(&self, topic: &Topic) -> Result<(), tbmq_bus::Error> {
+        self.admin.create_topic(&spec_of(topic, self.replication_factor)).await.map(|_| ())
+    }
+
+    /// Creates the downlink topic of a kind if it does not exist.
+    pub(crate) async fn ensure_downlink(&self, kind: &Kind) -> Result<(), tbmq_bus::Error> {
+        if self.downlinks.lock().contains(kind) {
+            return Ok(());
+        }
+        self.ensure(&self.catalogue.downlink(kind)).await?;
+        let mut downlinks = self.downlinks.lock();
+        if downlinks.len() < KINDS_MAX {
+            downlinks.insert(kind.clone());
+        }
+        Ok(())
+    }
+
+    /// A downlink topic was found missing.
+    pub(crate) fn forget_downlinks(&self) {
+        self.downlinks.lock().clear();
+    }
+
+    /// Every kind that has or may have a downlink topic.
+    pub(crate) fn all_kinds(&self) -> Vec<Kind> {
+        let mut kinds: BTreeSet<Kind> =
+            BUILT_IN_KINDS.iter().map(|kind| kind.parse().expect("built-in kinds are kinds")).collect();
+        kinds.extend(self.kinds.names().iter().filter_map(|name| name.parse().ok()));
+        kinds.into_iter().collect()
+    }
+}
+
+/// The kinds that were announced, as kept in the store.
+#[derive(Debug)]
+pub(crate) struct Kinds {
+    kinds: RwLock<BTreeMap<String, KnownKind>>,
+}
+
+/// A kind with its schema read.
+#[derive(Clone, Debug)]
+pub(crate) struct KnownKind {
+    pub(crate) json_schema: Arc<str>,
+    pub(crate) schema: Arc<Value>,
+}
+
+impl Kinds {
+    pub(crate) fn new(rows: Vec<KindRow>) -> Self {
+        let kinds = Self { kinds: RwLock::default() };
+        for row in rows {
+            kinds.put(&row);
+        }
+        kinds
+    }
+
+    /// Takes a kind; `false` when its schema is no JSON, or there are too many kinds.
+    pub(crate) fn put(&self, row: &KindRow) -> bool {
+        let Ok(schema) = serde_json::from_str::<Value>(&row.json_schema) else { return false };
+        let mut kinds = self.kinds.write();
+        if kinds.len() >= KINDS_MAX && !kinds.contains_key(&row.name) {
+            return false;
+        }
+        let known = KnownKind { json_schema: row.json_schema.as_str().into(), schema: Arc::new(schema) };
+        kinds.insert(row.name.clone(), known);
+        true
+    }
+
+    pub(crate) fn get(&self, name: &str) -> Option<KnownKind> {
+        self.kinds.read().get(name).cloned()
+    }
+
+    pub(crate) fn names(&self) -> Vec<String> {
+        self.kinds.read().keys().cloned().collect()
+    }
+}

@@ -1,0 +1,667 @@
+//! The relayer (architecture §4.7): what is in the store is written to the bus, by one control plane at a time.
+//!
+//! A lease elects it, and a fenced writer keeps a stalled predecessor from writing over its successor. The holder
+//! first reconciles, then follows dirty marks, moves topics on in their lives, and does the jobs of `jobs.rs`.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use futures_util::{StreamExt as _, stream};
+use prost::Message as _;
+use tbmq_bus::{BatchRecord, FencedWriter, Header, TopicPartition, Written};
+use tbmq_integration::{
+    Millis,
+    cleanup::{Goal, Stage, Step},
+    entity::Document,
+    wire::{self, Change, Desired, Target},
+};
+use tbmq_proto::{
+    ids::{IntegrationId, Kind, ShardId},
+    queue::{
+        ClientSubscriptionsProto, SubscriptionOptionsProto, SubscriptionsSourceProto, TopicSubscriptionProto,
+    },
+    topic::REVISION_HEADER,
+};
+use tokio::sync::Mutex;
+
+use crate::{
+    jobs,
+    plane::Plane,
+    reconcile,
+    store::{self, Lease, Life, Mark, Observed, Projection, Row},
+};
+
+/// Name of the lease.
+pub(crate) const LEASE: &str = "relayer";
+
+/// A holder that has not renewed for so long has lost the lease.
+const LEASE_FOR: Duration = Duration::from_secs(10);
+
+/// Marks that are followed in one batch.
+const BATCH_MARKS: u64 = 128;
+
+/// Topics that are created or deleted at once.
+const ADMIN_CALLS: usize = 8;
+
+/// Why the relayer stopped leading.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    #[error(transparent)]
+    Bus(#[from] tbmq_bus::Error),
+}
+
+impl Error {
+    /// Somebody else leads now.
+    fn is_fenced(&self) -> bool {
+        matches!(self, Self::Bus(tbmq_bus::Error::Fenced(_)))
+    }
+}
+
+/// Contends for the lease and relays while holding it. Ends when draining begins, giving the lease back.
+pub(crate) async fn run(plane: Arc<Plane>) {
+    let holder = format!("{}/{}", plane.identity.service_id, plane.identity.incarnation);
+    let mut seen: Option<(Observed, Instant)> = None;
+    loop {
+        let attempt = tokio::select! {
+            attempt = contend(&plane, &holder, &mut seen) => attempt,
+            () = plane.drain.begun() => return,
+        };
+        match attempt {
+            Ok(Some(lease)) => {
+                tracing::info!(fencing = lease.fencing, "this control plane relays");
+                plane.metrics.leading.set(1);
+                lead(&plane, &holder, lease).await;
+                plane.metrics.leading.set(0);
+                if plane.drain.is_draining() {
+                    return;
+                }
+            }
+            Ok(None) => {}
+            Err(error) => tracing::warn!(%error, "can't look at the relayer's lease"),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_secs(1)) => {}
+            () = plane.drain.begun() => return,
+        }
+    }
+}
+
+async fn contend(
+    plane: &Plane,
+    holder: &str,
+    seen: &mut Option<(Observed, Instant)>,
+) -> Result<Option<Lease>, store::Error> {
+    let observed = plane.store.observe_lease(LEASE).await?;
+    let since = match seen {
+        Some((before, since)) if *before == observed => *since,
+        _ => Instant::now(),
+    };
+    *seen = Some((observed.clone(), since));
+    let own_past = observed.holder.split_once('/').is_some_and(|(id, incarnation)| {
+        id == plane.identity.service_id && incarnation < plane.identity.incarnation.as_str()
+    });
+    if observed.holder.is_empty() || own_past || since.elapsed() >= LEASE_FOR {
+        return plane.store.take_lease(LEASE, &observed, holder).await;
+    }
+    Ok(None)
+}
+
+/// Holds the lease until it is lost, fenced, or given back.
+async fn lead(plane: &Arc<Plane>, holder: &str, lease: Lease) {
+    let renewing = async {
+        let mut lease = lease;
+        let mut renewed = Instant::now();
+        loop {
+            tokio::time::sleep(LEASE_FOR / 4).await;
+            match plane.store.renew_lease(LEASE, &mut lease, holder).await {
+                Ok(true) => renewed = Instant::now(),
+                Ok(false) => return,
+                Err(error) => tracing::warn!(%error, "can't renew the relayer's lease"),
+            }
+            // Two thirds: the successor may begin to count a little earlier.
+            if renewed.elapsed() > LEASE_FOR * 2 / 3 {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        () = renewing => tracing::warn!(fencing = lease.fencing, "the relayer's lease is lost"),
+        () = work(plane) => {}
+        () = plane.drain.begun() => {
+            if let Err(error) = plane.store.release_lease(LEASE, lease).await {
+                tracing::debug!(%error, "the lease was not given back");
+            }
+        }
+    }
+}
+
+/// Works until fenced. Faults of bus and store are waited out.
+async fn work(plane: &Arc<Plane>) {
+    loop {
+        let mut pause = Duration::from_millis(100);
+        let writer = loop {
+            match plane.bus.fenced_writer(&plane.catalogue.relayer()).await {
+                Ok(writer) => break writer,
+                Err(error) => {
+                    tracing::warn!(%error, "can't open the relayer's writer");
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(Duration::from_secs(2));
+                }
+            }
+        };
+        let relayer = Relayer::new(plane.clone(), writer);
+        if let Err(error) = reconcile::reconcile(&relayer).await {
+            tracing::warn!(%error, "reconciliation failed; it is tried again with the next lease");
+            if error.is_fenced() {
+                return;
+            }
+        }
+        let error = tokio::select! {
+            error = relayer.follow_marks() => error,
+            error = relayer.follow_lives() => error,
+            error = jobs::run(&relayer) => error,
+        };
+        plane.metrics.relay_failures.inc();
+        tracing::warn!(%error, "the relayer's writer failed");
+        if error.is_fenced() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
+
+/// Writes what the store holds onto the bus.
+#[derive(Debug)]
+pub(crate) struct Relayer {
+    pub(crate) plane: Arc<Plane>,
+    writer: Mutex<Box<dyn FencedWriter>>,
+    /// Held from reading a life to writing the subscription that follows from it, so that a withdrawal and a
+    /// subscription of one integration are written in the order of the store.
+    order: Mutex<()>,
+}
+
+/// The records of one integration.
+struct Prepared {
+    mark: Mark,
+    revision: u64,
+    records: [BatchRecord; 2],
+}
+
+impl Relayer {
+    pub(crate) fn new(plane: Arc<Plane>, writer: Box<dyn FencedWriter>) -> Self {
+        Self { plane, writer: Mutex::new(writer), order: Mutex::default() }
+    }
+
+    /// Writes a batch; creates our topics when one is missing.
+    pub(crate) async fn write(&self, batch: Vec<BatchRecord>) -> Result<Vec<Written>, tbmq_bus::Error> {
+        let mut writer = self.writer.lock().await;
+        match writer.write(batch.clone()).await {
+            Err(tbmq_bus::Error::UnknownTopic(topic)) => {
+                tracing::warn!(%topic, "a configuration topic is missing and is created");
+                self.plane.forget_downlinks();
+                self.plane.ensure(&self.plane.catalogue.integration_subscriptions()).await?;
+                for kind in self.plane.all_kinds() {
+                    self.plane.ensure_downlink(&kind).await?;
+                }
+                writer.write(batch).await
+            }
+            other => other,
+        }
+    }
+
+    /// Follows dirty marks until something fails.
+    async fn follow_marks(&self) -> Error {
+        // Marks that can't be followed now wait here until their time.
+        let mut deferred: BTreeMap<IntegrationId, (u64, Instant)> = BTreeMap::new();
+        loop {
+            deferred.retain(|_, (_, until)| *until > Instant::now());
+            match self.relay_round(&mut deferred).await {
+                Ok(true) => continue,
+                Ok(false) => {}
+                Err(error) if matches!(&error, Error::Store(_)) => {
+                    tracing::warn!(%error, "can't follow dirty marks");
+                    tokio::time::sleep(Duration::from_millis(500)).await;
+                }
+                Err(error) => return error,
+            }
+            // Other replicas leave marks without a word.
+            tokio::select! {
+                () = self.plane.dirty.notified() => {}
+                () = tokio::time::sleep(Duration::from_millis(250)) => {}
+            }
+        }
+    }
+
+    /// Follows one batch of marks; `true` when there may be more.
+    pub(crate) async fn relay_round(
+        &self,
+        deferred: &mut BTreeMap<IntegrationId, (u64, Instant)>,
+    ) -> Result<bool, Error> {
+        let plane = &self.plane;
+        let mut marks = plane.store.marks(BATCH_MARKS + deferred.len() as u64).await?;
+        marks.retain(|mark| {
+            deferred.get(&mark.integration).is_none_or(|(revision, _)| *revision != mark.revision)
+        });
+        if marks.is_empty() {
+            return Ok(false);
+        }
+        let _order = self.order.lock().await;
+        let prepared: Vec<(Mark, Result<Option<Prepared>, Error>)> = stream::iter(marks)
+            .map(|mark| async move { (mark, self.prepare(mark).await) })
+            .buffered(ADMIN_CALLS)
+            .collect()
+            .await;
+        let mut ready = Vec::new();
+        for (mark, result) in prepared {
+            match result {
+                Ok(Some(prepared)) => ready.push(prepared),
+                Ok(None) => {
+                    deferred.insert(
+                        mark.integration,
+                        (mark.revision, Instant::now() + Duration::from_millis(200)),
+                    );
+                }
+                Err(Error::Bus(error @ tbmq_bus::Error::Refused(_))) => self.defer(deferred, mark, &error),
+                Err(error) => return Err(error),
+            }
+        }
+        if ready.is_empty() {
+            return Ok(false);
+        }
+        let batch = ready.iter().flat_map(|prepared| prepared.records.clone()).collect();
+        let done = match self.write(batch).await {
+            Ok(written) => ready.iter().zip(written.chunks(2)).map(|(p, w)| finished(p, w)).collect(),
+            // One record of the batch can't be written: the others must not suffer.
+            Err(tbmq_bus::Error::Refused(_)) => {
+                let mut done = Vec::new();
+                for prepared in &ready {
+                    match self.write(prepared.records.to_vec()).await {
+                        Ok(written) => done.push(finished(prepared, &written)),
+                        Err(error @ tbmq_bus::Error::Refused(_)) => {
+                            self.defer(deferred, prepared.mark, &error);
+                        }
+                        Err(error) => return Err(error.into()),
+                    }
+                }
+                done
+            }
+            Err(error) => return Err(error.into()),
+        };
+        plane.store.projected(&done, tbmq_service::time::now_ms()).await?;
+        plane.metrics.projections.inc_by(done.len() as u64);
+        plane.projected.send_modify(|rounds| *rounds += 1);
+        Ok(true)
+    }
+
+    fn defer(
+        &self,
+        deferred: &mut BTreeMap<IntegrationId, (u64, Instant)>,
+        mark: Mark,
+        error: &tbmq_bus::Error,
+    ) {
+        tracing::error!(%error, integration = %mark.integration, revision = mark.revision, "configuration can't be written");
+        self.plane.metrics.relay_failures.inc();
+        deferred.insert(mark.integration, (mark.revision, Instant::now() + Duration::from_secs(30)));
+    }
+
+    /// Makes the topic of a marked integration exist and its records ready. `None`: not now.
+    async fn prepare(&self, mark: Mark) -> Result<Option<Prepared>, Error> {
+        let plane = &self.plane;
+        let (row, life) =
+            tokio::join!(plane.store.find(mark.integration), plane.store.life(mark.integration));
+        let (Some(row), Some(mut life)) = (row?, life?) else {
+            // Deleted: its life says what is left to do.
+            plane.store.clear_mark(mark).await?;
+            plane.restless.notify_one();
+            return Ok(None);
+        };
+        if life.life.stage == Stage::Create {
+            plane.ensure(&plane.catalogue.messages(row.id, 1)).await?;
+            life.life.created();
+            if !plane.store.save_life(&mut life).await? {
+                return Ok(None);
+            }
+        }
+        if life.life.goal == Goal::Keep && life.life.stage == Stage::Delete {
+            // The deletion is completed first, then the topic is created anew.
+            plane.restless.notify_one();
+            return Ok(None);
+        }
+        plane.ensure_downlink(&row.kind).await?;
+        let records = [self.subscription(&row, &life), self.desired(&row, &life)];
+        Ok(Some(Prepared { mark, revision: row.revision, records }))
+    }
+
+    /// The subscription record that a row stands for.
+    pub(crate) fn subscription(&self, row: &Row, life: &Life) -> BatchRecord {
+        let value = life.life.is_subscribed().then(|| subscriptions_of(&row.configuration));
+        self.subscription_record(row.id, row.revision, value)
+    }
+
+    pub(crate) fn subscription_record(
+        &self,
+        id: IntegrationId,
+        revision: u64,
+        value: Option<Bytes>,
+    ) -> BatchRecord {
+        BatchRecord {
+            topic: self.plane.catalogue.integration_subscriptions().name.into(),
+            partition: Some(0),
+            key: Some(Bytes::from(id.to_string())),
+            value,
+            headers: vec![Header::text(REVISION_HEADER, revision.to_string())],
+        }
+    }
+
+    /// The downlink record that a row stands for.
+    pub(crate) fn desired(&self, row: &Row, life: &Life) -> BatchRecord {
+        let target = Target {
+            name: row.name.as_str().into(),
+            enabled: row.enabled,
+            configuration: row.configuration.as_str().into(),
+        };
+        let change = Change::Apply { cause: row.cause, target };
+        self.downlink_record(row.id, &row.kind, row.revision, life.life.generation, Some(change))
+    }
+
+    pub(crate) fn downlink_record(
+        &self,
+        id: IntegrationId,
+        kind: &Kind,
+        revision: u64,
+        generation: u64,
+        change: Option<Change>,
+    ) -> BatchRecord {
+        let shard = ShardId::first(id);
+        let value = change.map(|change| {
+            wire::encode_desired(&Desired {
+                shard,
+                shard_count: 1,
+                kind: kind.clone(),
+                revision,
+                generation,
+                change,
+            })
+        });
+        BatchRecord {
+            topic: self.plane.catalogue.downlink(kind).name.into(),
+            partition: None,
+            key: Some(Bytes::from(shard.downlink_key())),
+            value,
+            headers: vec![Header::text(REVISION_HEADER, revision.to_string())],
+        }
+    }
+
+    /// Moves topics on in their lives until something fails.
+    async fn follow_lives(&self) -> Error {
+        let mut nodes = self.plane.nodes.changes();
+        loop {
+            nodes.borrow_and_update();
+            let waits_for_nodes = match self.life_round().await {
+                Ok(Progress { again: true, .. }) => continue,
+                Ok(progress) => progress.waits_for_nodes,
+                Err(Error::Store(error)) => {
+                    tracing::warn!(%error, "can't look after topics");
+                    false
+                }
+                Err(error) => return error,
+            };
+            tokio::select! {
+                () = self.plane.restless.notified() => {}
+                changed = nodes.changed(), if waits_for_nodes => if changed.is_err() {
+                    tokio::time::sleep(Duration::from_millis(500)).await;
+                },
+                () = tokio::time::sleep(Duration::from_millis(500)) => {}
+            }
+        }
+    }
+
+    /// Takes one step of every life that is on its way.
+    pub(crate) async fn life_round(&self) -> Result<Progress, Error> {
+        let lives = self.plane.store.restless_lives().await?;
+        let steps: Vec<Result<Progress, Error>> = stream::iter(lives)
+            .map(|life| self.life_step(life))
+            .buffer_unordered(ADMIN_CALLS)
+            .collect()
+            .await;
+        let mut progress = Progress::default();
+        for step in steps {
+            let step = step?;
+            progress.again |= step.again;
+            progress.waits_for_nodes |= step.waits_for_nodes;
+        }
+        Ok(progress)
+    }
+
+    async fn life_step(&self, mut life: Life) -> Result<Progress, Error> {
+        let plane = &self.plane;
+        let id = life.integration;
+        let now = Millis(tbmq_service::time::now_ms() as u64);
+        let subscriptions = plane.catalogue.integration_subscriptions().name;
+        match life.life.step(now) {
+            Step::Withdraw => {
+                let _order = self.order.lock().await;
+                if plane.store.life(id).await?.as_ref() != Some(&life) {
+                    return Ok(Progress { again: true, waits_for_nodes: false });
+                }
+                let revision = match life.life.goal {
+                    Goal::Remove => life.revision,
+                    Goal::Park | Goal::Keep => {
+                        plane.store.find(id).await?.map_or(life.revision, |row| row.revision)
+                    }
+                };
+                let written = self.write(vec![self.subscription_record(id, revision, None)]).await?;
+                life.life.withdrawn(written.first().map_or(0, |written| written.offset + 1));
+            }
+            Step::AwaitNodes(position) => {
+                if !plane.nodes.behind(&subscriptions, 0, position).is_empty() {
+                    return Ok(Progress { again: false, waits_for_nodes: true });
+                }
+                life.life.nodes_applied(now);
+            }
+            Step::Dismiss => {
+                plane.ensure_downlink(&life.kind).await?;
+                let generation = life.life.generation;
+                let record =
+                    self.downlink_record(id, &life.kind, life.revision, generation, Some(Change::Deleted));
+                self.write(vec![record]).await?;
+                life.life.dismissed(now);
+            }
+            Step::AwaitStop => {
+                let statuses = plane.store.statuses(&[id]).await?;
+                let has_stopped =
+                    !statuses.is_empty() && statuses.iter().all(|status| status.event == "STOPPED");
+                if !has_stopped && !plane.nodes.executors_of(&life.kind).is_empty() {
+                    return Ok(Progress::default());
+                }
+                life.life.stopped();
+            }
+            Step::Delete => {
+                if life.life.stage != Stage::Delete {
+                    // From here on the topic may be gone, also for a successor.
+                    life.life.deleting();
+                    if !plane.store.save_life(&mut life).await? {
+                        return Ok(Progress { again: true, waits_for_nodes: false });
+                    }
+                }
+                plane.admin.delete_topic(&plane.catalogue.messages(id, 1).name).await?;
+                life.life.deleted(now);
+                tracing::info!(integration = %id, goal = ?life.life.goal, "message topic deleted");
+            }
+            Step::Forget => {
+                let generation = life.life.generation;
+                let record = self.downlink_record(id, &life.kind, life.revision, generation, None);
+                self.write(vec![record]).await?;
+                plane.store.bury(id).await?;
+                return Ok(Progress::default());
+            }
+            Step::Create | Step::Rest => return Ok(Progress::default()),
+        }
+        plane.store.save_life(&mut life).await?;
+        if life.life.stage == Stage::Create {
+            plane.dirty.notify_one();
+        }
+        Ok(Progress { again: true, waits_for_nodes: false })
+    }
+}
+
+/// What a round of lives has brought.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Progress {
+    /// Something moved, so more may be possible.
+    pub(crate) again: bool,
+    /// Something waits for nodes.
+    pub(crate) waits_for_nodes: bool,
+}
+
+fn finished(prepared: &Prepared, written: &[Written]) -> (Mark, Projection) {
+    let position = written.first().map_or(0, |written| written.offset + 1);
+    (prepared.mark, Projection { revision: prepared.revision, position })
+}
+
+/// The value of a subscription record.
+pub(crate) fn subscriptions_of(configuration: &str) -> Bytes {
+    // A saved document was checked; what TBMQ's coercions let through has the same filters here as there.
+    let filters = Document::parse(configuration).map(|document| document.topic_filters).unwrap_or_default();
+    let filters: BTreeSet<String> = filters.into_iter().collect();
+    let subscriptions = filters
+        .into_iter()
+        .map(|topic| TopicSubscriptionProto {
+            topic,
+            qos: 1,
+            share_name: None,
+            options: Some(SubscriptionOptionsProto::default()),
+            subscription_id: None,
+        })
+        .collect();
+    ClientSubscriptionsProto { subscriptions, source: Some(SubscriptionsSourceProto::Integration.into()) }
+        .encode_to_vec()
+        .into()
+}
+
+/// The only partition of a topic.
+pub(crate) fn only_partition(topic: &str) -> TopicPartition {
+    TopicPartition::new(topic, 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{num::NonZeroU32, path::Path};
+
+    use tbmq_bus::{Bus, ReaderConfig, ReaderEvent, Start, memory::MemoryBus};
+    use tbmq_proto::topic::Catalogue;
+    use tbmq_service::{admin::Health, drain::Drain, identity::Identity};
+
+    use super::*;
+    use crate::{
+        Config, Context,
+        plane::Kinds,
+        store::{New, Store},
+    };
+
+    async fn plane(folder: &Path, bus: &Arc<MemoryBus>, id: &str) -> Arc<Plane> {
+        let mut config = Config::default();
+        config.use_sqlite(&folder.join("control.db"));
+        config.spring.datasource.maximum_pool_size = NonZeroU32::MIN;
+        let store = Store::open(&config.store_options().unwrap()).await.unwrap();
+        let context = Context {
+            bus: bus.clone(),
+            catalogue: Catalogue::new(""),
+            replication_factor: 1,
+            identity: Identity::of("control-plane", Some(id)),
+            metrics: tbmq_service::metrics::Metrics::default(),
+            health: Health::default(),
+        };
+        let id = id.parse().unwrap();
+        Arc::new(Plane::new(config, context, id, store, Kinds::new(Vec::new()), Drain::new()))
+    }
+
+    async fn relayer(plane: &Arc<Plane>) -> Relayer {
+        plane.ensure(&plane.catalogue.integration_subscriptions()).await.unwrap();
+        let writer = plane.bus.fenced_writer(&plane.catalogue.relayer()).await.unwrap();
+        Relayer::new(plane.clone(), writer)
+    }
+
+    async fn revisions(bus: &MemoryBus, topic: &str) -> Vec<u64> {
+        let mut reader = bus.reader(ReaderConfig::new("test", None)).await.unwrap();
+        reader.add(&only_partition(topic), Start::Earliest);
+        let mut revisions = Vec::new();
+        loop {
+            match reader.next().await {
+                ReaderEvent::Batch { records, .. } => revisions.extend(
+                    records
+                        .iter()
+                        .map(|record| record.header(REVISION_HEADER).unwrap().parse::<u64>().unwrap()),
+                ),
+                ReaderEvent::End { .. } => return revisions,
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_stalled_relayer_cannot_write_an_older_revision_after_a_newer_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let bus = MemoryBus::new();
+        let (first, second) =
+            (plane(folder.path(), &bus, "cp1").await, plane(folder.path(), &bus, "cp2").await);
+        let topic = first.catalogue.integration_subscriptions().name;
+        let old = relayer(&first).await;
+        let new = New {
+            id: IntegrationId(uuid::Uuid::new_v4()),
+            name: "one".to_owned(),
+            kind: "HTTP".parse().unwrap(),
+            enabled: true,
+            configuration: r#"{"topicFilters":["a"],"clientConfiguration":{}}"#.to_owned(),
+            labels: BTreeMap::new(),
+            description: String::new(),
+        };
+        let row = first.store.create(new, first.saved(None)).await.unwrap();
+        let mut deferred = BTreeMap::new();
+        assert!(old.relay_round(&mut deferred).await.unwrap());
+        assert_eq!(revisions(&bus, &topic).await, [row.revision]);
+
+        // It has read the row and stalls before it writes.
+        let life = first.store.life(row.id).await.unwrap().unwrap();
+        let stale = vec![old.subscription(&row, &life), old.desired(&row, &life)];
+        let successor = relayer(&second).await;
+        let newer = second.store.set_enabled(row.id, None, false, second.saved(None)).await.unwrap();
+        assert!(successor.relay_round(&mut deferred).await.unwrap());
+
+        let error = old.write(stale).await.unwrap_err();
+        assert!(matches!(error, tbmq_bus::Error::Fenced(_)), "{error}");
+        assert_eq!(revisions(&bus, &topic).await, [row.revision, newer.revision]);
+        let newest = second.store.restart(row.id, second.saved(None)).await;
+        assert!(newest.is_err(), "it is disabled");
+        second.store.set_enabled(row.id, None, true, second.saved(None)).await.unwrap();
+        let error = old.relay_round(&mut deferred).await.unwrap_err();
+        assert!(error.is_fenced(), "{error}");
+        assert_eq!(second.store.marks(10).await.unwrap().len(), 1, "the mark is left to the successor");
+    }
+
+    #[tokio::test]
+    async fn a_lease_is_taken_over_only_when_it_stands_still_or_was_given_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let bus = MemoryBus::new();
+        let (first, second) =
+            (plane(folder.path(), &bus, "cp1").await, plane(folder.path(), &bus, "cp2").await);
+        let lease = contend(&first, "cp1/1", &mut None).await.unwrap().expect("nobody has it");
+        let mut seen = None;
+        assert_eq!(contend(&second, "cp2/0", &mut seen).await.unwrap(), None);
+        // It has stood still since before the lease's length.
+        let (observed, _) = seen.take().unwrap();
+        let long_ago = Instant::now().checked_sub(LEASE_FOR).unwrap();
+        let mut standing = Some((observed.clone(), long_ago));
+        let taken = contend(&second, "cp2/0", &mut standing).await.unwrap().expect("it stands still");
+        assert_eq!(taken.fencing, lease.fencing + 1);
+        // A later start of the same control plane need not wait.
+        let again = plane(folder.path(), &bus, "cp2").await;
+        assert!(contend(&again, "cp2/1", &mut None).await.unwrap().is_some());
+    }
+}

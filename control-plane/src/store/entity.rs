@@ -1,0 +1,131 @@
+//! Rows as sea-orm entities; nothing outside `store` sees them.
+
+macro_rules! entity {
+    ($(#[$doc:meta])* $name:ident, $table:literal { $($(#[$attribute:meta])* $field:ident: $type:ty,)* }) => {
+        $(#[$doc])*
+        #[allow(unreachable_pub, reason = "the derive wants public rows in a private module")]
+        pub(super) mod $name {
+            use sea_orm::entity::prelude::*;
+
+            #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+            #[sea_orm(table_name = $table)]
+            pub struct Model { $($(#[$attribute])* pub $field: $type,)* }
+
+            #[derive(Clone, Copy, Debug, EnumIter, DeriveRelation)]
+            pub enum Relation {}
+
+            impl ActiveModelBehavior for ActiveModel {}
+        }
+    };
+}
+
+entity!(counter, "counter" {
+    #[sea_orm(primary_key, auto_increment = false)] name: String,
+    value: i64,
+});
+
+entity!(integration, "integration" {
+    #[sea_orm(primary_key, auto_increment = false)] id: Uuid,
+    name: String,
+    kind: String,
+    enabled: bool,
+    configuration: String,
+    labels: String,
+    description: String,
+    revision: i64,
+    cause: String,
+    created_ms: i64,
+    updated_ms: i64,
+    disconnected_ms: Option<i64>,
+});
+
+entity!(topic_life, "topic_life" {
+    #[sea_orm(primary_key, auto_increment = false)] integration_id: Uuid,
+    kind: String,
+    goal: String,
+    stage: String,
+    position: i64,
+    deadline_ms: i64,
+    generation: i64,
+    revision: i64,
+    version: i64,
+});
+
+entity!(outbox, "outbox" {
+    #[sea_orm(primary_key, auto_increment = false)] integration_id: Uuid,
+    revision: i64,
+    created_ms: i64,
+});
+
+entity!(projection, "projection" {
+    #[sea_orm(primary_key, auto_increment = false)] integration_id: Uuid,
+    revision: i64,
+    position: i64,
+    time_ms: i64,
+});
+
+entity!(integration_status, "integration_status" {
+    #[sea_orm(primary_key, auto_increment = false)] integration_id: Uuid,
+    #[sea_orm(primary_key, auto_increment = false)] shard: i32,
+    event: String,
+    success: bool,
+    error: String,
+    service_id: String,
+    revision: i64,
+    epoch: i64,
+    incarnation: String,
+    seq: i64,
+    time_ms: i64,
+});
+
+entity!(event, "event" {
+    #[sea_orm(primary_key, auto_increment = false)] event_id: Uuid,
+    integration_id: Uuid,
+    event_type: i32,
+    time_ms: i64,
+    service_id: String,
+    shard: i32,
+    revision: i64,
+    epoch: i64,
+    incarnation: String,
+    seq: i64,
+    lifecycle: Option<String>,
+    success: Option<bool>,
+    method: Option<String>,
+    error: Option<String>,
+    messages_processed: Option<i64>,
+    errors: Option<i64>,
+});
+
+entity!(kind, "kind" {
+    #[sea_orm(primary_key, auto_increment = false)] name: String,
+    json_schema: String,
+    schema_hash: String,
+    announced_ms: i64,
+});
+
+entity!(lease, "lease" {
+    #[sea_orm(primary_key, auto_increment = false)] name: String,
+    holder: String,
+    fencing: i64,
+    beat: i64,
+});
+
+entity!(node_session, "node_session" {
+    #[sea_orm(primary_key, auto_increment = false)] service_id: String,
+    incarnation: String,
+    replica: String,
+    version: String,
+    addresses: String,
+    capabilities: String,
+    connected_ms: i64,
+    seen_ms: i64,
+});
+
+entity!(request, "request" {
+    #[sea_orm(primary_key, auto_increment = false)] method: String,
+    #[sea_orm(primary_key, auto_increment = false)] request_id: String,
+    fingerprint: String,
+    integration_id: Uuid,
+    created_ms: i64,
+});

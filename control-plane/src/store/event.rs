@@ -1,0 +1,382 @@
+//! Events, stored once by id, and the status that follows from them.
+
+use sea_orm::{
+    ActiveValue::Set, ColumnTrait as _, Condition, ConnectionTrait, DatabaseTransaction, EntityTrait as _,
+    QueryFilter as _, QueryOrder as _, QuerySelect as _, sea_query::Expr, sea_query::OnConflict,
+};
+use tbmq_proto::ids::IntegrationId;
+use uuid::Uuid;
+
+use super::{Error, PAGE_ROWS_MAX, Store, entity, fault};
+
+/// An event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EventRow {
+    /// UUIDv7.
+    pub event_id: Uuid,
+    /// The integration, which may be deleted already.
+    pub integration: IntegrationId,
+    /// Epoch ms by the writer's clock.
+    pub time_ms: i64,
+    /// Who wrote it.
+    pub service_id: String,
+    /// The shard.
+    pub shard: u32,
+    /// Revision in force.
+    pub revision: u64,
+    /// Ownership epoch; 0 for the control plane's own.
+    pub epoch: u64,
+    /// The writer's process start.
+    pub incarnation: String,
+    /// Counts up within (shard, epoch).
+    pub seq: u64,
+    /// What happened.
+    pub body: EventBody,
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EventBody {
+    /// A change in the life of an integration.
+    Lifecycle {
+        /// `CREATED`, `STARTED`, ...
+        event: String,
+        /// Whether it went well.
+        success: bool,
+        /// Why not.
+        error: Option<String>,
+    },
+    /// Counters of a period.
+    Statistics {
+        /// Messages processed.
+        messages_processed: u64,
+        /// Errors.
+        errors_occurred: u64,
+    },
+    /// Messages that were not delivered.
+    Error {
+        /// What was being done.
+        method: String,
+        /// Why it failed.
+        error: String,
+        /// Messages that this event speaks of.
+        count: u64,
+    },
+}
+
+/// What a page of events is to hold; newest first.
+#[derive(Clone, Debug, Default)]
+pub struct EventFilter {
+    /// Of one integration.
+    pub integration: Option<IntegrationId>,
+    /// 1 lifecycle, 2 statistics, 3 error.
+    pub event_type: Option<i32>,
+    /// Epoch ms, inclusive.
+    pub start_ms: Option<i64>,
+    /// Epoch ms, inclusive.
+    pub end_ms: Option<i64>,
+    /// Events older than this one.
+    pub before: Option<(i64, Uuid)>,
+    /// Rows at most.
+    pub limit: u64,
+}
+
+/// The latest known state of a shard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StatusRow {
+    /// The integration.
+    pub integration: IntegrationId,
+    /// The shard.
+    pub shard: u32,
+    /// The last lifecycle event; empty when it is void.
+    pub event: String,
+    /// Whether it went well.
+    pub success: bool,
+    /// Why not.
+    pub error: String,
+    /// Who reported it.
+    pub service_id: String,
+    /// Revision that was in force.
+    pub revision: u64,
+    /// Ownership epoch.
+    pub epoch: u64,
+    /// When, by the writer's clock.
+    pub time_ms: i64,
+}
+
+impl Store {
+    /// Stores events of executors once, and moves the status of their shards on, in one transaction.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn store_events(&self, events: &[EventRow]) -> Result<(), Error> {
+        if events.is_empty() {
+            return Ok(());
+        }
+        let transaction = self.begin().await?;
+        insert(&transaction, events).await?;
+        for event in events {
+            if let EventBody::Lifecycle { event: name, success, error } = &event.body {
+                apply_status(&transaction, event, name, *success, error.as_deref()).await?;
+            }
+        }
+        transaction.commit().await.map_err(|error| fault(&error))
+    }
+
+    /// A page of events, newest first.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn events(&self, filter: &EventFilter) -> Result<Vec<EventRow>, Error> {
+        use entity::event::Column;
+        let mut query = entity::event::Entity::find();
+        if let Some(integration) = filter.integration {
+            query = query.filter(Column::IntegrationId.eq(integration.0));
+        }
+        if let Some(event_type) = filter.event_type {
+            query = query.filter(Column::EventType.eq(event_type));
+        }
+        if let Some(start) = filter.start_ms {
+            query = query.filter(Column::TimeMs.gte(start));
+        }
+        if let Some(end) = filter.end_ms {
+            query = query.filter(Column::TimeMs.lte(end));
+        }
+        if let Some((time_ms, event_id)) = filter.before {
+            query = query.filter(
+                Condition::any()
+                    .add(Column::TimeMs.lt(time_ms))
+                    .add(Condition::all().add(Column::TimeMs.eq(time_ms)).add(Column::EventId.lt(event_id))),
+            );
+        }
+        let models = query
+            .order_by_desc(Column::TimeMs)
+            .order_by_desc(Column::EventId)
+            .limit(filter.limit.min(PAGE_ROWS_MAX + 1))
+            .all(&self.connection)
+            .await
+            .map_err(|error| fault(&error))?;
+        Ok(models.into_iter().filter_map(from_model).collect())
+    }
+
+    /// Deletes events that are older than this.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn delete_events_before(&self, before_ms: i64) -> Result<u64, Error> {
+        let result = entity::event::Entity::delete_many()
+            .filter(entity::event::Column::TimeMs.lt(before_ms))
+            .exec(&self.connection)
+            .await
+            .map_err(|error| fault(&error))?;
+        Ok(result.rows_affected)
+    }
+
+    /// The status of the shards of these integrations.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn statuses(&self, ids: &[IntegrationId]) -> Result<Vec<StatusRow>, Error> {
+        use entity::integration_status::Column;
+        let models = entity::integration_status::Entity::find()
+            .filter(Column::IntegrationId.is_in(ids.iter().map(|id| id.0)))
+            .order_by_asc(Column::Shard)
+            .all(&self.connection)
+            .await
+            .map_err(|error| fault(&error))?;
+        Ok(models
+            .into_iter()
+            .map(|model| StatusRow {
+                integration: IntegrationId(model.integration_id),
+                shard: model.shard.cast_unsigned(),
+                event: model.event,
+                success: model.success,
+                error: model.error,
+                service_id: model.service_id,
+                revision: model.revision as u64,
+                epoch: model.epoch as u64,
+                time_ms: model.time_ms,
+            })
+            .collect())
+    }
+
+    /// Takes the epochs back of statuses that claim one from `end` on: the topic of claims was lost and begins anew.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn reset_epochs(&self, end: u64) -> Result<u64, Error> {
+        use entity::integration_status::Column;
+        let result = entity::integration_status::Entity::update_many()
+            .col_expr(Column::Epoch, Expr::value(0_i64))
+            .col_expr(Column::Seq, Expr::value(0_i64))
+            .col_expr(Column::Incarnation, Expr::value(""))
+            .filter(Column::Epoch.gte(end as i64))
+            .filter(Column::Epoch.gt(0_i64))
+            .exec(&self.connection)
+            .await
+            .map_err(|error| fault(&error))?;
+        Ok(result.rows_affected)
+    }
+}
+
+/// Inserts events; those that are there already are left alone.
+pub(super) async fn insert(connection: &impl ConnectionTrait, events: &[EventRow]) -> Result<(), Error> {
+    // Bounded by SQLite's limit of bound values.
+    for chunk in events.chunks(100) {
+        let models = chunk.iter().map(to_model);
+        entity::event::Entity::insert_many(models)
+            .on_conflict(OnConflict::column(entity::event::Column::EventId).do_nothing().to_owned())
+            .try_insert()
+            .exec_without_returning(connection)
+            .await
+            .map_err(|error| fault(&error))?;
+    }
+    Ok(())
+}
+
+/// Makes the status void until the next event, keeping its place in the order.
+pub(super) async fn clear_status(transaction: &DatabaseTransaction, id: IntegrationId) -> Result<(), Error> {
+    use entity::integration_status::Column;
+    entity::integration_status::Entity::update_many()
+        .col_expr(Column::Event, Expr::value(""))
+        .col_expr(Column::Error, Expr::value(""))
+        .filter(Column::IntegrationId.eq(id.0))
+        .exec(transaction)
+        .await
+        .map_err(|error| fault(&error))?;
+    Ok(())
+}
+
+async fn apply_status(
+    transaction: &DatabaseTransaction,
+    event: &EventRow,
+    name: &str,
+    success: bool,
+    error: Option<&str>,
+) -> Result<(), Error> {
+    use entity::integration_status::{ActiveModel, Column, Entity};
+    let key = (event.integration.0, event.shard.cast_signed());
+    let held = Entity::find_by_id(key).one(transaction).await.map_err(|error| fault(&error))?;
+    if let Some(held) = &held {
+        let held = (held.epoch, held.incarnation.as_str(), held.seq);
+        // The order of owners, never of clocks (architecture §4.4).
+        if (event.epoch as i64, event.incarnation.as_str(), event.seq as i64) <= held {
+            return Ok(());
+        }
+    } else if entity::topic_life::Entity::find_by_id(event.integration.0)
+        .one(transaction)
+        .await
+        .map_err(|error| fault(&error))?
+        .is_none()
+    {
+        // A straggler of an integration that is gone.
+        return Ok(());
+    }
+    let model = ActiveModel {
+        integration_id: Set(event.integration.0),
+        shard: Set(event.shard.cast_signed()),
+        event: Set(name.to_owned()),
+        success: Set(success),
+        error: Set(error.unwrap_or_default().to_owned()),
+        service_id: Set(event.service_id.clone()),
+        revision: Set(event.revision as i64),
+        epoch: Set(event.epoch as i64),
+        incarnation: Set(event.incarnation.clone()),
+        seq: Set(event.seq as i64),
+        time_ms: Set(event.time_ms),
+    };
+    Entity::insert(model)
+        .on_conflict(
+            OnConflict::columns([Column::IntegrationId, Column::Shard])
+                .update_columns([
+                    Column::Event,
+                    Column::Success,
+                    Column::Error,
+                    Column::ServiceId,
+                    Column::Revision,
+                    Column::Epoch,
+                    Column::Incarnation,
+                    Column::Seq,
+                    Column::TimeMs,
+                ])
+                .to_owned(),
+        )
+        .exec_without_returning(transaction)
+        .await
+        .map_err(|error| fault(&error))?;
+    Ok(())
+}
+
+fn to_model(event: &EventRow) -> entity::event::ActiveModel {
+    let mut model = entity::event::ActiveModel {
+        event_id: Set(event.event_id),
+        integration_id: Set(event.integration.0),
+        event_type: Set(0),
+        time_ms: Set(event.time_ms),
+        service_id: Set(event.service_id.clone()),
+        shard: Set(event.shard.cast_signed()),
+        revision: Set(event.revision as i64),
+        epoch: Set(event.epoch as i64),
+        incarnation: Set(event.incarnation.clone()),
+        seq: Set(event.seq as i64),
+        lifecycle: Set(None),
+        success: Set(None),
+        method: Set(None),
+        error: Set(None),
+        messages_processed: Set(None),
+        errors: Set(None),
+    };
+    match &event.body {
+        EventBody::Lifecycle { event, success, error } => {
+            model.event_type = Set(1);
+            model.lifecycle = Set(Some(event.clone()));
+            model.success = Set(Some(*success));
+            model.error = Set(error.clone());
+        }
+        EventBody::Statistics { messages_processed, errors_occurred } => {
+            model.event_type = Set(2);
+            model.messages_processed = Set(Some(*messages_processed as i64));
+            model.errors = Set(Some(*errors_occurred as i64));
+        }
+        EventBody::Error { method, error, count } => {
+            model.event_type = Set(3);
+            model.method = Set(Some(method.clone()));
+            model.error = Set(Some(error.clone()));
+            model.errors = Set(Some(*count as i64));
+        }
+    }
+    model
+}
+
+fn from_model(model: entity::event::Model) -> Option<EventRow> {
+    let body = match model.event_type {
+        1 => EventBody::Lifecycle {
+            event: model.lifecycle.unwrap_or_default(),
+            success: model.success.unwrap_or_default(),
+            error: model.error,
+        },
+        2 => EventBody::Statistics {
+            messages_processed: model.messages_processed.unwrap_or_default() as u64,
+            errors_occurred: model.errors.unwrap_or_default() as u64,
+        },
+        3 => EventBody::Error {
+            method: model.method.unwrap_or_default(),
+            error: model.error.unwrap_or_default(),
+            count: model.errors.unwrap_or_default() as u64,
+        },
+        // Written by a later version: not ours to show.
+        _ => return None,
+    };
+    Some(EventRow {
+        event_id: model.event_id,
+        integration: IntegrationId(model.integration_id),
+        time_ms: model.time_ms,
+        service_id: model.service_id,
+        shard: model.shard.cast_unsigned(),
+        revision: model.revision as u64,
+        epoch: model.epoch as u64,
+        incarnation: model.incarnation,
+        seq: model.seq as u64,
+        body,
+    })
+}

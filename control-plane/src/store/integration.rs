@@ -1,0 +1,558 @@
+//! Integrations: rows, changes, idempotency of requests.
+
+use std::collections::BTreeMap;
+
+use sea_orm::{
+    ActiveValue::Set, ColumnTrait as _, DatabaseTransaction, EntityTrait as _, ExprTrait as _,
+    PaginatorTrait as _, QueryFilter as _, QueryOrder as _, QuerySelect as _, sea_query::Expr,
+    sea_query::Func, sea_query::OnConflict,
+};
+use tbmq_integration::{cleanup::TopicLife, wire::Cause};
+use tbmq_proto::ids::{IntegrationId, Kind};
+use uuid::Uuid;
+
+use super::{
+    Error, PAGE_ROWS_MAX, Store, entity, event::EventBody, event::EventRow, fault, life, next_revision,
+    unique_violation,
+};
+
+/// A stored integration.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Row {
+    /// Its id.
+    pub id: IntegrationId,
+    /// Its unique name.
+    pub name: String,
+    /// Its kind.
+    pub kind: Kind,
+    /// Whether it is to run.
+    pub enabled: bool,
+    /// The configuration document, byte for byte; may hold secrets.
+    pub configuration: String,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+    /// Description.
+    pub description: String,
+    /// Revision of the last change.
+    pub revision: u64,
+    /// What the last change was.
+    pub cause: Cause,
+    /// Epoch ms.
+    pub created_ms: i64,
+    /// Epoch ms.
+    pub updated_ms: i64,
+    /// Since when it is disabled, epoch ms.
+    pub disconnected_ms: Option<i64>,
+}
+
+impl std::fmt::Debug for Row {
+    // The configuration may hold secrets.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Row")
+            .field("id", &self.id)
+            .field("name", &self.name)
+            .field("kind", &self.kind)
+            .field("enabled", &self.enabled)
+            .field("revision", &self.revision)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A new integration.
+#[derive(Clone)]
+pub struct New {
+    /// Its id.
+    pub id: IntegrationId,
+    /// Its name.
+    pub name: String,
+    /// Its kind.
+    pub kind: Kind,
+    /// Whether it is to run.
+    pub enabled: bool,
+    /// The configuration document.
+    pub configuration: String,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+    /// Description.
+    pub description: String,
+}
+
+impl std::fmt::Debug for New {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("New").field("id", &self.id).field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// What an update may set.
+#[derive(Clone)]
+pub struct Change {
+    /// Its name.
+    pub name: String,
+    /// Whether it is to run.
+    pub enabled: bool,
+    /// The configuration document.
+    pub configuration: String,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+    /// Description.
+    pub description: String,
+}
+
+impl std::fmt::Debug for Change {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Change").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// The identity of a request that is to be done once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// Method, such as `Create`.
+    pub method: &'static str,
+    /// The caller's id.
+    pub id: String,
+    /// Hash of the whole request.
+    pub fingerprint: String,
+}
+
+/// Who makes a change, and when.
+#[derive(Clone, Copy, Debug)]
+pub struct Saved<'a> {
+    /// Service id of this control plane.
+    pub service_id: &'a str,
+    /// Its incarnation.
+    pub incarnation: &'a str,
+    /// Epoch ms.
+    pub now_ms: i64,
+    /// The request to be remembered.
+    pub request: Option<&'a Request>,
+}
+
+/// What a page of integrations is to hold.
+#[derive(Clone, Debug, Default)]
+pub struct Filter {
+    /// Case-insensitive part of the name.
+    pub text: String,
+    /// Names greater than this one.
+    pub after: Option<String>,
+    /// Rows at most.
+    pub limit: u64,
+}
+
+/// How long a request id is remembered.
+pub(super) const REQUEST_MEMORY_MS: i64 = 10 * 60 * 1000;
+
+impl Store {
+    /// Saves a new integration with its dirty mark, the life of its topic, and the event CREATED.
+    ///
+    /// # Errors
+    /// `NameTaken`, `IdTaken`, `Replayed`, `RequestReused`, or the database's.
+    pub async fn create(&self, new: New, saved: Saved<'_>) -> Result<Row, Error> {
+        let transaction = self.begin().await?;
+        let revision = next_revision(&transaction).await?;
+        remember(&transaction, saved, new.id).await?;
+        let row = Row {
+            id: new.id,
+            name: new.name,
+            kind: new.kind,
+            enabled: new.enabled,
+            configuration: new.configuration,
+            labels: new.labels,
+            description: new.description,
+            revision: revision as u64,
+            cause: Cause::Created,
+            created_ms: saved.now_ms,
+            updated_ms: saved.now_ms,
+            disconnected_ms: (!new.enabled).then_some(saved.now_ms),
+        };
+        // An id that is being removed still has a topic and records.
+        if life::find(&transaction, row.id).await?.is_some() {
+            return Err(Error::IdTaken(row.id));
+        }
+        entity::integration::Entity::insert(to_model(&row))
+            .exec_without_returning(&transaction)
+            .await
+            .map_err(|error| taken(&error, &row))?;
+        life::insert(&transaction, row.id, &row.kind, TopicLife::new(), revision).await?;
+        life::mark(&transaction, row.id, revision, saved.now_ms).await?;
+        note(&transaction, &row, "CREATED", saved).await?;
+        transaction.commit().await.map_err(|error| fault(&error))?;
+        Ok(row)
+    }
+
+    /// One integration.
+    ///
+    /// # Errors
+    /// `NotFound`, or the database's.
+    pub async fn get(&self, id: IntegrationId) -> Result<Row, Error> {
+        self.find(id).await?.ok_or(Error::NotFound(id))
+    }
+
+    /// One integration, if it exists.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn find(&self, id: IntegrationId) -> Result<Option<Row>, Error> {
+        let model = entity::integration::Entity::find_by_id(id.0)
+            .one(&self.connection)
+            .await
+            .map_err(|error| fault(&error))?;
+        model.map(from_model).transpose()
+    }
+
+    /// Whether a name is used by another integration than `except`.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn is_name_taken(&self, name: &str, except: Option<IntegrationId>) -> Result<bool, Error> {
+        use entity::integration::Column;
+        let mut query = entity::integration::Entity::find().filter(Column::Name.eq(name));
+        if let Some(except) = except {
+            query = query.filter(Column::Id.ne(except.0));
+        }
+        Ok(query.count(&self.connection).await.map_err(|error| fault(&error))? > 0)
+    }
+
+    /// A page in the order of names, and how many there are in all.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn list(&self, filter: &Filter) -> Result<(Vec<Row>, u64), Error> {
+        use entity::integration::Column;
+        let mut query = entity::integration::Entity::find();
+        if !filter.text.is_empty() {
+            let mut pattern = String::from("%");
+            for c in filter.text.to_lowercase().chars() {
+                if matches!(c, '%' | '_' | '\\') {
+                    pattern.push('\\');
+                }
+                pattern.push(c);
+            }
+            pattern.push('%');
+            let like = sea_orm::sea_query::LikeExpr::new(pattern).escape('\\');
+            query = query.filter(Expr::expr(Func::lower(Expr::col(Column::Name))).like(like));
+        }
+        let total = query.clone().count(&self.connection).await.map_err(|error| fault(&error))?;
+        if let Some(after) = &filter.after {
+            query = query.filter(Column::Name.gt(after.as_str()));
+        }
+        let models = query
+            .order_by_asc(Column::Name)
+            .limit(Ord::min(filter.limit, PAGE_ROWS_MAX + 1))
+            .all(&self.connection)
+            .await
+            .map_err(|error| fault(&error))?;
+        Ok((models.into_iter().map(from_model).collect::<Result<_, _>>()?, total))
+    }
+
+    /// All integrations in the order of ids, in pages: those after `after`.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn scan(&self, after: Option<IntegrationId>) -> Result<Vec<Row>, Error> {
+        use entity::integration::Column;
+        let mut query = entity::integration::Entity::find();
+        if let Some(after) = after {
+            query = query.filter(Column::Id.gt(after.0));
+        }
+        let models = query
+            .order_by_asc(Column::Id)
+            .limit(PAGE_ROWS_MAX)
+            .all(&self.connection)
+            .await
+            .map_err(|error| fault(&error))?;
+        models.into_iter().map(from_model).collect()
+    }
+
+    /// Replaces what an update may set, if the integration still has revision `base`.
+    ///
+    /// # Errors
+    /// `NotFound`, `Stale`, `NameTaken`, `Replayed`, `RequestReused`, or the database's.
+    pub async fn update(
+        &self,
+        id: IntegrationId,
+        base: u64,
+        change: Change,
+        saved: Saved<'_>,
+    ) -> Result<Row, Error> {
+        let change = |row: &mut Row| {
+            row.name = change.name;
+            switch(row, change.enabled, saved.now_ms);
+            row.configuration = change.configuration;
+            row.labels = change.labels;
+            row.description = change.description;
+            row.cause = Cause::Updated;
+            Ok(true)
+        };
+        self.change(id, Some(base), "UPDATED", saved, change).await
+    }
+
+    /// Enables or disables. An integration that is so already stays as it is.
+    ///
+    /// # Errors
+    /// As [`Store::update`].
+    pub async fn set_enabled(
+        &self,
+        id: IntegrationId,
+        base: Option<u64>,
+        enabled: bool,
+        saved: Saved<'_>,
+    ) -> Result<Row, Error> {
+        let change = |row: &mut Row| {
+            let differs = row.enabled != enabled;
+            switch(row, enabled, saved.now_ms);
+            row.cause = Cause::Updated;
+            Ok(differs)
+        };
+        self.change(id, base, "UPDATED", saved, change).await
+    }
+
+    /// Has the integration started anew.
+    ///
+    /// # Errors
+    /// `NotFound`, `Disabled`, or the database's.
+    pub async fn restart(&self, id: IntegrationId, saved: Saved<'_>) -> Result<Row, Error> {
+        let change = |row: &mut Row| {
+            if !row.enabled {
+                return Err(Error::Disabled);
+            }
+            row.cause = Cause::Reinit;
+            Ok(true)
+        };
+        self.change(id, None, "REINIT", saved, change).await
+    }
+
+    /// Removes the row; topic and records follow by the relayer.
+    ///
+    /// # Errors
+    /// `NotFound`, `Stale`, `Replayed`, `RequestReused`, or the database's.
+    pub async fn delete(&self, id: IntegrationId, base: Option<u64>, saved: Saved<'_>) -> Result<(), Error> {
+        let transaction = self.begin().await?;
+        let revision = next_revision(&transaction).await?;
+        remember(&transaction, saved, id).await?;
+        let row = locked(&transaction, id, base).await?;
+        entity::integration::Entity::delete_by_id(id.0)
+            .exec(&transaction)
+            .await
+            .map_err(|error| fault(&error))?;
+        life::change(&transaction, id, |life| {
+            life.life.remove();
+            life.revision = revision as u64;
+        })
+        .await?;
+        life::mark(&transaction, id, revision, saved.now_ms).await?;
+        note(&transaction, &Row { revision: revision as u64, ..row }, "DELETED", saved).await?;
+        transaction.commit().await.map_err(|error| fault(&error))
+    }
+
+    /// What became of a request id, if it is remembered.
+    ///
+    /// # Errors
+    /// `Replayed` when the same request was done, `RequestReused` when another was, or the database's.
+    pub async fn recall(&self, request: &Request, now_ms: i64) -> Result<(), Error> {
+        let key = (request.method.to_owned(), request.id.clone());
+        let model = entity::request::Entity::find_by_id(key)
+            .one(&self.connection)
+            .await
+            .map_err(|error| fault(&error))?;
+        match model {
+            Some(model) if model.created_ms + REQUEST_MEMORY_MS > now_ms => Err(replayed(&model, request)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Forgets request ids that are older than 10 minutes.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn forget_requests(&self, now_ms: i64) -> Result<u64, Error> {
+        let result = entity::request::Entity::delete_many()
+            .filter(entity::request::Column::CreatedMs.lt(now_ms - REQUEST_MEMORY_MS))
+            .exec(&self.connection)
+            .await
+            .map_err(|error| fault(&error))?;
+        Ok(result.rows_affected)
+    }
+
+    async fn change(
+        &self,
+        id: IntegrationId,
+        base: Option<u64>,
+        event: &'static str,
+        saved: Saved<'_>,
+        change: impl FnOnce(&mut Row) -> Result<bool, Error>,
+    ) -> Result<Row, Error> {
+        let transaction = self.begin().await?;
+        let revision = next_revision(&transaction).await?;
+        remember(&transaction, saved, id).await?;
+        let before = locked(&transaction, id, base).await?;
+        let mut row = before.clone();
+        if !change(&mut row)? {
+            // The request is remembered all the same, the revision is given back.
+            if saved.request.is_some() {
+                transaction.commit().await.map_err(|error| fault(&error))?;
+            }
+            return Ok(before);
+        }
+        row.revision = revision as u64;
+        row.updated_ms = saved.now_ms;
+        entity::integration::Entity::update(to_model(&row))
+            .exec(&transaction)
+            .await
+            .map_err(|error| taken(&error, &row))?;
+        if row.enabled && !before.enabled {
+            life::change(&transaction, id, |life| life.life.keep()).await?;
+        }
+        if row.enabled != before.enabled || row.cause == Cause::Reinit {
+            // Until the next event of its executor nothing is known about it.
+            super::event::clear_status(&transaction, id).await?;
+        }
+        life::mark(&transaction, id, revision, saved.now_ms).await?;
+        note(&transaction, &row, event, saved).await?;
+        transaction.commit().await.map_err(|error| fault(&error))?;
+        Ok(row)
+    }
+}
+
+fn switch(row: &mut Row, enabled: bool, now_ms: i64) {
+    row.disconnected_ms = if enabled { None } else { row.disconnected_ms.or(Some(now_ms)) };
+    row.enabled = enabled;
+}
+
+async fn locked(
+    transaction: &DatabaseTransaction,
+    id: IntegrationId,
+    base: Option<u64>,
+) -> Result<Row, Error> {
+    let model = entity::integration::Entity::find_by_id(id.0)
+        .one(transaction)
+        .await
+        .map_err(|error| fault(&error))?
+        .ok_or(Error::NotFound(id))?;
+    let row = from_model(model)?;
+    match base {
+        Some(expected) if expected != row.revision => Err(Error::Stale { expected, actual: row.revision }),
+        _ => Ok(row),
+    }
+}
+
+async fn remember(
+    transaction: &DatabaseTransaction,
+    saved: Saved<'_>,
+    id: IntegrationId,
+) -> Result<(), Error> {
+    let Some(request) = saved.request else { return Ok(()) };
+    let key = (request.method.to_owned(), request.id.clone());
+    let found =
+        entity::request::Entity::find_by_id(key).one(transaction).await.map_err(|error| fault(&error))?;
+    if let Some(model) = found.filter(|model| model.created_ms + REQUEST_MEMORY_MS > saved.now_ms) {
+        return Err(replayed(&model, request));
+    }
+    let model = entity::request::ActiveModel {
+        method: Set(request.method.to_owned()),
+        request_id: Set(request.id.clone()),
+        fingerprint: Set(request.fingerprint.clone()),
+        integration_id: Set(id.0),
+        created_ms: Set(saved.now_ms),
+    };
+    use entity::request::Column;
+    entity::request::Entity::insert(model)
+        .on_conflict(
+            OnConflict::columns([Column::Method, Column::RequestId])
+                .update_columns([Column::Fingerprint, Column::IntegrationId, Column::CreatedMs])
+                .to_owned(),
+        )
+        .exec_without_returning(transaction)
+        .await
+        .map_err(|error| fault(&error))?;
+    Ok(())
+}
+
+fn replayed(model: &entity::request::Model, request: &Request) -> Error {
+    if model.fingerprint == request.fingerprint {
+        Error::Replayed(IntegrationId(model.integration_id))
+    } else {
+        Error::RequestReused(request.id.clone())
+    }
+}
+
+/// Writes one of the control plane's own lifecycle events.
+async fn note(
+    transaction: &DatabaseTransaction,
+    row: &Row,
+    event: &'static str,
+    saved: Saved<'_>,
+) -> Result<(), Error> {
+    let event = EventRow {
+        event_id: Uuid::now_v7(),
+        integration: row.id,
+        time_ms: saved.now_ms,
+        service_id: saved.service_id.to_owned(),
+        shard: 0,
+        revision: row.revision,
+        epoch: 0,
+        incarnation: saved.incarnation.to_owned(),
+        seq: 0,
+        body: EventBody::Lifecycle { event: event.to_owned(), success: true, error: None },
+    };
+    super::event::insert(transaction, &[event]).await
+}
+
+fn taken(error: &sea_orm::DbErr, row: &Row) -> Error {
+    match unique_violation(error) {
+        Some(text) if text.contains("integration.name") || text.contains("integration_name_key") => {
+            Error::NameTaken(row.name.clone())
+        }
+        Some(_) => Error::IdTaken(row.id),
+        None => fault(error),
+    }
+}
+
+fn cause_text(cause: Cause) -> &'static str {
+    match cause {
+        Cause::Created => "CREATED",
+        Cause::Updated => "UPDATED",
+        Cause::Reinit => "REINIT",
+    }
+}
+
+fn to_model(row: &Row) -> entity::integration::ActiveModel {
+    entity::integration::ActiveModel {
+        id: Set(row.id.0),
+        name: Set(row.name.clone()),
+        kind: Set(row.kind.to_string()),
+        enabled: Set(row.enabled),
+        configuration: Set(row.configuration.clone()),
+        labels: Set(serde_json::to_string(&row.labels).expect("a map of texts is always JSON")),
+        description: Set(row.description.clone()),
+        revision: Set(row.revision as i64),
+        cause: Set(cause_text(row.cause).to_owned()),
+        created_ms: Set(row.created_ms),
+        updated_ms: Set(row.updated_ms),
+        disconnected_ms: Set(row.disconnected_ms),
+    }
+}
+
+fn from_model(model: entity::integration::Model) -> Result<Row, Error> {
+    let id = IntegrationId(model.id);
+    let corrupt = |what: &str| Error::Corrupt(format!("{what} of integration {id} that can't be read"));
+    Ok(Row {
+        id,
+        kind: model.kind.parse().map_err(|_| corrupt("a kind"))?,
+        labels: serde_json::from_str(&model.labels).map_err(|_| corrupt("labels"))?,
+        cause: match model.cause.as_str() {
+            "CREATED" => Cause::Created,
+            "UPDATED" => Cause::Updated,
+            "REINIT" => Cause::Reinit,
+            _ => return Err(corrupt("a cause")),
+        },
+        name: model.name,
+        enabled: model.enabled,
+        configuration: model.configuration,
+        description: model.description,
+        revision: model.revision as u64,
+        created_ms: model.created_ms,
+        updated_ms: model.updated_ms,
+        disconnected_ms: model.disconnected_ms,
+    })
+}

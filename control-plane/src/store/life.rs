@@ -1,0 +1,421 @@
+//! Lives of message topics, dirty marks, and what has been projected.
+
+use sea_orm::{
+    ActiveValue::Set, ColumnTrait as _, ConnectionTrait, DatabaseTransaction, EntityTrait as _,
+    QueryFilter as _, QueryOrder as _, QuerySelect as _, sea_query::OnConflict,
+};
+use tbmq_integration::{
+    Millis,
+    cleanup::{Goal, Stage, TopicLife},
+};
+use tbmq_proto::ids::{IntegrationId, Kind};
+
+use super::{Error, PAGE_ROWS_MAX, Store, entity, fault, next_revision};
+
+/// The stored life of a message topic.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Life {
+    /// The integration, which may be deleted already.
+    pub integration: IntegrationId,
+    /// Its kind.
+    pub kind: Kind,
+    /// Where the topic is in its life.
+    pub life: TopicLife,
+    /// Revision of the deletion.
+    pub revision: u64,
+    version: i64,
+}
+
+/// A dirty mark.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark {
+    /// The integration.
+    pub integration: IntegrationId,
+    /// Revision of the change that left it.
+    pub revision: u64,
+}
+
+/// What has been projected of an integration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Projection {
+    /// Revision of the records.
+    pub revision: u64,
+    /// The position after the subscription record.
+    pub position: u64,
+}
+
+impl Store {
+    /// The oldest dirty marks, in the order of their revisions.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn marks(&self, limit: u64) -> Result<Vec<Mark>, Error> {
+        let models = entity::outbox::Entity::find()
+            .order_by_asc(entity::outbox::Column::Revision)
+            .limit(limit)
+            .all(&self.connection)
+            .await
+            .map_err(|error| fault(&error))?;
+        Ok(models
+            .into_iter()
+            .map(|model| Mark {
+                integration: IntegrationId(model.integration_id),
+                revision: model.revision as u64,
+            })
+            .collect())
+    }
+
+    /// Leaves a mark for an integration whose records are to be written again; gives it a new revision when the
+    /// stored one is not greater than `seen`.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn mark_again(&self, id: IntegrationId, seen: u64, now_ms: i64) -> Result<(), Error> {
+        use entity::integration::Column;
+        let transaction = self.begin().await?;
+        let next = next_revision(&transaction).await?;
+        let Some(model) = entity::integration::Entity::find_by_id(id.0)
+            .one(&transaction)
+            .await
+            .map_err(|error| fault(&error))?
+        else {
+            return Ok(());
+        };
+        let mut revision = model.revision;
+        if (model.revision as u64) < seen {
+            revision = next;
+            entity::integration::Entity::update_many()
+                .col_expr(Column::Revision, sea_orm::sea_query::Expr::value(next))
+                .filter(Column::Id.eq(id.0))
+                .exec(&transaction)
+                .await
+                .map_err(|error| fault(&error))?;
+        }
+        mark(&transaction, id, revision, now_ms).await?;
+        transaction.commit().await.map_err(|error| fault(&error))
+    }
+
+    /// Notes what was projected and clears the marks that have not been renewed since.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn projected(&self, done: &[(Mark, Projection)], now_ms: i64) -> Result<(), Error> {
+        use entity::projection;
+        if done.is_empty() {
+            return Ok(());
+        }
+        let transaction = self.begin().await?;
+        for (mark, projected) in done {
+            let model = projection::ActiveModel {
+                integration_id: Set(mark.integration.0),
+                revision: Set(projected.revision as i64),
+                position: Set(projected.position as i64),
+                time_ms: Set(now_ms),
+            };
+            projection::Entity::insert(model)
+                .on_conflict(
+                    OnConflict::column(projection::Column::IntegrationId)
+                        .update_columns([
+                            projection::Column::Revision,
+                            projection::Column::Position,
+                            projection::Column::TimeMs,
+                        ])
+                        .to_owned(),
+                )
+                .exec_without_returning(&transaction)
+                .await
+                .map_err(|error| fault(&error))?;
+            clear_mark(&transaction, *mark).await?;
+        }
+        transaction.commit().await.map_err(|error| fault(&error))
+    }
+
+    /// Clears a mark, unless it was renewed.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn clear_mark(&self, mark: Mark) -> Result<(), Error> {
+        clear_mark(&self.connection, mark).await
+    }
+
+    /// What has been projected of an integration.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn projection(&self, id: IntegrationId) -> Result<Option<Projection>, Error> {
+        let model = entity::projection::Entity::find_by_id(id.0)
+            .one(&self.connection)
+            .await
+            .map_err(|error| fault(&error))?;
+        Ok(model.map(from_projection))
+    }
+
+    /// What has been projected of these integrations.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn projections(
+        &self,
+        ids: &[IntegrationId],
+    ) -> Result<Vec<(IntegrationId, Projection)>, Error> {
+        let models = entity::projection::Entity::find()
+            .filter(entity::projection::Column::IntegrationId.is_in(ids.iter().map(|id| id.0)))
+            .all(&self.connection)
+            .await
+            .map_err(|error| fault(&error))?;
+        Ok(models
+            .into_iter()
+            .map(|model| (IntegrationId(model.integration_id), from_projection(model)))
+            .collect())
+    }
+
+    /// The life of a topic.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn life(&self, id: IntegrationId) -> Result<Option<Life>, Error> {
+        find(&self.connection, id).await
+    }
+
+    /// Lives that are on their way: neither live nor parked.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn restless_lives(&self) -> Result<Vec<Life>, Error> {
+        let models = entity::topic_life::Entity::find()
+            .filter(entity::topic_life::Column::Stage.is_not_in(["LIVE", "PARKED", "CREATE"]))
+            .order_by_asc(entity::topic_life::Column::DeadlineMs)
+            .limit(PAGE_ROWS_MAX)
+            .all(&self.connection)
+            .await
+            .map_err(|error| fault(&error))?;
+        models.into_iter().map(from_model).collect()
+    }
+
+    /// Saves a life that was read before and changed since; `false` when somebody else has changed it meanwhile.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn save_life(&self, life: &mut Life) -> Result<bool, Error> {
+        let saved = update(&self.connection, life).await?;
+        if saved {
+            life.version += 1;
+        }
+        Ok(saved)
+    }
+
+    /// Begins to park the topics of integrations that have been disabled since before `before_ms`; tells how many.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn park_disabled(&self, before_ms: i64) -> Result<u64, Error> {
+        use entity::{integration, topic_life};
+        let transaction = self.begin().await?;
+        // The counter's lock keeps an enabling call from passing in between.
+        next_revision(&transaction).await?;
+        let candidates: Vec<uuid::Uuid> = integration::Entity::find()
+            .select_only()
+            .column(integration::Column::Id)
+            .filter(integration::Column::Enabled.eq(false))
+            .filter(integration::Column::DisconnectedMs.lt(before_ms))
+            .filter(
+                integration::Column::Id.in_subquery(
+                    sea_orm::sea_query::Query::select()
+                        .column(topic_life::Column::IntegrationId)
+                        .from(topic_life::Entity)
+                        .and_where(topic_life::Column::Stage.eq("LIVE"))
+                        .to_owned(),
+                ),
+            )
+            .limit(PAGE_ROWS_MAX)
+            .into_tuple()
+            .all(&transaction)
+            .await
+            .map_err(|error| fault(&error))?;
+        for id in &candidates {
+            change(&transaction, IntegrationId(*id), |life| life.life.park()).await?;
+        }
+        transaction.commit().await.map_err(|error| fault(&error))?;
+        Ok(candidates.len() as u64)
+    }
+
+    /// Removes a life that has ended, with what is known about its integration's status and projection.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn bury(&self, id: IntegrationId) -> Result<(), Error> {
+        let transaction = self.begin().await?;
+        entity::topic_life::Entity::delete_by_id(id.0)
+            .exec(&transaction)
+            .await
+            .map_err(|error| fault(&error))?;
+        entity::projection::Entity::delete_by_id(id.0)
+            .exec(&transaction)
+            .await
+            .map_err(|error| fault(&error))?;
+        entity::integration_status::Entity::delete_many()
+            .filter(entity::integration_status::Column::IntegrationId.eq(id.0))
+            .exec(&transaction)
+            .await
+            .map_err(|error| fault(&error))?;
+        transaction.commit().await.map_err(|error| fault(&error))
+    }
+}
+
+pub(super) async fn mark(
+    transaction: &DatabaseTransaction,
+    id: IntegrationId,
+    revision: i64,
+    now_ms: i64,
+) -> Result<(), Error> {
+    use entity::outbox::Column;
+    let model = entity::outbox::ActiveModel {
+        integration_id: Set(id.0),
+        revision: Set(revision),
+        created_ms: Set(now_ms),
+    };
+    entity::outbox::Entity::insert(model)
+        .on_conflict(
+            OnConflict::column(Column::IntegrationId)
+                .update_columns([Column::Revision, Column::CreatedMs])
+                .to_owned(),
+        )
+        .exec_without_returning(transaction)
+        .await
+        .map_err(|error| fault(&error))?;
+    Ok(())
+}
+
+async fn clear_mark(connection: &impl ConnectionTrait, mark: Mark) -> Result<(), Error> {
+    entity::outbox::Entity::delete_many()
+        .filter(entity::outbox::Column::IntegrationId.eq(mark.integration.0))
+        .filter(entity::outbox::Column::Revision.eq(mark.revision as i64))
+        .exec(connection)
+        .await
+        .map_err(|error| fault(&error))?;
+    Ok(())
+}
+
+pub(super) async fn insert(
+    transaction: &DatabaseTransaction,
+    id: IntegrationId,
+    kind: &Kind,
+    life: TopicLife,
+    revision: i64,
+) -> Result<(), Error> {
+    let life = Life { integration: id, kind: kind.clone(), life, revision: revision as u64, version: 0 };
+    entity::topic_life::Entity::insert(to_model(&life))
+        .exec_without_returning(transaction)
+        .await
+        .map_err(|error| fault(&error))?;
+    Ok(())
+}
+
+pub(super) async fn find(
+    connection: &impl ConnectionTrait,
+    id: IntegrationId,
+) -> Result<Option<Life>, Error> {
+    let model =
+        entity::topic_life::Entity::find_by_id(id.0).one(connection).await.map_err(|error| fault(&error))?;
+    model.map(from_model).transpose()
+}
+
+/// Writes a life over the version that was read; `false` when that version is gone.
+pub(super) async fn update(connection: &impl ConnectionTrait, life: &Life) -> Result<bool, Error> {
+    use entity::topic_life::Column;
+    let mut model = to_model(life);
+    model.version = Set(life.version + 1);
+    let result = entity::topic_life::Entity::update_many()
+        .set(model)
+        .filter(Column::IntegrationId.eq(life.integration.0))
+        .filter(Column::Version.eq(life.version))
+        .exec(connection)
+        .await
+        .map_err(|error| fault(&error))?;
+    Ok(result.rows_affected == 1)
+}
+
+/// Changes a life, on top of whatever the relayer does to it meanwhile.
+pub(super) async fn change(
+    transaction: &DatabaseTransaction,
+    id: IntegrationId,
+    change: impl Fn(&mut Life),
+) -> Result<(), Error> {
+    loop {
+        let mut life = find(transaction, id)
+            .await?
+            .ok_or_else(|| Error::Corrupt(format!("no topic life of integration {id}")))?;
+        change(&mut life);
+        if update(transaction, &life).await? {
+            return Ok(());
+        }
+    }
+}
+
+fn to_model(life: &Life) -> entity::topic_life::ActiveModel {
+    let (stage, position, deadline) = match life.life.stage {
+        Stage::Create => ("CREATE", 0, 0),
+        Stage::Live => ("LIVE", 0, 0),
+        Stage::Withdraw => ("WITHDRAW", 0, 0),
+        Stage::AwaitNodes { position } => ("AWAIT_NODES", position, 0),
+        Stage::Dismiss => ("DISMISS", 0, 0),
+        Stage::AwaitStop { deadline } => ("AWAIT_STOP", 0, deadline.0),
+        Stage::Delete => ("DELETE", 0, 0),
+        Stage::Parked => ("PARKED", 0, 0),
+        Stage::AwaitTombstone { at } => ("AWAIT_TOMBSTONE", 0, at.0),
+        Stage::Gone => ("GONE", 0, 0),
+    };
+    let goal = match life.life.goal {
+        Goal::Keep => "KEEP",
+        Goal::Park => "PARK",
+        Goal::Remove => "REMOVE",
+    };
+    entity::topic_life::ActiveModel {
+        integration_id: Set(life.integration.0),
+        kind: Set(life.kind.to_string()),
+        goal: Set(goal.to_owned()),
+        stage: Set(stage.to_owned()),
+        position: Set(position as i64),
+        deadline_ms: Set(deadline as i64),
+        generation: Set(life.life.generation as i64),
+        revision: Set(life.revision as i64),
+        version: Set(life.version),
+    }
+}
+
+fn from_model(model: entity::topic_life::Model) -> Result<Life, Error> {
+    let integration = IntegrationId(model.integration_id);
+    let corrupt =
+        |what: &str| Error::Corrupt(format!("{what} of topic life {integration} that can't be read"));
+    let deadline = Millis(model.deadline_ms as u64);
+    let stage = match model.stage.as_str() {
+        "CREATE" => Stage::Create,
+        "LIVE" => Stage::Live,
+        "WITHDRAW" => Stage::Withdraw,
+        "AWAIT_NODES" => Stage::AwaitNodes { position: model.position as u64 },
+        "DISMISS" => Stage::Dismiss,
+        "AWAIT_STOP" => Stage::AwaitStop { deadline },
+        "DELETE" => Stage::Delete,
+        "PARKED" => Stage::Parked,
+        "AWAIT_TOMBSTONE" => Stage::AwaitTombstone { at: deadline },
+        "GONE" => Stage::Gone,
+        _ => return Err(corrupt("a stage")),
+    };
+    let goal = match model.goal.as_str() {
+        "KEEP" => Goal::Keep,
+        "PARK" => Goal::Park,
+        "REMOVE" => Goal::Remove,
+        _ => return Err(corrupt("a goal")),
+    };
+    Ok(Life {
+        integration,
+        kind: model.kind.parse().map_err(|_| corrupt("a kind"))?,
+        life: TopicLife { goal, stage, generation: model.generation as u64 },
+        revision: model.revision as u64,
+        version: model.version,
+    })
+}
+
+fn from_projection(model: entity::projection::Model) -> Projection {
+    Projection { revision: model.revision as u64, position: model.position as u64 }
+}

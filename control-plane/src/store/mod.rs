@@ -1,0 +1,247 @@
+//! The store: the only place that speaks SQL, on PostgreSQL and SQLite.
+//!
+//! Every change of an integration takes the next revision from one counter, whose row it locks first, in its own
+//! transaction: revisions become visible in their order. The same transaction writes the dirty mark that the relayer
+//! follows (architecture §4.7, §4.9).
+
+mod entity;
+mod event;
+mod integration;
+mod lease;
+mod life;
+mod node;
+
+use std::{path::Path, time::Duration};
+
+use sea_orm::{
+    ColumnTrait as _, ConnectOptions, Database, DatabaseConnection, DatabaseTransaction, DbErr,
+    EntityTrait as _, ExprTrait as _, QueryFilter as _, RuntimeErr, SqlErr, SqliteTransactionMode,
+    TransactionOptions, TransactionTrait as _, sea_query::Expr,
+};
+use tbmq_proto::ids::IntegrationId;
+
+pub use self::{
+    event::{EventBody, EventFilter, EventRow, StatusRow},
+    integration::{Change, Filter, New, Request, Row, Saved},
+    lease::{Lease, Observed},
+    life::{Life, Mark, Projection},
+    node::{KindRow, SessionRow},
+};
+
+/// Rows that a page or a batch holds at most.
+pub const PAGE_ROWS_MAX: u64 = 1_000;
+
+/// A store is open as long as it lives; clones share its pool.
+#[derive(Clone, Debug)]
+pub struct Store {
+    connection: DatabaseConnection,
+}
+
+/// Why something was not read or not saved, by what the caller can do.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// The database can't be reached, or is too busy; nothing was saved.
+    #[error("the database is unavailable: {0}")]
+    Unavailable(String),
+    /// Another integration has this name.
+    #[error("an integration named {0:?} exists already")]
+    NameTaken(String),
+    /// Another integration has this id.
+    #[error("an integration with id {0} exists already, or is still being removed")]
+    IdTaken(IntegrationId),
+    /// There is no such integration.
+    #[error("integration {0} does not exist")]
+    NotFound(IntegrationId),
+    /// The integration has changed since it was read.
+    #[error("the integration has revision {actual}, not {expected}")]
+    Stale {
+        /// What the caller has seen.
+        expected: u64,
+        /// What is stored.
+        actual: u64,
+    },
+    /// The integration is disabled.
+    #[error("the integration is disabled")]
+    Disabled,
+    /// This request id was used, within the last 10 minutes, by the same request, for this integration.
+    #[error("the request was done already")]
+    Replayed(IntegrationId),
+    /// This request id was used by another request.
+    #[error("request id {0:?} was used for another request")]
+    RequestReused(String),
+    /// A row holds what this version can't read.
+    #[error("the database holds {0}")]
+    Corrupt(String),
+    /// The database refused the statement; trying again won't help.
+    #[error("the database refused: {0}")]
+    Refused(String),
+}
+
+/// How to open a store.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// `postgres://…` or `sqlite://…`.
+    pub url: String,
+    /// Connections at most; SQLite writes through one of them at a time anyway.
+    pub connections: u32,
+    /// How long to wait for a connection or a lock.
+    pub patience: Duration,
+}
+
+impl Options {
+    /// A SQLite file, created when it is missing.
+    pub fn sqlite(path: &Path) -> Self {
+        Self {
+            url: format!("sqlite://{}?mode=rwc", path.display()),
+            connections: 4,
+            patience: Duration::from_secs(5),
+        }
+    }
+}
+
+impl Store {
+    /// Connects and brings the schema up to date.
+    ///
+    /// # Errors
+    /// When the database can't be reached or migrated.
+    pub async fn open(options: &Options) -> Result<Self, Error> {
+        let mut single = connect_options(options);
+        single.max_connections(1).min_connections(1);
+        let migrator = Database::connect(single).await.map_err(|error| fault(&error))?;
+        tbmq_migrations::migrate(&migrator).await.map_err(|error| fault(&error))?;
+        migrator.close().await.map_err(|error| fault(&error))?;
+        let connection = Database::connect(connect_options(options)).await.map_err(|error| fault(&error))?;
+        Ok(Self { connection })
+    }
+
+    /// Closes all connections.
+    pub async fn close(self) {
+        if let Err(error) = self.connection.close().await {
+            tracing::debug!(%error, "the store did not close cleanly");
+        }
+    }
+
+    /// Tells whether the database answers.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub async fn ping(&self) -> Result<(), Error> {
+        self.connection.ping().await.map_err(|error| fault(&error))
+    }
+
+    /// A transaction that may write. SQLite takes its write lock at once: a later upgrade could not wait.
+    async fn begin(&self) -> Result<DatabaseTransaction, Error> {
+        let options = TransactionOptions {
+            sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
+            ..TransactionOptions::default()
+        };
+        self.connection.begin_with_options(options).await.map_err(|error| fault(&error))
+    }
+
+    /// Raises the counter so that the next revision is greater than `seen`.
+    ///
+    /// # Errors
+    /// When the database can't be reached.
+    pub async fn raise_revision(&self, seen: u64) -> Result<(), Error> {
+        entity::counter::Entity::update_many()
+            .col_expr(entity::counter::Column::Value, Expr::value(seen as i64))
+            .filter(entity::counter::Column::Name.eq("revision"))
+            .filter(entity::counter::Column::Value.lt(seen as i64))
+            .exec(&self.connection)
+            .await
+            .map_err(|error| fault(&error))?;
+        Ok(())
+    }
+
+    /// The latest revision that was given out.
+    ///
+    /// # Errors
+    /// When the database can't be reached.
+    pub async fn revision(&self) -> Result<u64, Error> {
+        read_counter(&self.connection).await
+    }
+}
+
+fn connect_options(options: &Options) -> ConnectOptions {
+    let mut connect = ConnectOptions::new(options.url.clone());
+    let patience = options.patience;
+    connect
+        .max_connections(options.connections)
+        .acquire_timeout(patience)
+        .connect_timeout(patience)
+        .sqlx_logging(false)
+        .map_sqlx_sqlite_opts(move |sqlite| {
+            // WAL: readers don't wait for the writer. FULL: an answered call survives a power loss.
+            sqlite
+                .pragma("journal_mode", "WAL")
+                .pragma("synchronous", "FULL")
+                .pragma("busy_timeout", patience.as_millis().to_string())
+        });
+    connect
+}
+
+/// Takes the next revision. The counter's row stays locked until the transaction ends.
+async fn next_revision(transaction: &DatabaseTransaction) -> Result<i64, Error> {
+    entity::counter::Entity::update_many()
+        .col_expr(entity::counter::Column::Value, Expr::col(entity::counter::Column::Value).add(1_i64))
+        .filter(entity::counter::Column::Name.eq("revision"))
+        .exec(transaction)
+        .await
+        .map_err(|error| fault(&error))?;
+    Ok(read_counter(transaction).await? as i64)
+}
+
+async fn read_counter(connection: &impl sea_orm::ConnectionTrait) -> Result<u64, Error> {
+    let row = entity::counter::Entity::find_by_id("revision".to_owned())
+        .one(connection)
+        .await
+        .map_err(|error| fault(&error))?
+        .ok_or_else(|| Error::Corrupt("no revision counter".to_owned()))?;
+    Ok(row.value as u64)
+}
+
+/// What a database error means for the caller.
+fn fault(error: &DbErr) -> Error {
+    let text = error.to_string();
+    if let Some(SqlErr::UniqueConstraintViolation(_) | SqlErr::ForeignKeyConstraintViolation(_)) =
+        error.sql_err()
+    {
+        return Error::Refused(text);
+    }
+    match error {
+        DbErr::Exec(RuntimeErr::SqlxError(inner)) | DbErr::Query(RuntimeErr::SqlxError(inner)) => {
+            match inner.as_ref() {
+                sea_orm::SqlxError::Database(database) => {
+                    let code = database.code().unwrap_or_default().into_owned();
+                    // SQLite: 5 busy, 6 locked, 10 I/O, 13 full, with extended codes. PostgreSQL: 08 connection, 40
+                    // rolled back, 53 resources, 55 not ready, 57 intervention, 25006 read-only.
+                    let sqlite_code =
+                        code.parse::<u32>().ok().filter(|_| code.len() < 5).map(|code| code & 0xff);
+                    let is_away = matches!(sqlite_code, Some(5 | 6 | 10 | 13))
+                        || ["08", "40", "53", "55", "57"]
+                            .iter()
+                            .any(|class| code.len() == 5 && code.starts_with(class))
+                        || code == "25006";
+                    if is_away { Error::Unavailable(text) } else { Error::Refused(text) }
+                }
+                sea_orm::SqlxError::Io(_)
+                | sea_orm::SqlxError::PoolTimedOut
+                | sea_orm::SqlxError::PoolClosed
+                | sea_orm::SqlxError::Protocol(_)
+                | sea_orm::SqlxError::Tls(_)
+                | sea_orm::SqlxError::WorkerCrashed => Error::Unavailable(text),
+                _ => Error::Refused(text),
+            }
+        }
+        DbErr::Conn(_) | DbErr::ConnectionAcquire(_) => Error::Unavailable(text),
+        _ => Error::Refused(text),
+    }
+}
+
+/// Whether a unique constraint was hit, and which column it speaks of.
+fn unique_violation(error: &DbErr) -> Option<String> {
+    match error.sql_err() {
+        Some(SqlErr::UniqueConstraintViolation(text)) => Some(text),
+        _ => None,
+    }
+}

@@ -1,0 +1,247 @@
+//! Drives the control plane's end of the validation exchange: requests onto the downlink topics, replies from the
+//! notifications topic, both through [`Validations`].
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use parking_lot::Mutex;
+use tbmq_bus::{CompletionQueue, Outgoing, Writer};
+use tbmq_integration::{
+    Millis,
+    validation::{End, ExchangeId, Step, TooManyPending, Validations},
+    wire::{self, ValidationReply, ValidationRequest},
+};
+use tbmq_proto::topic::Catalogue;
+use tokio::sync::{Notify, oneshot};
+use uuid::Uuid;
+
+use crate::metrics::Metrics;
+
+/// Tombstones that wait for room in the writer, at most.
+const TOMBSTONES_MAX: usize = 4_096;
+
+/// Asks executors and waits for their answers.
+pub(crate) struct Validator {
+    state: Mutex<State>,
+    changed: Notify,
+    began: Instant,
+    catalogue: Catalogue,
+    metrics: Metrics,
+}
+
+struct State {
+    machine: Validations,
+    /// One per pending exchange; the machine limits them.
+    callers: BTreeMap<ExchangeId, Caller>,
+    /// Kind and key of requests whose tombstones found no room in the writer.
+    tombstones: VecDeque<(String, Uuid)>,
+}
+
+struct Caller {
+    request: ValidationRequest,
+    answer: Option<oneshot::Sender<End>>,
+}
+
+/// What the driver's loop is to write.
+enum Write {
+    Request(ValidationRequest),
+    Tombstone(String, Uuid),
+}
+
+impl std::fmt::Debug for Validator {
+    // Requests may hold secrets.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Validator").finish_non_exhaustive()
+    }
+}
+
+impl Validator {
+    pub(crate) fn new(limit: std::num::NonZeroUsize, catalogue: Catalogue, metrics: Metrics) -> Self {
+        let state =
+            State { machine: Validations::new(limit), callers: BTreeMap::new(), tombstones: VecDeque::new() };
+        Self { state: Mutex::new(state), changed: Notify::new(), began: Instant::now(), catalogue, metrics }
+    }
+
+    fn now(&self) -> Millis {
+        Millis(self.began.elapsed().as_millis() as u64)
+    }
+
+    /// Asks, and waits at most `patience`. Dropping the future ends the exchange. Ids and times of `request` are set
+    /// here.
+    pub(crate) async fn ask(
+        &self,
+        request: ValidationRequest,
+        patience: Duration,
+    ) -> Result<End, TooManyPending> {
+        let (answer, answered) = oneshot::channel();
+        let exchange = {
+            let mut state = self.state.lock();
+            let ids = [Uuid::new_v4(), Uuid::new_v4()];
+            let exchange = state.machine.request(self.now(), ids, patience).inspect_err(|_| {
+                self.metrics.validations_refused.inc();
+            })?;
+            state.callers.insert(exchange, Caller { request, answer: Some(answer) });
+            exchange
+        };
+        self.metrics.validations.inc();
+        self.changed.notify_one();
+        let _cancel = Cancel { validator: self, exchange };
+        // The machine lets every exchange leave, so the sender is dropped only with the whole process.
+        Ok(answered.await.unwrap_or(End::Expired))
+    }
+
+    /// Takes a reply from the notifications topic.
+    pub(crate) fn reply(&self, reply: ValidationReply) {
+        let id = reply.id;
+        if self.state.lock().machine.reply(reply) {
+            self.changed.notify_one();
+        } else {
+            tracing::debug!(request = %id, "reply that nobody waits for");
+        }
+    }
+
+    /// Writes requests and tombstones, and lets time pass. Runs for ever; cancel-safe.
+    pub(crate) async fn run(&self, writer: Arc<dyn Writer>) {
+        let completions = CompletionQueue::new();
+        let mut outcomes = Vec::new();
+        // One entry per record in flight, which the writer's budget limits.
+        let mut tickets: BTreeMap<u64, Uuid> = BTreeMap::new();
+        let mut next_ticket = 0_u64;
+        let mut handles = BTreeMap::new();
+        loop {
+            let (writes, deadline) = self.advance();
+            let mut full = false;
+            for write in writes {
+                let (kind, id, value) = match &write {
+                    Write::Request(request) => {
+                        (request.kind.as_str(), request.id, Some(wire::encode_request(request)))
+                    }
+                    Write::Tombstone(kind, id) => (kind.as_str(), *id, None),
+                };
+                if !handles.contains_key(kind) {
+                    let Ok(parsed) = kind.parse() else { continue };
+                    handles.insert(kind.to_owned(), writer.topic(&self.catalogue.downlink(&parsed).name));
+                }
+                let handle = &handles[kind];
+                let key = id.to_string();
+                let record = Outgoing {
+                    partition: None,
+                    key: Some(key.as_bytes()),
+                    value: value.as_deref(),
+                    headers: &[],
+                };
+                next_ticket += 1;
+                match writer.submit(handle, record, next_ticket, &completions) {
+                    Ok(()) if value.is_some() => {
+                        tickets.insert(next_ticket, id);
+                    }
+                    Ok(()) => {}
+                    Err(error) => {
+                        full = true;
+                        match write {
+                            Write::Request(request) => self.failed(request.id, &error.to_string()),
+                            Write::Tombstone(kind, id) => self.keep_tombstone(kind, id),
+                        }
+                    }
+                }
+            }
+            let pause = match deadline {
+                Some(deadline) => deadline.since(self.now()),
+                None => Duration::from_hours(1),
+            };
+            let pause = if full { pause.min(Duration::from_millis(50)) } else { pause };
+            tokio::select! {
+                () = self.changed.notified() => {}
+                () = completions.wait(&mut outcomes) => {
+                    for outcome in outcomes.drain(..) {
+                        let request = tickets.remove(&outcome.ticket);
+                        match (outcome.result, request) {
+                            (Err(error), Some(request)) => self.failed(request, &error.to_string()),
+                            (Err(error), None) => {
+                                // The reconciler finds what was left.
+                                tracing::debug!(%error, "tombstone of a request was not written");
+                                self.metrics.tombstones_dropped.inc();
+                            }
+                            (Ok(_), Some(request)) => self.state.lock().machine.written(request),
+                            (Ok(_), None) => {}
+                        }
+                    }
+                }
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+    }
+
+    fn failed(&self, request: Uuid, reason: &str) {
+        self.state.lock().machine.undelivered(request, reason);
+        // The permit stays until the loop looks again.
+        self.changed.notify_one();
+    }
+
+    fn keep_tombstone(&self, kind: String, id: Uuid) {
+        let mut state = self.state.lock();
+        if state.tombstones.len() < TOMBSTONES_MAX {
+            state.tombstones.push_back((kind, id));
+        } else {
+            self.metrics.tombstones_dropped.inc();
+        }
+    }
+
+    fn advance(&self) -> (Vec<Write>, Option<Millis>) {
+        let now = self.now();
+        let now_ms = tbmq_service::time::now_ms();
+        let mut state = self.state.lock();
+        let state = &mut *state;
+        state.machine.tick(now);
+        let mut writes: Vec<Write> =
+            state.tombstones.drain(..).map(|(kind, id)| Write::Tombstone(kind, id)).collect();
+        while let Some(step) = state.machine.poll() {
+            match step {
+                Step::Send { exchange, request, deadline } => {
+                    let Some(caller) = state.callers.get(&exchange) else { continue };
+                    writes.push(Write::Request(ValidationRequest {
+                        id: request,
+                        created_ms: now_ms,
+                        deadline_ms: now_ms + deadline.since(now).as_millis() as i64,
+                        ..caller.request.clone()
+                    }));
+                }
+                Step::Withdraw { exchange, request } => {
+                    let Some(caller) = state.callers.get(&exchange) else { continue };
+                    writes.push(Write::Tombstone(caller.request.kind.to_string(), request));
+                }
+                Step::Ended { exchange, end } => {
+                    if end == End::Expired {
+                        self.metrics.validations_expired.inc();
+                    }
+                    let answer = state.callers.remove(&exchange).and_then(|caller| caller.answer);
+                    // Nobody listens when the caller has gone away.
+                    if let Some(answer) = answer {
+                        answer.send(end).ok();
+                    }
+                }
+            }
+        }
+        (writes, state.machine.next_deadline())
+    }
+}
+
+/// Ends an exchange whose caller has gone away.
+struct Cancel<'a> {
+    validator: &'a Validator,
+    exchange: ExchangeId,
+}
+
+impl Drop for Cancel<'_> {
+    fn drop(&mut self) {
+        let mut state = self.validator.state.lock();
+        if state.callers.contains_key(&self.exchange) {
+            state.machine.cancel(self.exchange);
+            drop(state);
+            self.validator.changed.notify_one();
+        }
+    }
+}

@@ -1,0 +1,9 @@
+//! A control plane in this process, over the bus in memory and SQLite, with executors and data planes played by the
+//! tests.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod api;
+mod postgres;
+mod relay;
+mod store;
+mod support;

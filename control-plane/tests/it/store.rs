@@ -1,0 +1,342 @@
+//! The contract of the store, for every database.
+
+use std::{collections::BTreeMap, path::Path};
+
+use tbmq_control_plane::store::{
+    Change, Error, EventBody, EventFilter, EventRow, Filter, KindRow, Mark, New, Options, Projection,
+    Request, Saved, SessionRow, Store,
+};
+use tbmq_integration::{Millis, cleanup::Stage};
+use tbmq_proto::ids::IntegrationId;
+use uuid::Uuid;
+
+fn saved(now_ms: i64) -> Saved<'static> {
+    Saved { service_id: "cp1", incarnation: "i", now_ms, request: None }
+}
+
+fn new(name: &str) -> New {
+    New {
+        id: IntegrationId(Uuid::new_v4()),
+        name: name.to_owned(),
+        kind: "HTTP".parse().unwrap(),
+        enabled: true,
+        configuration: "{ \"x\" : 1.0 }".to_owned(),
+        labels: BTreeMap::from([("k".to_owned(), "ü".to_owned())]),
+        description: "d".to_owned(),
+    }
+}
+
+fn change(name: &str) -> Change {
+    Change {
+        name: name.to_owned(),
+        enabled: true,
+        configuration: "{}".to_owned(),
+        labels: BTreeMap::new(),
+        description: String::new(),
+    }
+}
+
+fn lifecycle(id: IntegrationId, epoch: u64, seq: u64, event: &str, error: Option<&str>) -> EventRow {
+    EventRow {
+        event_id: Uuid::now_v7(),
+        integration: id,
+        time_ms: 1_000 - seq as i64,
+        service_id: "ie1".to_owned(),
+        shard: 0,
+        revision: 1,
+        epoch,
+        incarnation: "i".to_owned(),
+        seq,
+        body: EventBody::Lifecycle {
+            event: event.to_owned(),
+            success: error.is_none(),
+            error: error.map(ToOwned::to_owned),
+        },
+    }
+}
+
+/// Everything that the control plane relies on.
+pub(crate) async fn contract(options: Options) {
+    let store = Store::open(&options).await.unwrap();
+    revisions_rise_and_rows_survive(&store).await;
+    names_are_unique_and_stale_writes_fail(&store).await;
+    requests_are_done_once(&store).await;
+    marks_are_cleared_only_when_unchanged(&store).await;
+    pages_follow_names(&store).await;
+    events_are_stored_once_and_ordered_by_owner(&store).await;
+    lives_go_on_and_park(&store).await;
+    leases_have_one_holder(&store).await;
+    sessions_belong_to_the_newest_incarnation(&store).await;
+    kinds_are_kept(&store).await;
+    concurrent_writers_get_distinct_revisions(&store).await;
+    store.close().await;
+    // A second opening finds everything.
+    let store = Store::open(&options).await.unwrap();
+    assert!(store.revision().await.unwrap() > 0);
+    assert!(!store.kinds().await.unwrap().is_empty());
+    store.close().await;
+}
+
+async fn revisions_rise_and_rows_survive(store: &Store) {
+    let row = store.create(new("first"), saved(7)).await.unwrap();
+    assert_eq!(store.get(row.id).await.unwrap(), row);
+    assert_eq!((row.created_ms, row.updated_ms, row.disconnected_ms), (7, 7, None));
+    let disabled = store.set_enabled(row.id, None, false, saved(8)).await.unwrap();
+    assert!(disabled.revision > row.revision);
+    assert_eq!(disabled.disconnected_ms, Some(8));
+    let again = store.set_enabled(row.id, None, false, saved(9)).await.unwrap();
+    assert_eq!(again, disabled, "what is so already stays as it is");
+    assert_eq!(store.restart(row.id, saved(9)).await.unwrap_err(), Error::Disabled);
+    let enabled = store.set_enabled(row.id, Some(disabled.revision), true, saved(10)).await.unwrap();
+    assert_eq!((enabled.disconnected_ms, enabled.created_ms), (None, 7));
+    store.delete(row.id, None, saved(11)).await.unwrap();
+    assert_eq!(store.get(row.id).await.unwrap_err(), Error::NotFound(row.id));
+    assert_eq!(store.delete(row.id, None, saved(11)).await.unwrap_err(), Error::NotFound(row.id));
+    let filter = EventFilter { integration: Some(row.id), limit: 10, ..EventFilter::default() };
+    let names: Vec<String> = store
+        .events(&filter)
+        .await
+        .unwrap()
+        .into_iter()
+        .map(|event| match event.body {
+            EventBody::Lifecycle { event, .. } => event,
+            other => format!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(names, ["DELETED", "UPDATED", "UPDATED", "CREATED"]);
+    let twin = New { id: row.id, ..new("twin") };
+    assert_eq!(
+        store.create(twin, saved(12)).await.unwrap_err(),
+        Error::IdTaken(row.id),
+        "it is being removed"
+    );
+}
+
+async fn names_are_unique_and_stale_writes_fail(store: &Store) {
+    let one = store.create(new("one"), saved(1)).await.unwrap();
+    let two = store.create(new("two"), saved(1)).await.unwrap();
+    assert_eq!(store.create(new("one"), saved(1)).await.unwrap_err(), Error::NameTaken("one".to_owned()));
+    let taken = store.update(two.id, two.revision, change("one"), saved(2)).await.unwrap_err();
+    assert_eq!(taken, Error::NameTaken("one".to_owned()));
+    assert!(store.is_name_taken("one", Some(two.id)).await.unwrap());
+    assert!(!store.is_name_taken("one", Some(one.id)).await.unwrap());
+    assert_eq!(store.get(two.id).await.unwrap(), two, "a refused change leaves nothing");
+    let stale = store.update(two.id, two.revision - 1, change("x"), saved(2)).await.unwrap_err();
+    assert_eq!(stale, Error::Stale { expected: two.revision - 1, actual: two.revision });
+    store.delete(one.id, Some(one.revision), saved(3)).await.unwrap();
+    store.update(two.id, two.revision, change("one"), saved(4)).await.unwrap();
+}
+
+async fn requests_are_done_once(store: &Store) {
+    let request = Request { method: "Create", id: "r1".to_owned(), fingerprint: "f".to_owned() };
+    let saved = |now_ms| Saved { request: Some(&request), ..saved(now_ms) };
+    store.recall(&request, 0).await.unwrap();
+    let row = store.create(new("once"), saved(0)).await.unwrap();
+    assert_eq!(store.recall(&request, 599_999).await.unwrap_err(), Error::Replayed(row.id));
+    assert_eq!(store.create(new("twice"), saved(10)).await.unwrap_err(), Error::Replayed(row.id));
+    assert!(!store.is_name_taken("twice", None).await.unwrap());
+    let other = Request { fingerprint: "g".to_owned(), ..request.clone() };
+    assert_eq!(store.recall(&other, 10).await.unwrap_err(), Error::RequestReused("r1".to_owned()));
+    store.recall(&other, 600_000).await.unwrap();
+    assert_eq!(store.forget_requests(600_001).await.unwrap(), 1);
+}
+
+async fn marks_are_cleared_only_when_unchanged(store: &Store) {
+    let row = store.create(new("marked"), saved(1)).await.unwrap();
+    let old = Mark { integration: row.id, revision: row.revision };
+    let newer = store.restart(row.id, saved(2)).await.unwrap();
+    let projection = Projection { revision: row.revision, position: 9 };
+    store.projected(&[(old, projection)], 3).await.unwrap();
+    assert_eq!(store.projection(row.id).await.unwrap(), Some(projection));
+    let mark = Mark { integration: row.id, revision: newer.revision };
+    assert!(store.marks(100).await.unwrap().contains(&mark), "the renewed mark stays");
+    store.projected(&[(mark, Projection { revision: newer.revision, position: 10 })], 3).await.unwrap();
+    assert!(!store.marks(100).await.unwrap().contains(&mark));
+    let revisions: Vec<u64> = store.marks(100).await.unwrap().iter().map(|mark| mark.revision).collect();
+    assert!(revisions.is_sorted());
+    // A repair takes a new revision only where the bus has seen a greater one.
+    store.mark_again(row.id, newer.revision, 4).await.unwrap();
+    assert_eq!(store.get(row.id).await.unwrap().revision, newer.revision);
+    let seen = store.revision().await.unwrap() + 100;
+    store.raise_revision(seen).await.unwrap();
+    store.raise_revision(3).await.unwrap();
+    store.mark_again(row.id, seen, 4).await.unwrap();
+    assert!(store.get(row.id).await.unwrap().revision > seen);
+}
+
+async fn pages_follow_names(store: &Store) {
+    for name in ["page b", "page a", "page C", "50% page_"] {
+        store.create(new(name), saved(1)).await.unwrap();
+    }
+    let filter = Filter { text: "PAGE".to_owned(), after: None, limit: 2 };
+    let (first, total) = store.list(&filter).await.unwrap();
+    assert_eq!((first.len(), total), (2, 4));
+    let after = first.last().map(|row| row.name.clone());
+    let (second, _) = store.list(&Filter { after, ..filter }).await.unwrap();
+    let mut names: Vec<String> = first.into_iter().chain(second).map(|row| row.name).collect();
+    names.sort();
+    assert_eq!(names, ["50% page_", "page C", "page a", "page b"]);
+    let wild = Filter { text: "0% PAGE_".to_owned(), after: None, limit: 9 };
+    assert_eq!(store.list(&wild).await.unwrap().1, 1, "wildcards of SQL are plain text");
+    assert_eq!(
+        store.scan(None).await.unwrap().len(),
+        store.list(&Filter { limit: 1000, ..Filter::default() }).await.unwrap().0.len()
+    );
+}
+
+async fn events_are_stored_once_and_ordered_by_owner(store: &Store) {
+    let row = store.create(new("events"), saved(1)).await.unwrap();
+    let status = async || {
+        let statuses = store.statuses(&[row.id]).await.unwrap();
+        statuses.first().map(|status| (status.event.clone(), status.epoch))
+    };
+    let started = lifecycle(row.id, 5, 1, "STARTED", None);
+    store.store_events(&[started.clone(), started.clone()]).await.unwrap();
+    store.store_events(std::slice::from_ref(&started)).await.unwrap();
+    let filter =
+        EventFilter { integration: Some(row.id), event_type: Some(1), limit: 100, ..EventFilter::default() };
+    assert_eq!(
+        store.events(&filter).await.unwrap().iter().filter(|e| e.event_id == started.event_id).count(),
+        1
+    );
+    // A later owner wins whatever its clock says; the earlier one's stragglers change nothing.
+    store.store_events(&[lifecycle(row.id, 6, 1, "FAILED", Some("no"))]).await.unwrap();
+    store.store_events(&[lifecycle(row.id, 5, 9, "STOPPED", None)]).await.unwrap();
+    assert_eq!(status().await, Some(("FAILED".to_owned(), 6)));
+    store
+        .store_events(&[lifecycle(row.id, 6, 3, "STARTED", None), lifecycle(row.id, 6, 2, "STOPPED", None)])
+        .await
+        .unwrap();
+    assert_eq!(status().await, Some(("STARTED".to_owned(), 6)));
+    store.restart(row.id, saved(2)).await.unwrap();
+    assert_eq!(status().await, Some((String::new(), 6)), "void until the next event");
+    store.reset_epochs(3).await.unwrap();
+    store.store_events(&[lifecycle(row.id, 1, 1, "STARTED", None)]).await.unwrap();
+    assert_eq!(status().await, Some(("STARTED".to_owned(), 1)));
+    let stranger = IntegrationId(Uuid::new_v4());
+    store.store_events(&[lifecycle(stranger, 1, 1, "STARTED", None)]).await.unwrap();
+    assert!(store.statuses(&[stranger]).await.unwrap().is_empty(), "stragglers of the gone have no status");
+    // Pages, newest first.
+    let first = store.events(&EventFilter { limit: 3, ..filter.clone() }).await.unwrap();
+    let last = first.last().unwrap();
+    let rest = EventFilter { before: Some((last.time_ms, last.event_id)), ..filter.clone() };
+    let all: Vec<Uuid> = store.events(&filter).await.unwrap().iter().map(|event| event.event_id).collect();
+    let paged: Vec<Uuid> =
+        first.iter().chain(&store.events(&rest).await.unwrap()).map(|event| event.event_id).collect();
+    assert_eq!(paged, all);
+    assert!(store.delete_events_before(5).await.unwrap() > 0);
+    assert!(store.events(&filter).await.unwrap().iter().all(|event| event.time_ms >= 5));
+}
+
+async fn lives_go_on_and_park(store: &Store) {
+    let row = store.create(new("parked"), saved(1)).await.unwrap();
+    let mut life = store.life(row.id).await.unwrap().unwrap();
+    let mut stale = life.clone();
+    life.life.created();
+    assert!(store.save_life(&mut life).await.unwrap());
+    stale.life.created();
+    assert!(!store.save_life(&mut stale).await.unwrap(), "two writers notice each other");
+    store.set_enabled(row.id, None, false, saved(100)).await.unwrap();
+    assert_eq!(store.park_disabled(100).await.unwrap(), 0);
+    assert_eq!(store.park_disabled(101).await.unwrap(), 1);
+    assert_eq!(store.park_disabled(101).await.unwrap(), 0, "it is on its way already");
+    let mut life =
+        store.restless_lives().await.unwrap().into_iter().find(|life| life.integration == row.id).unwrap();
+    for stage in [
+        Stage::AwaitNodes { position: 7 },
+        Stage::AwaitStop { deadline: Millis(9) },
+        Stage::Delete,
+        Stage::Parked,
+    ] {
+        life.life.stage = stage;
+        assert!(store.save_life(&mut life).await.unwrap());
+        assert_eq!(store.life(row.id).await.unwrap().unwrap(), life);
+    }
+    store.set_enabled(row.id, None, true, saved(200)).await.unwrap();
+    let life = store.life(row.id).await.unwrap().unwrap().life;
+    assert_eq!((life.stage, life.generation), (Stage::Create, 2));
+    store.delete(row.id, None, saved(201)).await.unwrap();
+    store.bury(row.id).await.unwrap();
+    assert_eq!(store.life(row.id).await.unwrap(), None);
+}
+
+async fn leases_have_one_holder(store: &Store) {
+    let free = store.observe_lease("test").await.unwrap();
+    assert_eq!(free.holder, "");
+    let mut first = store.take_lease("test", &free, "a").await.unwrap().unwrap();
+    assert_eq!(store.take_lease("test", &free, "b").await.unwrap(), None, "it does not stand so any more");
+    assert!(store.renew_lease("test", &mut first, "a").await.unwrap());
+    let seen = store.observe_lease("test").await.unwrap();
+    let second = store.take_lease("test", &seen, "b").await.unwrap().unwrap();
+    assert!(second.fencing > first.fencing);
+    assert!(!store.renew_lease("test", &mut first, "a").await.unwrap());
+    store.release_lease("test", first).await.unwrap();
+    assert_eq!(store.observe_lease("test").await.unwrap().holder, "b", "only the holder gives back");
+    store.release_lease("test", second).await.unwrap();
+    assert_eq!(store.observe_lease("test").await.unwrap().holder, "");
+}
+
+async fn sessions_belong_to_the_newest_incarnation(store: &Store) {
+    let session = |incarnation: &str| SessionRow {
+        service_id: "dp1".to_owned(),
+        incarnation: incarnation.to_owned(),
+        replica: "cp1".to_owned(),
+        version: "1".to_owned(),
+        addresses: vec!["mqtt://h:1883".to_owned()],
+        capabilities: Vec::new(),
+        seen_ms: 10,
+    };
+    assert_eq!(store.open_session(&session("2")).await.unwrap(), None);
+    assert_eq!(store.open_session(&session("1")).await.unwrap(), Some("2".to_owned()));
+    assert_eq!(store.touch_session("dp1", "2", 20).await.unwrap(), None);
+    assert_eq!(store.open_session(&session("3")).await.unwrap(), None);
+    assert_eq!(store.touch_session("dp1", "2", 30).await.unwrap(), Some("3".to_owned()));
+    store.close_session("dp1", "2").await.unwrap();
+    assert_eq!(store.sessions(0).await.unwrap(), [session("3")]);
+    assert!(store.sessions(11).await.unwrap().is_empty());
+}
+
+async fn kinds_are_kept(store: &Store) {
+    let kind = |schema: &str| KindRow {
+        name: "HTTP".to_owned(),
+        json_schema: schema.to_owned(),
+        schema_hash: "h".to_owned(),
+    };
+    store.save_kind(&kind("{}"), 1).await.unwrap();
+    store.save_kind(&kind("true"), 2).await.unwrap();
+    assert_eq!(store.kinds().await.unwrap(), [kind("true")]);
+}
+
+async fn concurrent_writers_get_distinct_revisions(store: &Store) {
+    let row = store.create(new("busy"), saved(1)).await.unwrap();
+    let tasks: Vec<_> = (0..20)
+        .map(|i| {
+            let (store, id) = (store.clone(), row.id);
+            tokio::spawn(
+                async move { store.set_enabled(id, None, i % 2 == 0, saved(i)).await.unwrap().revision },
+            )
+        })
+        .collect();
+    let mut last = 0;
+    for task in tasks {
+        last = last.max(task.await.unwrap());
+    }
+    assert_eq!(store.get(row.id).await.unwrap().revision, last, "the last revision is the last change");
+}
+
+fn sqlite(folder: &Path) -> Options {
+    Options::sqlite(&folder.join("store.db"))
+}
+
+#[tokio::test]
+async fn sqlite_keeps_the_contract() {
+    let folder = tempfile::tempdir().unwrap();
+    contract(sqlite(folder.path())).await;
+}
+
+#[tokio::test]
+async fn a_store_that_is_away_is_unavailable() {
+    let options =
+        Options { url: "postgres://nobody@127.0.0.1:1/x".to_owned(), ..sqlite(Path::new("/nowhere")) };
+    assert!(matches!(Store::open(&options).await.unwrap_err(), Error::Unavailable(_)));
+}

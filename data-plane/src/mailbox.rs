@@ -1,0 +1,187 @@
+//! What others leave for a connection's task: deliveries, outcomes of the bus, commands. Bounded, and empty memory when
+//! idle (architecture §4.23).
+
+use std::{collections::VecDeque, task::Waker};
+
+use futures_util::task::AtomicWaker;
+use parking_lot::Mutex;
+use tbmq_mqtt::{
+    packet::{Qos, ReasonCode},
+    session::{Delivery, End},
+};
+
+/// One connection's mailbox.
+#[derive(Debug)]
+pub(crate) struct Mailbox {
+    /// The connection's number, never used twice by a process.
+    pub(crate) number: u64,
+    limits: QueueLimits,
+    inner: Mutex<Inner>,
+    waker: AtomicWaker,
+}
+
+/// How much may wait for one connection.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct QueueLimits {
+    pub(crate) messages: usize,
+    pub(crate) bytes: usize,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    deliveries: VecDeque<Delivery>,
+    delivery_bytes: usize,
+    mail: Mail,
+    is_closed: bool,
+}
+
+/// Everything but deliveries.
+#[derive(Debug, Default)]
+pub(crate) struct Mail {
+    /// Outcomes of records; at most as many as the connection has in flight.
+    pub(crate) outcomes: Vec<Outcome>,
+    /// A deadline has passed.
+    pub(crate) is_due: bool,
+    /// The bus may have room again.
+    pub(crate) has_room: bool,
+    /// A QoS 1 or 2 delivery found no place.
+    pub(crate) has_overflowed: bool,
+    /// To end.
+    pub(crate) command: Option<End>,
+}
+
+impl Mail {
+    fn is_empty(&self) -> bool {
+        self.outcomes.is_empty()
+            && !self.is_due
+            && !self.has_room
+            && !self.has_overflowed
+            && self.command.is_none()
+    }
+}
+
+/// What became of one record of a connection's publish.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Outcome {
+    /// The session's number of the publish; `None` when nobody waits.
+    pub(crate) number: Option<u64>,
+    /// Bytes that are no longer in flight.
+    pub(crate) bytes: usize,
+    /// Whether it was written.
+    pub(crate) result: Result<(), ReasonCode>,
+}
+
+/// What became of a delivery.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pushed {
+    /// It waits for the connection's task.
+    Queued,
+    /// There was no room, or no connection any more.
+    Dropped,
+}
+
+impl Mailbox {
+    pub(crate) fn new(number: u64, limits: QueueLimits) -> Self {
+        Self { number, limits, inner: Mutex::default(), waker: AtomicWaker::new() }
+    }
+
+    /// Leaves a delivery. When there is no room, a QoS 0 delivery is dropped, and a better one makes the connection
+    /// end.
+    pub(crate) fn deliver(&self, delivery: Delivery) -> Pushed {
+        let mut inner = self.inner.lock();
+        if inner.is_closed {
+            return Pushed::Dropped;
+        }
+        let bytes = weight(&delivery);
+        let is_full = inner.deliveries.len() >= self.limits.messages
+            || !inner.deliveries.is_empty() && inner.delivery_bytes + bytes > self.limits.bytes;
+        let pushed = if !is_full {
+            inner.delivery_bytes += bytes;
+            inner.deliveries.push_back(delivery);
+            Pushed::Queued
+        } else {
+            if delivery.qos != Qos::AtMostOnce {
+                inner.mail.has_overflowed = true;
+            }
+            Pushed::Dropped
+        };
+        drop(inner);
+        self.waker.wake();
+        pushed
+    }
+
+    /// Leaves an outcome.
+    pub(crate) fn settle(&self, outcome: Outcome) {
+        let mut inner = self.inner.lock();
+        if !inner.is_closed {
+            inner.mail.outcomes.push(outcome);
+            drop(inner);
+            self.waker.wake();
+        }
+    }
+
+    /// Tells that a deadline has passed.
+    pub(crate) fn due(&self) {
+        self.inner.lock().mail.is_due = true;
+        self.waker.wake();
+    }
+
+    /// Tells that the bus may have room again.
+    pub(crate) fn room(&self) {
+        self.inner.lock().mail.has_room = true;
+        self.waker.wake();
+    }
+
+    /// Tells the connection to end.
+    pub(crate) fn end(&self, end: End) {
+        let mut inner = self.inner.lock();
+        // A take-over can't wait for a drain.
+        if inner.mail.command != Some(End::TakenOver) {
+            inner.mail.command = Some(end);
+        }
+        drop(inner);
+        self.waker.wake();
+    }
+
+    /// The task to be woken; to be called before the mail is taken.
+    pub(crate) fn register(&self, waker: &Waker) {
+        self.waker.register(waker);
+    }
+
+    /// Swaps what is there into `mail`, which must be empty; `false` when there is nothing.
+    pub(crate) fn take(&self, mail: &mut Mail) -> bool {
+        let mut inner = self.inner.lock();
+        if inner.mail.is_empty() {
+            return false;
+        }
+        std::mem::swap(&mut inner.mail, mail);
+        true
+    }
+
+    /// Takes at most `max` deliveries; `true` when there are more.
+    pub(crate) fn take_deliveries(&self, max: usize, into: &mut Vec<Delivery>) -> bool {
+        let mut inner = self.inner.lock();
+        let count = max.min(inner.deliveries.len());
+        into.extend(inner.deliveries.drain(..count));
+        let taken: usize = into.iter().map(weight).sum();
+        inner.delivery_bytes = inner.delivery_bytes.saturating_sub(taken);
+        let has_more = !inner.deliveries.is_empty();
+        if !has_more && inner.deliveries.capacity() > 64 {
+            inner.deliveries = VecDeque::new();
+        }
+        has_more
+    }
+
+    /// Takes nothing any more. Returns how many deliveries are dropped.
+    pub(crate) fn close(&self) -> usize {
+        let mut inner = self.inner.lock();
+        inner.is_closed = true;
+        inner.mail = Mail::default();
+        std::mem::take(&mut inner.deliveries).len()
+    }
+}
+
+fn weight(delivery: &Delivery) -> usize {
+    let message = &delivery.message;
+    message.topic.len() + message.payload.len() + message.properties.bytes().len() + 64
+}

@@ -1,0 +1,133 @@
+//! A bus whose message writer does what a test tells it: keeps outcomes back, fails, is full.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use tbmq_bus::{
+    Admin, Bus, Completion, CompletionQueue, Error, FencedWriter, Membership, MembershipConfig, Outgoing, Reader,
+    ReaderConfig, SubmitError, Ticket, TopicHandle, Writer, WriterConfig, Written, memory::MemoryBus,
+};
+
+/// What the message writer does with the next records.
+#[derive(Clone, Debug, Default)]
+pub(crate) enum Mode {
+    /// Writes them.
+    #[default]
+    Pass,
+    /// Takes them and keeps the outcomes until the test gives them.
+    Keep,
+    /// Takes them and fails at once.
+    Fail(Error),
+    /// Takes none.
+    Full(SubmitError),
+}
+
+#[derive(Debug)]
+pub(crate) struct TestBus {
+    pub(crate) inner: Arc<MemoryBus>,
+    pub(crate) control: Arc<Control>,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Control {
+    pub(crate) mode: Mutex<Mode>,
+    /// Mode of the topics whose name contains this text; the others pass.
+    pub(crate) only: Mutex<Option<String>>,
+    kept: Mutex<Vec<(Ticket, Arc<CompletionQueue>)>>,
+    pub(crate) submitted: AtomicUsize,
+    pub(crate) refused: AtomicUsize,
+}
+
+impl Control {
+    pub(crate) fn set(&self, mode: Mode) {
+        *self.mode.lock() = mode;
+    }
+
+    pub(crate) fn kept(&self) -> usize {
+        self.kept.lock().len()
+    }
+
+    /// Gives the outcome of the kept record at this index.
+    pub(crate) fn give(&self, index: usize, result: Result<(), Error>) {
+        let (ticket, completions) = self.kept.lock().remove(index);
+        let result = result.map(|()| Written { partition: 0, offset: 0 });
+        completions.push([Completion { ticket, result }]);
+    }
+}
+
+impl TestBus {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self { inner: MemoryBus::new(), control: Arc::default() })
+    }
+}
+
+#[async_trait]
+impl Bus for TestBus {
+    async fn writer(&self, config: WriterConfig) -> Result<Arc<dyn Writer>, Error> {
+        let is_for_messages = config.client_id.contains("ie-msg-producer");
+        let inner = self.inner.writer(config).await?;
+        if is_for_messages {
+            Ok(Arc::new(TestWriter { inner, control: self.control.clone() }))
+        } else {
+            Ok(inner)
+        }
+    }
+
+    async fn fenced_writer(&self, name: &str) -> Result<Box<dyn FencedWriter>, Error> {
+        self.inner.fenced_writer(name).await
+    }
+
+    async fn reader(&self, config: ReaderConfig) -> Result<Box<dyn Reader>, Error> {
+        self.inner.reader(config).await
+    }
+
+    async fn membership(&self, config: MembershipConfig) -> Result<Box<dyn Membership>, Error> {
+        self.inner.membership(config).await
+    }
+
+    fn admin(&self) -> Arc<dyn Admin> {
+        self.inner.admin()
+    }
+}
+
+#[derive(Debug)]
+struct TestWriter {
+    inner: Arc<dyn Writer>,
+    control: Arc<Control>,
+}
+
+impl Writer for TestWriter {
+    fn topic(&self, name: &str) -> TopicHandle {
+        self.inner.topic(name)
+    }
+
+    fn submit(
+        &self,
+        topic: &TopicHandle,
+        record: Outgoing<'_>,
+        ticket: Ticket,
+        completions: &Arc<CompletionQueue>,
+    ) -> Result<(), SubmitError> {
+        let applies = self.control.only.lock().as_ref().is_none_or(|only| topic.name().contains(only));
+        let mode = if applies { self.control.mode.lock().clone() } else { Mode::Pass };
+        match mode {
+            Mode::Full(error) => {
+                self.control.refused.fetch_add(1, Ordering::Relaxed);
+                return Err(error);
+            }
+            Mode::Pass => self.inner.submit(topic, record, ticket, completions)?,
+            Mode::Keep => self.control.kept.lock().push((ticket, completions.clone())),
+            Mode::Fail(error) => completions.push([Completion { ticket, result: Err(error) }]),
+        }
+        self.control.submitted.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn in_flight_bytes(&self) -> usize {
+        self.inner.in_flight_bytes()
+    }
+}

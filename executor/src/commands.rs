@@ -1,0 +1,202 @@
+//! Validation requests and connection checks: bounded workers, and always an answer with a text (spec §3.6, UP-9).
+
+use std::{sync::Arc, time::Duration};
+
+use tbmq_bus::{Error, Outgoing, Writer, spec_of};
+use tbmq_integration::{
+    entity::{Document, Violation},
+    wire::{self, RequestType, Stage, Target, ValidationReply, ValidationRequest},
+};
+use tbmq_proto::ids::{ServiceId, ShardId};
+use tokio::{
+    sync::{Semaphore, mpsc},
+    task::JoinSet,
+};
+
+use crate::{
+    executor::Shared,
+    runner::{listed, metadata},
+    sink::SinkContext,
+};
+
+/// Where requests are put. Clones share it.
+#[derive(Clone, Debug)]
+pub(crate) struct Commands {
+    queue: mpsc::Sender<ValidationRequest>,
+    refused: mpsc::Sender<ValidationRequest>,
+}
+
+impl Commands {
+    /// The task is to be run by the caller.
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        writer: Arc<dyn Writer>,
+    ) -> (Self, impl Future<Output = ()> + Send) {
+        let (queue, queued) = mpsc::channel(shared.config.integrations.manage.command_queue.get());
+        let (refused, refusals) = mpsc::channel(64);
+        (Self { queue, refused }, work(shared, writer, queued, refusals))
+    }
+
+    /// Takes a request; does not wait. One too many is answered with an error.
+    pub(crate) fn put(&self, shared: &Shared, request: ValidationRequest) {
+        if is_expired(&request) {
+            shared.metrics.commands_expired.inc();
+        } else if let Err(error) = self.queue.try_send(request) {
+            shared.metrics.commands_refused.inc();
+            // Even more than that: silence, and the control plane asks another executor.
+            self.refused.try_send(error.into_inner()).ok();
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Verdict {
+    error: Option<String>,
+    violations: Vec<Violation>,
+    stages: Vec<Stage>,
+}
+
+impl Verdict {
+    fn refused(text: impl Into<String>) -> Self {
+        Self { error: Some(text.into()), ..Self::default() }
+    }
+}
+
+async fn work(
+    shared: Arc<Shared>,
+    writer: Arc<dyn Writer>,
+    mut queued: mpsc::Receiver<ValidationRequest>,
+    mut refusals: mpsc::Receiver<ValidationRequest>,
+) {
+    let slots = Arc::new(Semaphore::new(shared.config.integrations.manage.command_threads_count.get()));
+    let mut workers = JoinSet::new();
+    loop {
+        tokio::select! {
+            Some(result) = workers.join_next(), if !workers.is_empty() => {
+                if let Err(error) = result {
+                    tracing::error!(%error, "a command's worker ended");
+                }
+            }
+            Some(request) = refusals.recv() => {
+                let text = "the executor has too many validations waiting; try again";
+                reply(&shared, &*writer, &request, Verdict::refused(text)).await;
+            }
+            slot = slots.clone().acquire_owned() => {
+                let Ok(slot) = slot else { return };
+                let request = tokio::select! {
+                    request = queued.recv() => request,
+                    Some(request) = refusals.recv() => {
+                        let text = "the executor has too many validations waiting; try again";
+                        reply(&shared, &*writer, &request, Verdict::refused(text)).await;
+                        continue;
+                    }
+                };
+                let Some(request) = request else { return };
+                let (shared, writer) = (shared.clone(), writer.clone());
+                workers.spawn(async move {
+                    answer(&shared, &*writer, request).await;
+                    drop(slot);
+                });
+            }
+        }
+    }
+}
+
+async fn answer(shared: &Arc<Shared>, writer: &dyn Writer, request: ValidationRequest) {
+    // Checked on receipt as well; it may have waited.
+    if is_expired(&request) {
+        shared.metrics.commands_expired.inc();
+        return;
+    }
+    let judging = tokio::spawn({
+        let (shared, request) = (shared.clone(), request.clone());
+        async move { judge(&shared, &request).await }
+    });
+    // A kind that panics still gets an answer out.
+    let verdict = judging.await.unwrap_or_else(|error| {
+        tracing::error!(%error, kind = %request.kind, "a check ended by itself");
+        Verdict::refused("the check failed inside the executor; its log says why")
+    });
+    reply(shared, writer, &request, verdict).await;
+}
+
+async fn judge(shared: &Shared, request: &ValidationRequest) -> Verdict {
+    let kind = match shared.kind(&request.kind) {
+        Ok(kind) => kind,
+        Err(text) => return Verdict::refused(text),
+    };
+    let document = match Document::parse(&request.configuration) {
+        Ok(document) => document,
+        Err(violations) => {
+            return Verdict { error: Some(listed(&violations)), violations, stages: Vec::new() };
+        }
+    };
+    let violations = kind.check(&document.client_configuration);
+    if !violations.is_empty() {
+        return Verdict { error: Some(listed(&violations)), violations, stages: Vec::new() };
+    }
+    if request.request_type == RequestType::Validate {
+        return Verdict::default();
+    }
+    let context = SinkContext {
+        shard: ShardId::first(request.integration),
+        target: Target {
+            name: request.name.as_str().into(),
+            enabled: request.enabled,
+            configuration: request.configuration.as_str().into(),
+        },
+        metadata: Arc::new(metadata(&request.name, &document)),
+        executor_id: shared.executor_id.clone(),
+        window: 1,
+    };
+    let most = Duration::from_secs(shared.config.integrations.init.connection_check_api_request_timeout_sec);
+    let deadline = match request.deadline_ms {
+        0 | i64::MIN..0 => most,
+        at => Duration::from_millis((at - tbmq_service::time::now_ms()).max(0) as u64).min(most),
+    };
+    let probe = kind.probe(&document.client_configuration, &context, deadline);
+    // The kind keeps the deadline itself, and knows better how far it came.
+    match tokio::time::timeout(deadline + Duration::from_millis(500), probe).await {
+        Ok(report) => {
+            let error =
+                report.error.map(|text| if text.is_empty() { "the check failed".to_owned() } else { text });
+            Verdict { error, violations: Vec::new(), stages: report.stages }
+        }
+        Err(_) => Verdict::refused(format!("the check took longer than {} ms", deadline.as_millis())),
+    }
+}
+
+async fn reply(shared: &Shared, writer: &dyn Writer, request: &ValidationRequest, verdict: Verdict) {
+    let Ok(control_plane) = request.reply_to.parse::<ServiceId>() else {
+        shared.metrics.bad_record("downlink");
+        tracing::warn!(request = %request.id, reply_to = request.reply_to, "a request names no control plane");
+        return;
+    };
+    let reply = ValidationReply {
+        id: request.id,
+        error: verdict.error,
+        violations: verdict.violations,
+        stages: verdict.stages,
+        executor: shared.identity.service_id.clone(),
+    };
+    let topic = shared.catalogue.uplink_notifications(&control_plane);
+    let handle = writer.topic(&topic.name);
+    let (key, value) = (request.id.to_string(), wire::encode_reply(&reply));
+    let record =
+        Outgoing { partition: None, key: Some(key.as_bytes()), value: Some(&value[..]), headers: &[] };
+    let mut result = tbmq_bus::write(writer, &handle, record).await;
+    if let Err(Error::UnknownTopic(_)) = result {
+        let spec = spec_of(&topic, shared.replication_factor);
+        result = match shared.admin.create_topic(&spec).await {
+            Ok(_) => tbmq_bus::write(writer, &handle, record).await,
+            Err(error) => Err(error),
+        };
+    }
+    if let Err(error) = result {
+        tracing::warn!(request = %request.id, %control_plane, %error, "can't reply");
+    }
+}
+
+fn is_expired(request: &ValidationRequest) -> bool {
+    request.deadline_ms > 0 && request.deadline_ms <= tbmq_service::time::now_ms()
+}

@@ -1,0 +1,421 @@
+//! Settings of an executor, under TBMQ's names and with TBMQ's units (spec §5.1).
+
+use std::{num::NonZeroUsize, time::Duration};
+
+use serde::{Deserialize, Serialize};
+use tbmq_integration::{
+    entity::{AckStrategy, Delivery},
+    pack,
+    stats::{InvalidRates, Rates},
+};
+use tbmq_service::config::Setting;
+
+use crate::sinks::SinkSettings;
+
+macro_rules! settings {
+    ($($env:literal => $key:literal,)*) => { &[$(Setting { env: $env, key: $key }),*] };
+}
+
+/// Environment names of [`Config`].
+pub const SETTINGS: &[Setting] = settings! {
+    "TB_SERVICE_INTEGRATIONS_SUPPORTED" => "service.integrations.supported",
+    "TB_SERVICE_INTEGRATIONS_EXCLUDED" => "service.integrations.excluded",
+    "TB_IE_MSG_PACK_PROCESSING_TIMEOUT" => "queue.integration-msg.pack-processing-timeout",
+    "TB_IE_MSG_ACK_STRATEGY_TYPE" => "queue.integration-msg.ack-strategy.type",
+    "TB_IE_MSG_ACK_STRATEGY_RETRIES" => "queue.integration-msg.ack-strategy.retries",
+    "TB_IE_MSG_ACK_STRATEGY_PAUSE_BETWEEN_RETRIES" => "queue.integration-msg.ack-strategy.pause-between-retries",
+    "TBMQ_IE_MSG_PACK_MESSAGES" => "queue.integration-msg.pack-messages",
+    "TBMQ_IE_MSG_WINDOW_MESSAGES" => "queue.integration-msg.window-messages",
+    "TBMQ_IE_MSG_WINDOW_BYTES" => "queue.integration-msg.window-bytes",
+    "TBMQ_IE_MSG_BUDGET_BYTES" => "queue.integration-msg.budget-bytes",
+    "TBMQ_IE_MSG_COMMIT_INTERVAL" => "queue.integration-msg.commit-interval",
+    "TBMQ_IE_UPLINK_BUFFER_EVENTS" => "queue.integration-uplink.buffer-events",
+    "TBMQ_IE_SESSION_TIMEOUT" => "queue.integration-downlink.session-timeout",
+    "TBMQ_IE_SHARDS_PER_PARTITION_MAX" => "queue.integration-downlink.shards-per-partition-max",
+    "INTEGRATIONS_INIT_CONNECTION_CHECK_API_REQUEST_TIMEOUT_SEC" => "integrations.init.connection-check-api-request-timeout-sec",
+    "INTEGRATIONS_STATISTICS_ENABLED" => "integrations.statistics.enabled",
+    "INTEGRATIONS_STATISTICS_PERSIST_FREQUENCY" => "integrations.statistics.persist-frequency",
+    "INTEGRATIONS_REINIT_ENABLED" => "integrations.reinit.enabled",
+    "INTEGRATIONS_REINIT_FREQUENCY_MS" => "integrations.reinit.frequency",
+    "INTEGRATIONS_DESTROY_TIMEOUT_MS" => "integrations.destroy.graceful-timeout-ms",
+    "INTEGRATIONS_DESTROY_COUNT" => "integrations.destroy.count",
+    "INTEGRATIONS_DESTROY_FORCED_SHUTDOWN_TIMEOUT_MS" => "integrations.destroy.forced-shutdown-timeout-ms",
+    "INTEGRATIONS_ALLOW_LOCAL_NETWORK_HOSTS" => "integrations.allow-local-network-hosts",
+    "INTEGRATIONS_MANAGE_LIFECYCLE_THREADS" => "integrations.manage.lifecycle-threads-count",
+    "INTEGRATIONS_MANAGE_COMMAND_THREADS" => "integrations.manage.command-threads-count",
+    "TBMQ_IE_COMMAND_QUEUE" => "integrations.manage.command-queue",
+    "TB_IE_HTTP_CLIENT_POOL_MAX_CONNECTIONS" => "integrations.http.pool-max-connections",
+    "TBMQ_IE_HTTP_MAX_IN_MEMORY_BUFFER_KB" => "integrations.http.max-in-memory-buffer-kb",
+    "EVENT_ERROR_RATE_LIMITS_ENABLED" => "event.error.rate-limits.enabled",
+    "EVENT_ERROR_RATE_LIMITS_INTEGRATION" => "event.error.rate-limits.integration",
+    "EVENT_ERROR_RATE_LIMITS_TTL" => "event.error.rate-limits.ttl-minutes",
+    "STATS_IE_ENABLED" => "stats.ie.enabled",
+    "STATS_IE_PRINT_INTERVAL_MS" => "stats.ie.print-interval-ms",
+};
+
+macro_rules! tree {
+    ($($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident: $type:ty = $default:expr,)* })*) => {$(
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+        #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+        pub struct $name { $($(#[$field_doc])* pub $field: $type,)* }
+
+        impl Default for $name {
+            fn default() -> Self {
+                Self { $($field: $default,)* }
+            }
+        }
+    )*};
+}
+
+tree! {
+    /// Everything an executor can be told.
+    Config {
+        /// Which kinds are served.
+        service: Service = Service::default(),
+        /// Message processing, uplink and downlink.
+        queue: Queue = Queue::default(),
+        /// Lifecycle, statistics, commands, sinks.
+        integrations: Integrations = Integrations::default(),
+        /// Events.
+        event: Events = Events::default(),
+        /// Printed statistics.
+        stats: Stats = Stats::default(),
+    }
+    /// Which kinds are served.
+    Service {
+        /// See [`Kinds`].
+        integrations: Kinds = Kinds::default(),
+    }
+    /// Kinds by name.
+    Kinds {
+        /// `ALL`, `NONE`, or names separated by commas.
+        supported: String = "ALL".to_owned(),
+        /// The same; these are taken away from `supported`.
+        excluded: String = "NONE".to_owned(),
+    }
+    /// Message processing, uplink and downlink.
+    Queue {
+        /// Messages of integrations.
+        integration_msg: IntegrationMsg = IntegrationMsg::default(),
+        /// Events to the control plane.
+        integration_uplink: Uplink = Uplink::default(),
+        /// Configuration from the control plane.
+        integration_downlink: Downlink = Downlink::default(),
+    }
+    /// Messages of integrations.
+    IntegrationMsg {
+        /// From submission of a message to the sink's answer, at most; ms.
+        pack_processing_timeout: u64 = 30_000,
+        /// What happens to messages that fail or time out.
+        ack_strategy: Strategy = Strategy::default(),
+        /// Records of one pack (one poll), at most.
+        pack_messages: NonZeroUsize = NonZeroUsize::new(500).expect("500 is not 0"),
+        /// Messages in flight per partition, at most.
+        window_messages: NonZeroUsize = NonZeroUsize::new(128).expect("128 is not 0"),
+        /// Bytes held per partition above which no further pack is taken.
+        window_bytes: NonZeroUsize = NonZeroUsize::new(4 << 20).expect("4 MiB is not 0"),
+        /// Bytes held by all integrations above which one with messages in hand takes no further pack.
+        budget_bytes: NonZeroUsize = NonZeroUsize::new(256 << 20).expect("256 MiB is not 0"),
+        /// Time between two commits of all integrations together.
+        #[serde(with = "humantime_serde")]
+        commit_interval: Duration = Duration::from_secs(1),
+    }
+    /// Strategy, unless the integration's document names its own.
+    Strategy {
+        /// `SKIP_ALL` or `RETRY_ALL`.
+        r#type: StrategyType = StrategyType::SkipAll,
+        /// Further attempts with `RETRY_ALL`; 0 = without end.
+        retries: u32 = 5,
+        /// Wait before each further attempt; s.
+        pause_between_retries: u64 = 1,
+    }
+    /// Events to the control plane.
+    Uplink {
+        /// Events that wait for the bus, at most; beyond, the oldest error events are dropped and counted.
+        buffer_events: NonZeroUsize = NonZeroUsize::new(10_000).expect("10,000 is not 0"),
+    }
+    /// Configuration from the control plane.
+    Downlink {
+        /// An executor that is silent for so long loses its integrations to others.
+        #[serde(with = "humantime_serde")]
+        session_timeout: Duration = Duration::from_secs(10),
+        /// Integrations in one downlink partition, at most; further ones are refused and counted.
+        shards_per_partition_max: NonZeroUsize = NonZeroUsize::new(100_000).expect("100,000 is not 0"),
+    }
+    /// Lifecycle, statistics, commands, sinks.
+    Integrations {
+        /// Checks of connections.
+        init: Init = Init::default(),
+        /// Statistics events.
+        statistics: Statistics = Statistics::default(),
+        /// Attempts to start failed integrations.
+        reinit: Reinit = Reinit::default(),
+        /// Waiting for what is in flight.
+        destroy: Destroy = Destroy::default(),
+        /// Whether sinks may reach loopback, link-local and private addresses.
+        allow_local_network_hosts: bool = true,
+        /// Concurrency.
+        manage: Manage = Manage::default(),
+        /// HTTP integrations.
+        http: Http = Http::default(),
+    }
+    /// Checks of connections.
+    Init {
+        /// A connection check takes at most so long; s.
+        connection_check_api_request_timeout_sec: u64 = 20,
+    }
+    /// Statistics events.
+    Statistics {
+        /// Whether they are written.
+        enabled: bool = true,
+        /// Time between two of an integration; ms.
+        persist_frequency: u64 = 3_600_000,
+    }
+    /// Attempts to start failed integrations.
+    Reinit {
+        /// Whether they are made; otherwise only an update or a restart tries again.
+        enabled: bool = true,
+        /// Time between two; ms.
+        frequency: u64 = 300_000,
+    }
+    /// Waiting for what is in flight: `count` times `graceful-timeout-ms`, at most `forced-shutdown-timeout-ms`.
+    Destroy {
+        /// One turn; ms.
+        graceful_timeout_ms: u64 = 1_000,
+        /// Turns.
+        count: u64 = 10,
+        /// The outer bound when the process stops; ms.
+        forced_shutdown_timeout_ms: u64 = 15_000,
+    }
+    /// Concurrency.
+    Manage {
+        /// Integrations whose topics are looked up at a time.
+        lifecycle_threads_count: NonZeroUsize = NonZeroUsize::new(4).expect("4 is not 0"),
+        /// Validations and connection checks at a time.
+        command_threads_count: NonZeroUsize = NonZeroUsize::new(4).expect("4 is not 0"),
+        /// Validations and checks that wait, at most; further ones are answered with an error.
+        command_queue: NonZeroUsize = NonZeroUsize::new(1_024).expect("1,024 is not 0"),
+    }
+    /// HTTP integrations.
+    Http {
+        /// Connections per integration; absent: as many as its window.
+        pool_max_connections: Option<NonZeroUsize> = None,
+        /// What an integration's `maxInMemoryBufferSizeInKb` may ask for, at most.
+        max_in_memory_buffer_kb: u32 = 25_000,
+    }
+    /// Events.
+    Events {
+        /// Error events.
+        error: ErrorEvents = ErrorEvents::default(),
+    }
+    /// Error events.
+    ErrorEvents {
+        /// The limit of the whole process.
+        rate_limits: RateLimits = RateLimits::default(),
+    }
+    /// The limit on error events.
+    RateLimits {
+        /// Whether there is one.
+        enabled: bool = true,
+        /// `count:seconds` pairs; all must admit.
+        integration: String = "5000:3600,100:60".to_owned(),
+        /// An integration is told of the limit once per so many minutes.
+        ttl_minutes: u64 = 60,
+    }
+    /// Printed statistics.
+    Stats {
+        /// See [`PrintedStats`].
+        ie: PrintedStats = PrintedStats::default(),
+    }
+    /// Printed statistics.
+    PrintedStats {
+        /// Whether they are logged.
+        enabled: bool = true,
+        /// How often; ms.
+        print_interval_ms: u64 = 60_000,
+    }
+}
+
+/// `SKIP_ALL` or `RETRY_ALL`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum StrategyType {
+    /// One attempt.
+    SkipAll,
+    /// Further attempts.
+    RetryAll,
+}
+
+/// A setting that can't be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Invalid {
+    /// A list of kinds names one that there is not.
+    #[error("service.integrations.{list} names {name:?}; known are {known}, ALL and NONE")]
+    Kind {
+        /// `supported` or `excluded`.
+        list: &'static str,
+        /// The name.
+        name: String,
+        /// All known ones.
+        known: String,
+    },
+    /// The limit on error events can't be read.
+    #[error("event.error.rate-limits.integration: {0}")]
+    Rates(#[from] InvalidRates),
+    /// A period of 0.
+    #[error("{0} must be greater than 0")]
+    Zero(&'static str),
+}
+
+impl Config {
+    /// Checks what types can't say.
+    ///
+    /// # Errors
+    /// Names the first setting that can't be used.
+    pub fn check(&self) -> Result<(), Invalid> {
+        self.rates()?;
+        let periods = [
+            (
+                "queue.integration-msg.pack-processing-timeout",
+                self.queue.integration_msg.pack_processing_timeout,
+            ),
+            ("integrations.statistics.persist-frequency", self.integrations.statistics.persist_frequency),
+            ("integrations.reinit.frequency", self.integrations.reinit.frequency),
+            ("stats.ie.print-interval-ms", self.stats.ie.print_interval_ms),
+        ];
+        let zero = periods.iter().find(|(_, period)| *period == 0).map(|(name, _)| *name);
+        let commits = self.queue.integration_msg.commit_interval;
+        match zero.or(commits.is_zero().then_some("queue.integration-msg.commit-interval")) {
+            Some(name) => Err(Invalid::Zero(name)),
+            None => Ok(()),
+        }
+    }
+
+    /// Of these kinds, the ones to be served.
+    ///
+    /// # Errors
+    /// When a list names an unknown kind.
+    pub fn served<'a>(&self, known: &[&'a str]) -> Result<Vec<&'a str>, Invalid> {
+        let kinds = &self.service.integrations;
+        let supported = named("supported", &kinds.supported, known)?;
+        let excluded = named("excluded", &kinds.excluded, known)?;
+        Ok(supported.into_iter().filter(|kind| !excluded.contains(kind)).collect())
+    }
+
+    /// The limit on error events; `None`: there is none.
+    pub(crate) fn rates(&self) -> Result<Option<Rates>, InvalidRates> {
+        let limits = &self.event.error.rate_limits;
+        limits.enabled.then(|| limits.integration.parse()).transpose()
+    }
+
+    /// How long to wait for what is in flight when an integration stops.
+    pub(crate) fn destroy_timeout(&self) -> Duration {
+        let destroy = &self.integrations.destroy;
+        let turns = destroy.graceful_timeout_ms.saturating_mul(destroy.count);
+        Duration::from_millis(turns.min(destroy.forced_shutdown_timeout_ms))
+    }
+
+    /// How an integration's messages are delivered: its own settings before ours.
+    pub(crate) fn pack(&self, delivery: &Delivery, ordering: pack::Ordering) -> pack::Settings {
+        let ours = &self.queue.integration_msg;
+        let strategy = match ours.ack_strategy.r#type {
+            StrategyType::SkipAll => AckStrategy::SkipAll,
+            StrategyType::RetryAll => AckStrategy::RetryAll,
+        };
+        let pause = Duration::from_secs(ours.ack_strategy.pause_between_retries);
+        let timeout = Duration::from_millis(ours.pack_processing_timeout);
+        pack::Settings {
+            strategy: delivery.ack_strategy.unwrap_or(strategy),
+            retries: delivery.retries.unwrap_or(ours.ack_strategy.retries),
+            pause: delivery.pause_between_retries.unwrap_or(pause),
+            attempt_timeout: delivery.pack_processing_timeout.unwrap_or(timeout),
+            ordering,
+            window_messages: ours.window_messages.get(),
+            window_bytes: ours.window_bytes.get(),
+        }
+    }
+
+    /// What sinks are told.
+    pub(crate) fn sinks(&self) -> SinkSettings {
+        SinkSettings {
+            allow_local_network_hosts: self.integrations.allow_local_network_hosts,
+            http_max_in_memory_buffer_kb: self.integrations.http.max_in_memory_buffer_kb,
+            http_pool_max_connections: self.integrations.http.pool_max_connections,
+            attempt_timeout: Duration::from_millis(self.queue.integration_msg.pack_processing_timeout),
+        }
+    }
+}
+
+fn named<'a>(list: &'static str, text: &str, known: &[&'a str]) -> Result<Vec<&'a str>, Invalid> {
+    let text = text.trim();
+    if text.eq_ignore_ascii_case("ALL") {
+        return Ok(known.to_vec());
+    }
+    if text.is_empty() || text.eq_ignore_ascii_case("NONE") {
+        return Ok(Vec::new());
+    }
+    let find = |name: &str| {
+        known.iter().copied().find(|kind| *kind == name).ok_or_else(|| Invalid::Kind {
+            list,
+            name: name.to_owned(),
+            known: known.join(", "),
+        })
+    };
+    text.split(',').map(str::trim).map(find).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn served(supported: &str, excluded: &str) -> Result<Vec<&'static str>, Invalid> {
+        let mut config = Config::default();
+        supported.clone_into(&mut config.service.integrations.supported);
+        excluded.clone_into(&mut config.service.integrations.excluded);
+        config.served(&["HTTP", "KAFKA"])
+    }
+
+    #[test]
+    fn kinds_are_chosen_as_in_tbmq() {
+        assert_eq!(served("all", "none"), Ok(vec!["HTTP", "KAFKA"]));
+        assert_eq!(served("ALL", "KAFKA"), Ok(vec!["HTTP"]));
+        assert_eq!(served(" KAFKA , HTTP", ""), Ok(vec!["KAFKA", "HTTP"]));
+        assert_eq!(served("", "NONE"), Ok(vec![]));
+        assert!(served("http", "").unwrap_err().to_string().contains("\"http\"; known are HTTP, KAFKA"));
+    }
+
+    #[test]
+    fn every_environment_name_sets_a_key_of_the_tree() {
+        let tree = serde_json::to_value(Config::default()).unwrap();
+        for setting in SETTINGS {
+            let pointer = format!("/{}", setting.key.replace('.', "/"));
+            assert!(tree.pointer(&pointer).is_some(), "{}", setting.key);
+        }
+    }
+
+    #[test]
+    fn tbmqs_variables_are_read_with_their_units() {
+        let environment =
+            [("TB_IE_MSG_ACK_STRATEGY_TYPE", "RETRY_ALL"), ("TB_IE_MSG_PACK_PROCESSING_TIMEOUT", "500")]
+                .map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let config: Config =
+            tbmq_service::config::load_from(&[SETTINGS], None, environment.into_iter()).unwrap();
+        let settings = config.pack(&Delivery::default(), pack::Ordering::None);
+        assert_eq!(settings.strategy, AckStrategy::RetryAll);
+        assert_eq!(settings.attempt_timeout, Duration::from_millis(500));
+        let own = Delivery { ack_strategy: Some(AckStrategy::SkipAll), ..Delivery::default() };
+        assert_eq!(config.pack(&own, pack::Ordering::None).strategy, AckStrategy::SkipAll);
+    }
+
+    #[test]
+    fn bad_values_are_named() {
+        let mut config = Config::default();
+        config.event.error.rate_limits.integration = "x".to_owned();
+        assert!(config.check().unwrap_err().to_string().starts_with("event.error.rate-limits.integration"));
+        let mut config = Config::default();
+        config.integrations.reinit.frequency = 0;
+        assert_eq!(config.check(), Err(Invalid::Zero("integrations.reinit.frequency")));
+        assert_eq!(Config::default().check(), Ok(()));
+    }
+}

@@ -1,0 +1,81 @@
+//! What all parts of an executor share.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, atomic::AtomicUsize},
+};
+
+use parking_lot::Mutex;
+use tbmq_bus::Admin;
+use tbmq_integration::stats::{Admission, ErrorLimiter};
+use tbmq_proto::{
+    ids::{IntegrationId, Kind, ServiceId},
+    topic::Catalogue,
+};
+use tbmq_service::identity::Identity;
+use tokio::sync::{Notify, Semaphore};
+
+use crate::{
+    config::Config, messages::Messages, metrics::Metrics, runner::Clock, sink::SinkKind, uplink::Uplink,
+};
+
+/// What all parts of an executor share.
+pub(crate) struct Shared {
+    pub(crate) config: Config,
+    pub(crate) identity: Identity,
+    pub(crate) service_id: ServiceId,
+    pub(crate) executor_id: Arc<str>,
+    pub(crate) catalogue: Catalogue,
+    pub(crate) replication_factor: u16,
+    pub(crate) admin: Arc<dyn Admin>,
+    pub(crate) kinds: BTreeMap<Kind, Arc<dyn SinkKind>>,
+    pub(crate) messages: Messages,
+    pub(crate) uplink: Uplink,
+    pub(crate) metrics: Metrics,
+    /// `None`: no limit on error events.
+    pub(crate) limiter: Option<Mutex<ErrorLimiter>>,
+    pub(crate) clock: Clock,
+    /// Topics that are looked up at a time.
+    pub(crate) lookups: Semaphore,
+    /// Bytes of messages that all shards hold.
+    pub(crate) held_bytes: Arc<AtomicUsize>,
+    pub(crate) applied: Applied,
+}
+
+impl Shared {
+    /// A served kind, or a text for people.
+    pub(crate) fn kind(&self, kind: &Kind) -> Result<&Arc<dyn SinkKind>, String> {
+        self.kinds.get(kind).ok_or_else(|| format!("integration type {kind} is not served by this executor"))
+    }
+
+    /// Whether an error event may be written.
+    pub(crate) fn admit(&self, integration: IntegrationId) -> Admission {
+        match &self.limiter {
+            Some(limiter) => limiter.lock().admit(self.clock.now(), integration),
+            None => Admission::Pass,
+        }
+    }
+}
+
+/// Positions of downlink partitions up to which everything was applied.
+#[derive(Debug, Default)]
+pub(crate) struct Applied {
+    positions: Mutex<BTreeMap<(String, u32), u64>>,
+    pub(crate) changed: Notify,
+}
+
+impl Applied {
+    pub(crate) fn set(&self, topic: &str, partition: u32, position: u64) {
+        self.positions.lock().insert((topic.to_owned(), partition), position);
+        self.changed.notify_one();
+    }
+
+    pub(crate) fn remove(&self, topic: &str, partition: u32) {
+        self.positions.lock().remove(&(topic.to_owned(), partition));
+        self.changed.notify_one();
+    }
+
+    pub(crate) fn all(&self) -> BTreeMap<(String, u32), u64> {
+        self.positions.lock().clone()
+    }
+}

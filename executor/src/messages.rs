@@ -1,0 +1,338 @@
+//! Messages of all integrations: one reader, and one commit per interval (architecture §4.16).
+//!
+//! The reader's task hands each batch to its shard and never waits for one: a shard has [`CREDITS`], and its
+//! partition is paused while they are used up. Commits go through a second client of the same group, so that a slow
+//! commit delays no message.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use tbmq_bus::{Commit, Error, Reader, ReaderEvent, Record, Start, TopicPartition};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::MissedTickBehavior,
+};
+
+use crate::metrics::Metrics;
+
+/// Deliveries that a shard may have waiting.
+const CREDITS: usize = 3;
+
+/// Commands that may wait for the reader's task, and hand-overs for the committer's.
+const COMMANDS: usize = 1_024;
+
+/// No position yet.
+const NONE: u64 = u64::MAX;
+
+/// What a shard receives.
+#[derive(Debug)]
+pub(crate) enum Delivery {
+    Records(Vec<Record>),
+    End(u64),
+    Gap { from: u64, to: u64 },
+    Gone(String),
+}
+
+/// The messages of all integrations. Clones share it.
+#[derive(Clone, Debug)]
+pub(crate) struct Messages {
+    commands: mpsc::Sender<Command>,
+    flushes: mpsc::Sender<Flush>,
+    board: Arc<Board>,
+}
+
+#[derive(Debug)]
+enum Command {
+    Add { number: u64, partition: TopicPartition, start: Start, inbox: mpsc::Sender<Delivery> },
+    Remove { number: u64, partition: TopicPartition },
+    Credit { number: u64, partition: TopicPartition },
+}
+
+#[derive(Debug)]
+struct Flush {
+    slots: Vec<Arc<Slot>>,
+    done: oneshot::Sender<bool>,
+}
+
+/// What is to be committed, by registration.
+#[derive(Debug, Default)]
+struct Board {
+    slots: Mutex<HashMap<u64, Arc<Slot>>>,
+    next: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Slot {
+    partition: TopicPartition,
+    metadata: String,
+    position: AtomicU64,
+    committed: AtomicU64,
+}
+
+impl Slot {
+    /// What is due, if anything is.
+    fn due(&self) -> Option<Commit> {
+        let offset = self.position.load(Ordering::Acquire);
+        (offset != NONE && offset != self.committed.load(Ordering::Acquire)).then(|| Commit {
+            partition: self.partition.clone(),
+            offset,
+            metadata: self.metadata.clone(),
+        })
+    }
+}
+
+/// One partition that is being read. Ends when dropped; what was not committed by then is not.
+#[derive(Debug)]
+pub(crate) struct Registration {
+    messages: Messages,
+    number: u64,
+    slot: Arc<Slot>,
+    inbox: mpsc::Receiver<Delivery>,
+}
+
+impl Registration {
+    pub(crate) fn partition(&self) -> &TopicPartition {
+        &self.slot.partition
+    }
+
+    /// The next delivery; to be answered by [`Registration::credit`].
+    pub(crate) fn poll(&mut self, cx: &mut std::task::Context<'_>) -> std::task::Poll<Option<Delivery>> {
+        self.inbox.poll_recv(cx)
+    }
+
+    /// A delivery was taken: the next one may come. Waits for the reader's task, which waits for no shard.
+    pub(crate) async fn credit(&self) {
+        let command = Command::Credit { number: self.number, partition: self.slot.partition.clone() };
+        // Without a reader the process is going down.
+        self.messages.commands.send(command).await.ok();
+    }
+
+    /// Everything below was settled: it is committed with the next interval.
+    pub(crate) fn settled(&self, position: u64) {
+        self.slot.position.store(position, Ordering::Release);
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        self.messages.board.slots.lock().remove(&self.number);
+        self.inbox.close();
+        let command = Command::Remove { number: self.number, partition: self.slot.partition.clone() };
+        // Full: the reader's task finds the closed inbox itself.
+        self.messages.commands.try_send(command).ok();
+    }
+}
+
+impl Messages {
+    /// The two tasks are to be run by the caller.
+    pub(crate) fn new(
+        reader: Box<dyn Reader>,
+        committer: Box<dyn Reader>,
+        interval: Duration,
+        metrics: Metrics,
+    ) -> (Self, impl Future<Output = ()> + Send, impl Future<Output = ()> + Send) {
+        let (commands, commands_in) = mpsc::channel(COMMANDS);
+        let (flushes, flushes_in) = mpsc::channel(COMMANDS);
+        let board = Arc::new(Board::default());
+        let dispatcher = Dispatcher { reader, commands: commands_in, readings: HashMap::new() };
+        let committing = commit(committer, flushes_in, board.clone(), interval, metrics);
+        (Self { commands, flushes, board }, dispatcher.run(), committing)
+    }
+
+    /// Begins to read a partition. Its commits carry `metadata`.
+    pub(crate) async fn add(
+        &self,
+        partition: TopicPartition,
+        start: Start,
+        metadata: String,
+    ) -> Registration {
+        let number = self.board.next.fetch_add(1, Ordering::Relaxed);
+        let slot = Arc::new(Slot {
+            partition: partition.clone(),
+            metadata,
+            position: AtomicU64::new(NONE),
+            committed: AtomicU64::new(NONE),
+        });
+        self.board.slots.lock().insert(number, slot.clone());
+        let (to, inbox) = mpsc::channel(CREDITS);
+        let registration = Registration { messages: self.clone(), number, slot, inbox };
+        self.commands.send(Command::Add { number, partition, start, inbox: to }).await.ok();
+        registration
+    }
+
+    /// Commits these now; `false` when the bus did not take it.
+    pub(crate) async fn flush(&self, registrations: impl Iterator<Item = &Registration>) -> bool {
+        let slots: Vec<_> = registrations.map(|registration| registration.slot.clone()).collect();
+        let (done, result) = oneshot::channel();
+        if self.flushes.send(Flush { slots, done }).await.is_err() {
+            return false;
+        }
+        result.await.unwrap_or(false)
+    }
+}
+
+#[derive(Debug)]
+struct Dispatcher {
+    reader: Box<dyn Reader>,
+    commands: mpsc::Receiver<Command>,
+    readings: HashMap<TopicPartition, Reading>,
+}
+
+#[derive(Debug)]
+struct Reading {
+    number: u64,
+    inbox: mpsc::Sender<Delivery>,
+    /// What did not fit; short, since the partition is paused then.
+    overflow: VecDeque<Delivery>,
+    is_paused: bool,
+}
+
+impl Dispatcher {
+    async fn run(mut self) {
+        loop {
+            tokio::select! {
+                biased;
+                command = self.commands.recv() => match command {
+                    Some(command) => self.command(command),
+                    None => return,
+                },
+                event = self.reader.next() => self.event(event),
+            }
+        }
+    }
+
+    fn command(&mut self, command: Command) {
+        match command {
+            Command::Add { number, partition, start, inbox } => {
+                // A predecessor may not have been removed yet.
+                self.reader.remove(&partition);
+                self.reader.add(&partition, start);
+                let reading = Reading { number, inbox, overflow: VecDeque::new(), is_paused: false };
+                self.readings.insert(partition, reading);
+            }
+            Command::Remove { number, partition } => {
+                if self.readings.get(&partition).is_some_and(|reading| reading.number == number) {
+                    self.readings.remove(&partition);
+                    self.reader.remove(&partition);
+                }
+            }
+            Command::Credit { number, partition } => {
+                let Some(reading) = self.readings.get_mut(&partition) else { return };
+                if reading.number != number {
+                    return;
+                }
+                while let Some(delivery) = reading.overflow.pop_front() {
+                    if let Err(error) = reading.inbox.try_send(delivery) {
+                        reading.overflow.push_front(error.into_inner());
+                        break;
+                    }
+                }
+                if reading.is_paused && reading.overflow.is_empty() && reading.inbox.capacity() > 0 {
+                    reading.is_paused = false;
+                    self.reader.resume(&partition);
+                }
+            }
+        }
+    }
+
+    fn event(&mut self, event: ReaderEvent) {
+        let (partition, delivery) = match event {
+            ReaderEvent::Batch { partition, records } => (partition, Delivery::Records(records)),
+            ReaderEvent::End { partition, position } => (partition, Delivery::End(position)),
+            ReaderEvent::Gap { partition, from, to } => (partition, Delivery::Gap { from, to }),
+            ReaderEvent::Gone { partition, reason } => (partition, Delivery::Gone(reason)),
+        };
+        let Some(reading) = self.readings.get_mut(&partition) else { return };
+        if reading.overflow.is_empty() {
+            match reading.inbox.try_send(delivery) {
+                Ok(()) => {}
+                Err(mpsc::error::TrySendError::Full(delivery)) => reading.overflow.push_back(delivery),
+                Err(mpsc::error::TrySendError::Closed(_)) => {
+                    self.readings.remove(&partition);
+                    self.reader.remove(&partition);
+                    return;
+                }
+            }
+        } else {
+            reading.overflow.push_back(delivery);
+        }
+        if !reading.is_paused && reading.inbox.capacity() == 0 {
+            reading.is_paused = true;
+            self.reader.pause(&partition);
+        }
+    }
+}
+
+async fn commit(
+    mut reader: Box<dyn Reader>,
+    mut flushes: mpsc::Receiver<Flush>,
+    board: Arc<Board>,
+    interval: Duration,
+    metrics: Metrics,
+) {
+    let mut ticks = tokio::time::interval(interval);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut waiting = Vec::new();
+    loop {
+        tokio::select! {
+            biased;
+            count = flushes.recv_many(&mut waiting, COMMANDS) => {
+                if count == 0 {
+                    return;
+                }
+                let slots: Vec<_> = waiting.iter().flat_map(|flush| flush.slots.iter().cloned()).collect();
+                let is_done = commit_slots(&mut *reader, &slots, &metrics).await;
+                for flush in waiting.drain(..) {
+                    flush.done.send(is_done).ok();
+                }
+            }
+            _ = ticks.tick() => {
+                let slots: Vec<_> = board.slots.lock().values().cloned().collect();
+                commit_slots(&mut *reader, &slots, &metrics).await;
+            }
+        }
+    }
+}
+
+async fn commit_slots(reader: &mut dyn Reader, slots: &[Arc<Slot>], metrics: &Metrics) -> bool {
+    let due: Vec<_> = slots.iter().filter_map(|slot| Some((slot, slot.due()?))).collect();
+    if due.is_empty() {
+        return true;
+    }
+    match reader.commit(due.iter().map(|(_, commit)| commit.clone()).collect()).await {
+        Ok(()) => {
+            for (slot, commit) in due {
+                slot.committed.store(commit.offset, Ordering::Release);
+            }
+            true
+        }
+        Err(error @ Error::Unavailable(_)) => {
+            metrics.commits_failed.inc();
+            tracing::warn!(%error, partitions = due.len(), "can't commit; trying again");
+            false
+        }
+        Err(error) => {
+            // One topic that was deleted must not keep the others from being committed.
+            tracing::debug!(%error, "committing one by one");
+            let mut is_done = true;
+            for (slot, commit) in due {
+                let offset = commit.offset;
+                if let Err(error) = reader.commit(vec![commit]).await {
+                    metrics.commits_failed.inc();
+                    is_done = false;
+                    tracing::warn!(%error, partition = %slot.partition, offset, "can't commit");
+                } else {
+                    slot.committed.store(offset, Ordering::Release);
+                }
+            }
+            is_done
+        }
+    }
+}

@@ -1,0 +1,346 @@
+//! `clientConfiguration` of HTTP integrations (spec §6.3.1).
+
+use std::{collections::BTreeMap, fmt};
+
+use ::http::{HeaderMap, HeaderName, HeaderValue, header};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use reqwest::Method;
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde_json::{Map, Value};
+use url::Url;
+
+use super::url as target;
+use crate::sinks::{
+    SinkSettings,
+    binder::{self, Bound},
+    credentials::{Credentials, Secret},
+    local_network,
+};
+
+/// What is connected to, in texts about local hosts.
+pub(super) const WHAT: &str = "HTTP endpoint";
+
+/// Where and how messages are sent.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+#[schemars(extend("required" = ["restEndpointUrl", "maxInMemoryBufferSizeInKb"]))]
+pub struct Config {
+    /// Send the payload alone instead of a JSON object with payload, topic, client id and so on.
+    pub send_only_msg_payload: bool,
+    /// `http` or `https` URL of the endpoint. Characters that a URL can't hold are percent-encoded, valid escapes stay
+    /// as they are.
+    #[schemars(length(min = 1), extend("x-error-text" = "REST endpoint URL is required"))]
+    pub rest_endpoint_url: String,
+    /// Method of the requests; GET and DELETE carry no body.
+    #[schemars(extend("x-error-text" = "Invalid request method. Allowed values: POST, PUT, GET, DELETE"))]
+    pub request_method: RequestMethod,
+    /// Headers added to every request.
+    pub headers: Headers,
+    /// How the sink shows who it is; client certificates and own trust are used with `https` URLs.
+    pub credentials: Credentials,
+    /// Milliseconds without an answer, or without more of it, after which a request has failed; 0: only the attempt's
+    /// own timeout ends it. Also the longest wait for a free slot of `maxParallelRequestsCount`; 0: without limit.
+    #[schemars(range(min = 0), extend("x-error-text" = "Read timeout (milliseconds) must not be less than 0"))]
+    pub read_timeout_ms: u32,
+    /// Requests at once at most; 0: no limit of its own.
+    #[schemars(range(min = 0), extend("x-error-text" = "Max number of parallel requests must not be less than 0"))]
+    pub max_parallel_requests_count: u32,
+    /// Kilobytes of an answer's body at most; a longer one is a failure, whatever its status.
+    #[schemars(range(min = 1), extend("x-error-text" = "Max response size (KB) must be greater than 0"))]
+    pub max_in_memory_buffer_size_in_kb: u32,
+    /// How the payload is represented.
+    pub payload_content_type: PayloadContentType,
+    /// Whether a payload that should be JSON and is not is sent as binary; else the message is rejected.
+    pub send_binary_on_parse_failure: bool,
+}
+
+/// Methods of requests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum RequestMethod {
+    /// With a body.
+    #[default]
+    Post,
+    /// With a body.
+    Put,
+    /// Without a body.
+    Get,
+    /// Without a body.
+    Delete,
+}
+
+impl RequestMethod {
+    /// Whether requests carry a body.
+    pub fn has_body(self) -> bool {
+        matches!(self, Self::Post | Self::Put)
+    }
+}
+
+impl From<RequestMethod> for Method {
+    fn from(method: RequestMethod) -> Self {
+        match method {
+            RequestMethod::Post => Self::POST,
+            RequestMethod::Put => Self::PUT,
+            RequestMethod::Get => Self::GET,
+            RequestMethod::Delete => Self::DELETE,
+        }
+    }
+}
+
+/// Representations of the payload.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum PayloadContentType {
+    /// The bytes as they are, base64 inside the JSON object.
+    #[default]
+    Binary,
+    /// A JSON value.
+    Json,
+    /// UTF-8 text.
+    Text,
+}
+
+/// Headers by name. Values are not printed: they may be tokens.
+#[derive(Clone, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(transparent)]
+pub struct Headers(pub BTreeMap<String, String>);
+
+impl fmt::Debug for Headers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map().entries(self.0.keys().map(|name| (name, format_args!("***")))).finish()
+    }
+}
+
+/// A configuration that was checked, in the client's words.
+#[derive(Clone)]
+pub(super) struct Checked {
+    pub config: Config,
+    pub url: Url,
+    pub headers: HeaderMap,
+}
+
+/// Reads and checks a configuration; all its problems at once.
+pub(super) fn read(map: &Map<String, Value>, settings: &SinkSettings) -> Bound<Option<Checked>> {
+    let mut bound = binder::bind::<Config>(map);
+    let url = match target::parse(&bound.config.rest_endpoint_url) {
+        Ok(url) => {
+            let local = url.host().is_some_and(|host| local_network::is_local_host(&host));
+            if local && !settings.allow_local_network_hosts {
+                bound.refuse("restEndpointUrl", local_network::refusal(WHAT));
+            }
+            Some(url)
+        }
+        Err(text) => {
+            bound.refuse("restEndpointUrl", text);
+            None
+        }
+    };
+    let headers = headers(&mut bound);
+    let (size, most) = (bound.config.max_in_memory_buffer_size_in_kb, settings.http_max_in_memory_buffer_kb);
+    if size > most {
+        bound.refuse(
+            "maxInMemoryBufferSizeInKb",
+            format!(
+                "Max response size (KB) {size} must not be greater than the system limit {most} \
+                 (tb.ie.http.maxInMemoryBufferSizeInKb)"
+            ),
+        );
+    }
+    let mut problems = bound.config.credentials.check(&format!("{}.credentials", binder::ROOT));
+    bound.violations.append(&mut problems);
+    let Bound { config, violations } = bound;
+    let checked = match url {
+        Some(url) if violations.is_empty() => Some(Checked { config, url, headers }),
+        _ => None,
+    };
+    Bound { config: checked, violations }
+}
+
+/// The configured headers and the one of basic credentials.
+fn headers(bound: &mut Bound<Config>) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    let configured = bound.config.headers.0.clone();
+    for (name, value) in &configured {
+        let field = format!("headers.{name}");
+        match (HeaderName::try_from(name), HeaderValue::try_from(value)) {
+            (Err(_), _) => bound.refuse(&field, "is not the name of a header"),
+            (_, Err(_)) => bound.refuse(&field, "has a character that a header's value can't hold"),
+            // They frame the message; a configured one could only contradict the real one.
+            (Ok(header::CONTENT_LENGTH | header::TRANSFER_ENCODING), _) => {
+                bound.refuse(&field, "is set by the sink itself");
+            }
+            (Ok(name), Ok(value)) => {
+                headers.append(name, value);
+            }
+        }
+    }
+    if let Credentials::Basic { username, password } = &bound.config.credentials {
+        // TBMQ prints what is missing as `null`.
+        let username = username.as_deref().unwrap_or("null");
+        let password = password.as_ref().map_or("null", Secret::expose);
+        let text = format!("Basic {}", STANDARD.encode(format!("{username}:{password}")));
+        let mut value = HeaderValue::try_from(text).expect("base64 is visible ASCII");
+        value.set_sensitive(true);
+        // Added, not set: a configured Authorization stays (spec §6.3.3).
+        headers.append(header::AUTHORIZATION, value);
+    }
+    headers
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn texts(value: Value, settings: &SinkSettings) -> Vec<String> {
+        read(value.as_object().unwrap(), settings).violations.iter().map(ToString::to_string).collect()
+    }
+
+    fn accepted(value: Value) -> Checked {
+        let bound = read(value.as_object().unwrap(), &SinkSettings::default());
+        assert_eq!(bound.violations, []);
+        bound.config.unwrap()
+    }
+
+    /// The document that TBMQ's form writes.
+    fn form() -> Value {
+        json!({
+            "sendOnlyMsgPayload": false, "restEndpointUrl": "http://127.0.0.1:31985/hook", "requestMethod": "POST",
+            "headers": {"Content-Type": "application/json", "X-Test": "yes"}, "readTimeoutMs": 2000,
+            "maxParallelRequestsCount": 0, "credentials": {"type": "anonymous"}, "maxInMemoryBufferSizeInKb": 256,
+            "payloadContentType": "BINARY", "sendBinaryOnParseFailure": true
+        })
+    }
+
+    #[test]
+    fn a_document_of_tbmqs_form_is_accepted() {
+        let checked = accepted(form());
+        assert_eq!(checked.url.as_str(), "http://127.0.0.1:31985/hook");
+        assert_eq!(checked.config.read_timeout_ms, 2000);
+        assert_eq!(checked.headers["x-test"], "yes");
+        assert!(checked.config.send_binary_on_parse_failure);
+    }
+
+    #[test]
+    fn all_problems_are_told_at_once_in_tbmqs_words() {
+        let value = json!({
+            "restEndpointUrl": " ", "requestMethod": "PATCH", "headers": {"a b": "x", "ok": "a\nb", "Content-Length": 3},
+            "readTimeoutMs": -1, "maxParallelRequestsCount": "-2", "maxInMemoryBufferSizeInKb": 0,
+            "payloadContentType": "XML", "credentials": {"type": "token"}, "retries": 3
+        });
+        assert_eq!(
+            texts(value, &SinkSettings::default()),
+            [
+                "clientConfiguration.restEndpointUrl: REST endpoint URL is required",
+                "clientConfiguration.requestMethod: Invalid request method. Allowed values: POST, PUT, GET, DELETE",
+                "clientConfiguration.credentials.type: \"token\" is not one of anonymous, basic, cert.PEM",
+                "clientConfiguration.readTimeoutMs: Read timeout (milliseconds) must not be less than 0",
+                "clientConfiguration.maxParallelRequestsCount: Max number of parallel requests must not be less than 0",
+                "clientConfiguration.maxInMemoryBufferSizeInKb: Max response size (KB) must be greater than 0",
+                "clientConfiguration.payloadContentType: \"XML\" is not one of BINARY, JSON, TEXT",
+                "clientConfiguration.retries: unknown field; known are sendOnlyMsgPayload, restEndpointUrl, requestMethod, headers, credentials, readTimeoutMs, maxParallelRequestsCount, maxInMemoryBufferSizeInKb, payloadContentType, sendBinaryOnParseFailure",
+                "clientConfiguration.headers.Content-Length: is set by the sink itself",
+                "clientConfiguration.headers.a b: is not the name of a header",
+                "clientConfiguration.headers.ok: has a character that a header's value can't hold",
+            ]
+        );
+    }
+
+    #[test]
+    fn an_empty_document_lacks_url_and_response_size() {
+        assert_eq!(
+            texts(json!({}), &SinkSettings::default()),
+            [
+                "clientConfiguration.restEndpointUrl: REST endpoint URL is required",
+                "clientConfiguration.maxInMemoryBufferSizeInKb: Max response size (KB) must be greater than 0",
+            ]
+        );
+    }
+
+    #[test]
+    fn coercions_and_defaults_are_tbmqs() {
+        let checked = accepted(json!({
+            "restEndpointUrl": "http://h/", "maxInMemoryBufferSizeInKb": "256", "readTimeoutMs": "",
+            "maxParallelRequestsCount": 7.9, "sendOnlyMsgPayload": "true", "sendBinaryOnParseFailure": null,
+            "requestMethod": "", "payloadContentType": null, "headers": {"X-N": 5}, "credentials": null
+        }));
+        let config = checked.config;
+        assert_eq!((config.read_timeout_ms, config.max_parallel_requests_count), (0, 7));
+        assert_eq!((config.send_only_msg_payload, config.send_binary_on_parse_failure), (true, false));
+        assert_eq!(config.request_method, RequestMethod::Post);
+        assert_eq!(config.payload_content_type, PayloadContentType::Binary);
+        assert_eq!(checked.headers["x-n"], "5");
+    }
+
+    #[test]
+    fn the_response_size_ends_at_the_systems_limit() {
+        let mut document = form();
+        document["maxInMemoryBufferSizeInKb"] = json!(25_001);
+        assert_eq!(
+            texts(document, &SinkSettings::default()),
+            [
+                "clientConfiguration.maxInMemoryBufferSizeInKb: Max response size (KB) 25001 must not be greater than the system limit 25000 (tb.ie.http.maxInMemoryBufferSizeInKb)"
+            ]
+        );
+    }
+
+    #[test]
+    fn local_hosts_are_refused_when_the_executor_forbids_them() {
+        let settings = SinkSettings { allow_local_network_hosts: false, ..SinkSettings::default() };
+        for url in [
+            "http://127.0.0.1/x",
+            "http://localhost:80",
+            "http://[::1]/",
+            "http://10.0.0.1",
+            "http://2130706433/",
+        ] {
+            let mut document = form();
+            document["restEndpointUrl"] = json!(url);
+            assert_eq!(
+                texts(document, &settings),
+                [
+                    "clientConfiguration.restEndpointUrl: Usage of local network host for HTTP endpoint is not allowed!"
+                ],
+                "{url}"
+            );
+        }
+    }
+
+    #[test]
+    fn basic_credentials_are_added_to_a_configured_authorization() {
+        let mut document = form();
+        document["credentials"] = json!({"type": "basic", "username": "üser"});
+        document["headers"] = json!({"Authorization": "Bearer t"});
+        let values: Vec<_> = accepted(document).headers.get_all("authorization").iter().cloned().collect();
+        assert_eq!(values, ["Bearer t".to_owned(), format!("Basic {}", STANDARD.encode("üser:null"))]);
+    }
+
+    #[test]
+    fn the_schema_marks_secrets_and_describes_every_field() {
+        let schema = binder::schema::<Config>();
+        for (name, field) in schema["properties"].as_object().unwrap() {
+            assert!(field["description"].is_string(), "{name}: {field}");
+        }
+        let variants = schema["properties"]["credentials"]["oneOf"].as_array().unwrap();
+        let secrets: Vec<_> = variants
+            .iter()
+            .flat_map(|variant| variant["properties"].as_object().unwrap())
+            .filter(|(_, field)| field["writeOnly"] == true)
+            .map(|(name, _)| name.as_str())
+            .collect();
+        assert_eq!(secrets, ["password", "privateKey", "privateKeyPassword"]);
+        assert_eq!(schema["required"], json!(["restEndpointUrl", "maxInMemoryBufferSizeInKb"]));
+        assert_eq!(schema["additionalProperties"], false);
+    }
+
+    #[test]
+    fn nothing_secret_is_printed() {
+        let mut document = form();
+        document["credentials"] = json!({"type": "basic", "username": "u", "password": "s3cret"});
+        document["headers"] = json!({"Authorization": "s3cret"});
+        let text = format!("{:?}", accepted(document).config);
+        assert!(!text.contains("s3cret") && text.contains("***"), "{text}");
+    }
+}

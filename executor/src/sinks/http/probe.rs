@@ -1,0 +1,159 @@
+//! The connection check (spec §6.3.6), in stages: resolve, connect, tls, request.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use ::http::StatusCode;
+use reqwest::Method;
+use rustls::pki_types::ServerName;
+use tbmq_integration::wire::Stage;
+use tokio::{
+    net::TcpStream,
+    time::{Instant, timeout_at},
+};
+use tokio_rustls::TlsConnector;
+use url::{Host, Url};
+
+use super::{
+    client::{Clients, Endpoint},
+    config::{Checked, WHAT},
+};
+use crate::{
+    sink::{Outcome, ProbeReport},
+    sinks::{credentials, local_network},
+};
+
+/// Tries the endpoint of a checked configuration.
+pub(super) async fn run(
+    checked: &Checked,
+    clients: &Clients,
+    allow_local: bool,
+    deadline: Duration,
+) -> ProbeReport {
+    let mut probe = Probe { report: ProbeReport::default(), deadline: Instant::now() + deadline };
+    // A failed stage has put its text into the report.
+    let _: Option<()> = probe.stages(checked, clients, allow_local).await;
+    probe.report
+}
+
+struct Probe {
+    report: ProbeReport,
+    deadline: Instant,
+}
+
+impl Probe {
+    async fn stages(&mut self, checked: &Checked, clients: &Clients, allow_local: bool) -> Option<()> {
+        let url = &checked.url;
+        let addresses = self.stage("resolve", resolve(url, allow_local)).await?;
+        let stream = self.stage("connect", connect(url, &addresses)).await?;
+        if url.scheme() == "https" {
+            self.stage("tls", handshake(checked, stream)).await?;
+        }
+        self.stage("request", request(checked, clients, self.deadline)).await
+    }
+
+    /// Runs a stage and notes what came of it; `None` when it failed.
+    async fn stage<T>(
+        &mut self,
+        name: &str,
+        work: impl Future<Output = Result<(T, String), String>>,
+    ) -> Option<T> {
+        let start = Instant::now();
+        let result = timeout_at(self.deadline, work).await;
+        let elapsed = start.elapsed();
+        let (value, text) = match result {
+            Ok(Ok((value, text))) => (Some(value), text),
+            Ok(Err(text)) => (None, text),
+            Err(_) => (None, format!("no end of {name} after {} ms", elapsed.as_millis())),
+        };
+        if value.is_none() {
+            self.report.error = Some(text.clone());
+        }
+        self.report.stages.push(Stage {
+            name: name.to_owned(),
+            ok: value.is_some(),
+            elapsed_ms: elapsed.as_millis() as u64,
+            text,
+        });
+        value
+    }
+}
+
+fn port(url: &Url) -> u16 {
+    url.port_or_known_default().unwrap_or_default()
+}
+
+async fn resolve(url: &Url, allow_local: bool) -> Result<(Vec<SocketAddr>, String), String> {
+    let addresses = match url.host() {
+        Some(Host::Ipv4(v4)) => vec![SocketAddr::new(IpAddr::V4(v4), port(url))],
+        Some(Host::Ipv6(v6)) => vec![SocketAddr::new(IpAddr::V6(v6), port(url))],
+        Some(Host::Domain(name)) => {
+            local_network::resolve(name, port(url), allow_local, WHAT).await.map_err(|error| {
+                if error.kind() == io::ErrorKind::PermissionDenied {
+                    error.to_string()
+                } else {
+                    format!("Failed to resolve '{name}': {error}")
+                }
+            })?
+        }
+        None => return Err("Url string is invalid!".to_owned()),
+    };
+    let text: Vec<_> = addresses.iter().map(|address| address.ip().to_string()).collect();
+    Ok((addresses, text.join(", ")))
+}
+
+async fn connect(url: &Url, addresses: &[SocketAddr]) -> Result<(TcpStream, String), String> {
+    let name = url.domain().unwrap_or_default();
+    let mut text = format!("{} has no address", url.host_str().unwrap_or_default());
+    for address in addresses {
+        match TcpStream::connect(address).await {
+            Ok(stream) => return Ok((stream, address.to_string())),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                text = format!("Connection refused: {name}/{address}");
+            }
+            Err(error) => text = format!("no connection to {name}/{address}: {error}"),
+        }
+    }
+    Err(text)
+}
+
+async fn handshake(checked: &Checked, stream: TcpStream) -> Result<((), String), String> {
+    let config = match checked.config.credentials.tls()? {
+        Some(config) => config,
+        None => credentials::system_tls()?,
+    };
+    let host = checked.url.host_str().unwrap_or_default();
+    let name = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+    let name = ServerName::try_from(name).map_err(|error| format!("{host} is no name for TLS: {error}"))?;
+    let stream = TlsConnector::from(Arc::new(config))
+        .connect(name, stream)
+        .await
+        .map_err(|error| format!("TLS with {host}:{} failed: {error}", port(&checked.url)))?;
+    let (_, session) = stream.get_ref();
+    let version = session.protocol_version().map_or_else(String::new, |version| format!("{version:?}"));
+    Ok(((), version))
+}
+
+async fn request(checked: &Checked, clients: &Clients, deadline: Instant) -> Result<((), String), String> {
+    let client = clients.client(checked)?;
+    let left = deadline.saturating_duration_since(Instant::now());
+    let endpoint = Endpoint::new(client, Method::HEAD, checked, left);
+    match endpoint.send(endpoint.request(None), deadline).await {
+        Outcome::Delivered => Ok(((), format!("success from {}", endpoint.label()))),
+        Outcome::Retry { text, .. } | Outcome::Rejected { text, .. } => {
+            let refuses_head = [StatusCode::METHOD_NOT_ALLOWED, StatusCode::NOT_IMPLEMENTED]
+                .iter()
+                .any(|status| text.starts_with(status.as_str()));
+            let hint = if refuses_head {
+                " (the check sends HEAD; the endpoint may still take messages)"
+            } else {
+                ""
+            };
+            Err(format!("{text}{hint}"))
+        }
+    }
+}

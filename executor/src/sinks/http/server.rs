@@ -1,0 +1,220 @@
+//! A scripted HTTP server for tests.
+
+use std::{convert::Infallible, future::poll_fn, net::SocketAddr, pin::Pin, sync::Arc};
+
+use ::http::{HeaderMap, Method, StatusCode, Uri};
+use bytes::{Bytes, BytesMut};
+use hyper::{
+    Request, Response,
+    body::{Body as _, Incoming},
+    service::service_fn,
+};
+use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream},
+    sync::watch,
+    task::JoinSet,
+};
+use tokio_rustls::TlsAcceptor;
+
+/// A request as it arrived.
+#[derive(Clone, Debug)]
+pub(super) struct Received {
+    pub method: Method,
+    pub uri: Uri,
+    pub headers: HeaderMap,
+    pub body: Bytes,
+    /// Client certificates that were shown.
+    pub client_certificates: usize,
+}
+
+/// What is answered.
+#[derive(Clone, Debug)]
+pub(super) struct Reply {
+    pub status: u16,
+    pub headers: Vec<(&'static str, String)>,
+    pub body: Bytes,
+}
+
+impl Reply {
+    pub(super) fn of(status: u16) -> Self {
+        Self { status, headers: Vec::new(), body: Bytes::new() }
+    }
+}
+
+type Script = Box<dyn Fn(&Received) -> Reply + Send + Sync>;
+
+/// Shared by all connections.
+struct State {
+    script: Script,
+    received: Mutex<Vec<Received>>,
+    /// Whether requests wait for their answers.
+    is_held: watch::Sender<bool>,
+    /// Requests that have no answer yet, now and at most.
+    open: watch::Sender<(usize, usize)>,
+    connections: Mutex<usize>,
+}
+
+pub(super) struct Server {
+    pub address: SocketAddr,
+    state: Arc<State>,
+    tls: Option<TlsAcceptor>,
+    tasks: Option<JoinSet<()>>,
+}
+
+impl Server {
+    /// Listens on a free port of the loopback.
+    pub(super) async fn start(script: impl Fn(&Received) -> Reply + Send + Sync + 'static) -> Self {
+        Self::with_tls(script, None).await
+    }
+
+    pub(super) async fn with_tls(
+        script: impl Fn(&Received) -> Reply + Send + Sync + 'static,
+        tls: Option<Arc<rustls::ServerConfig>>,
+    ) -> Self {
+        let state = State {
+            script: Box::new(script),
+            received: Mutex::default(),
+            is_held: watch::Sender::new(false),
+            open: watch::Sender::new((0, 0)),
+            connections: Mutex::default(),
+        };
+        let mut server = Self {
+            address: SocketAddr::from(([127, 0, 0, 1], 0)),
+            state: Arc::new(state),
+            tls: tls.map(TlsAcceptor::from),
+            tasks: None,
+        };
+        server.listen().await;
+        server
+    }
+
+    /// Listens again after [`Server::stop`], at the same port.
+    pub(super) async fn listen(&mut self) {
+        if self.tasks.is_some() {
+            return;
+        }
+        let listener = TcpListener::bind(self.address).await.unwrap();
+        self.address = listener.local_addr().unwrap();
+        let (state, tls) = (self.state.clone(), self.tls.clone());
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            let mut connections = JoinSet::new();
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                *state.connections.lock() += 1;
+                connections.spawn(connection(stream, tls.clone(), state.clone()));
+            }
+        });
+        self.tasks = Some(tasks);
+    }
+
+    /// Ends all connections and refuses new ones.
+    pub(super) async fn stop(&mut self) {
+        if let Some(mut tasks) = self.tasks.take() {
+            tasks.shutdown().await;
+        }
+    }
+
+    pub(super) fn hold(&self, is_held: bool) {
+        self.state.is_held.send_replace(is_held);
+    }
+
+    /// Waits until so many requests have no answer.
+    pub(super) async fn held(&self, count: usize) {
+        self.state.open.subscribe().wait_for(|(open, _)| *open == count).await.unwrap();
+    }
+
+    /// The most requests that were open at once.
+    pub(super) fn open_max(&self) -> usize {
+        self.state.open.borrow().1
+    }
+
+    pub(super) fn connections(&self) -> usize {
+        *self.state.connections.lock()
+    }
+
+    pub(super) fn received(&self) -> Vec<Received> {
+        self.state.received.lock().clone()
+    }
+
+    pub(super) fn url(&self, path: &str) -> String {
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}{path}", self.address)
+    }
+}
+
+async fn connection(stream: TcpStream, tls: Option<TlsAcceptor>, state: Arc<State>) {
+    stream.set_nodelay(true).unwrap();
+    match tls {
+        None => serve(stream, 0, state).await,
+        Some(tls) => {
+            // A client that goes away or trusts nobody is part of the tests.
+            let Ok(stream) = tls.accept(stream).await else { return };
+            let certificates = stream.get_ref().1.peer_certificates().map_or(0, <[_]>::len);
+            serve(stream, certificates, state).await;
+        }
+    }
+}
+
+async fn serve(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    client_certificates: usize,
+    state: Arc<State>,
+) {
+    let service =
+        service_fn(move |request: Request<Incoming>| handle(request, client_certificates, state.clone()));
+    drop(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await);
+}
+
+/// Counts a request as open for as long as it lives.
+struct Open<'a>(&'a State);
+
+impl<'a> Open<'a> {
+    fn new(state: &'a State) -> Self {
+        state.open.send_modify(|(open, most)| {
+            *open += 1;
+            *most = (*open).max(*most);
+        });
+        Self(state)
+    }
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.0.open.send_modify(|(open, _)| *open -= 1);
+    }
+}
+
+async fn handle(
+    request: Request<Incoming>,
+    client_certificates: usize,
+    state: Arc<State>,
+) -> Result<Response<reqwest::Body>, Infallible> {
+    let (head, mut incoming) = request.into_parts();
+    let mut body = BytesMut::new();
+    while let Some(Ok(frame)) = poll_fn(|cx| Pin::new(&mut incoming).poll_frame(cx)).await {
+        body.extend_from_slice(&frame.into_data().unwrap_or_default());
+    }
+    let received = Received {
+        method: head.method,
+        uri: head.uri,
+        headers: head.headers,
+        body: body.freeze(),
+        client_certificates,
+    };
+    let reply = (state.script)(&received);
+    let is_message = received.method != Method::HEAD;
+    state.received.lock().push(received);
+    let open = is_message.then(|| Open::new(&state));
+    state.is_held.subscribe().wait_for(|is_held| !is_held).await.unwrap();
+    drop(open);
+    let mut response = Response::new(reqwest::Body::from(reply.body));
+    *response.status_mut() = StatusCode::from_u16(reply.status).unwrap();
+    for (name, value) in reply.headers {
+        response.headers_mut().append(name, value.parse().unwrap());
+    }
+    Ok(response)
+}

@@ -1,0 +1,498 @@
+//! Reading: one consumer for all partitions, polled by one thread, many records at a time.
+//!
+//! Adding, removing, pausing and resuming go to the thread as commands. What it found before it saw a command is sorted
+//! out here: a partition that was removed (or removed and added again) has another number, and records of a paused one
+//! are put aside until it is resumed.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    fmt,
+    sync::Arc,
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use rdkafka::{
+    Offset, TopicPartitionList,
+    consumer::{BaseConsumer, CommitMode, Consumer as _, DefaultConsumerContext},
+    error::RDKafkaErrorCode,
+};
+use tokio::sync::mpsc;
+
+use super::{
+    KafkaConfig, blocking, error,
+    ffi::{Batches, Found},
+};
+use crate::{Bounds, Commit, Error, Reader, ReaderConfig, ReaderEvent, Record, Start, TopicPartition};
+
+type Native = Arc<BaseConsumer<DefaultConsumerContext>>;
+
+/// How long the thread waits for records before it looks for commands.
+const TICK: Duration = Duration::from_millis(10);
+
+/// Events that wait for the caller.
+const EVENTS: usize = 64;
+
+#[derive(Debug)]
+enum Command {
+    Add(TopicPartition, Start, u64),
+    Remove(TopicPartition),
+    Pause(TopicPartition),
+    Resume(TopicPartition),
+}
+
+/// An event of a partition, with the number under which the partition was added.
+#[derive(Debug)]
+struct Numbered {
+    number: u64,
+    event: ReaderEvent,
+}
+
+/// A reader over Kafka.
+pub(super) struct KafkaReader {
+    config: ReaderConfig,
+    consumer: Native,
+    /// Unbounded in type only: one entry a call of the reader's owner, taken every tick.
+    commands: std::sync::mpsc::SyncSender<Command>,
+    events: mpsc::Receiver<Numbered>,
+    readings: HashMap<TopicPartition, Reading>,
+    /// Events of partitions that were resumed, ahead of new ones.
+    resumed: VecDeque<ReaderEvent>,
+    next_number: u64,
+}
+
+#[derive(Debug, Default)]
+struct Reading {
+    number: u64,
+    paused: bool,
+    /// Found before the thread knew that the partition is paused: bounded by what was on its way.
+    aside: VecDeque<ReaderEvent>,
+}
+
+impl fmt::Debug for KafkaReader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KafkaReader").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+impl KafkaReader {
+    pub(super) fn new(kafka: &KafkaConfig, config: ReaderConfig) -> Result<Self, Error> {
+        let kibibytes = |bytes: usize| (bytes / 1024).max(1).to_string();
+        let group = config.group.clone().unwrap_or_else(|| format!("{}-reader", config.client_id));
+        let mut client = kafka.client(&config.client_id);
+        client
+            .set("group.id", group)
+            .set("enable.auto.commit", "false")
+            .set("enable.auto.offset.store", "false")
+            .set("enable.partition.eof", "true")
+            .set("auto.offset.reset", "error")
+            .set("isolation.level", "read_committed")
+            .set("queued.max.messages.kbytes", kibibytes(config.partition_budget_bytes))
+            .set("queued.min.messages", config.batch_records.clamp(1, 10_000_000).to_string())
+            .set("fetch.message.max.bytes", config.partition_budget_bytes.clamp(1, 1_000_000_000).to_string())
+            .set("fetch.max.bytes", config.budget_bytes.clamp(16_777_216, 2_147_483_135).to_string())
+            .set("message.max.bytes", "16777216")
+            .set("fetch.wait.max.ms", "100")
+            .set("fetch.queue.backoff.ms", "10")
+            .set("fetch.error.backoff.ms", "100");
+        let consumer: BaseConsumer =
+            kafka.finish(client).create().map_err(|failure| error("consumer", &failure))?;
+        let consumer = Arc::new(consumer);
+        let (commands, inbox) = std::sync::mpsc::sync_channel(65_536);
+        let (outbox, events) = mpsc::channel(EVENTS);
+        let poller = Poller {
+            batches: Batches::of(&consumer, config.batch_records),
+            consumer: Arc::clone(&consumer),
+            records: config.batch_records,
+            partitions: HashMap::new(),
+            outbox,
+        };
+        std::thread::Builder::new()
+            .name("kafka-reader".to_owned())
+            .spawn(move || poller.run(&inbox))
+            .map_err(|error| Error::Unavailable(format!("no thread for reading: {error}")))?;
+        Ok(Self {
+            config,
+            consumer,
+            commands,
+            events,
+            readings: HashMap::new(),
+            resumed: VecDeque::new(),
+            next_number: 0,
+        })
+    }
+
+    fn command(&self, command: Command) {
+        // The thread lives as long as this reader; after that nobody wants anything.
+        if self.commands.send(command).is_err() {
+            tracing::error!("the reader's thread has ended");
+        }
+    }
+
+    /// Sorts an event out; `None` when nobody wants it, or not yet.
+    fn accept(&mut self, Numbered { number, event }: Numbered) -> Option<ReaderEvent> {
+        let at = partition_of(&event);
+        let reading = self.readings.get_mut(at).filter(|reading| reading.number == number)?;
+        if reading.paused && !matches!(event, ReaderEvent::Gone { .. }) {
+            reading.aside.push_back(event);
+            return None;
+        }
+        if matches!(event, ReaderEvent::Gone { .. }) {
+            let at = at.clone();
+            self.readings.remove(&at);
+        }
+        Some(event)
+    }
+}
+
+fn partition_of(event: &ReaderEvent) -> &TopicPartition {
+    match event {
+        ReaderEvent::Batch { partition, .. }
+        | ReaderEvent::End { partition, .. }
+        | ReaderEvent::Gap { partition, .. }
+        | ReaderEvent::Gone { partition, .. } => partition,
+    }
+}
+
+#[async_trait]
+impl Reader for KafkaReader {
+    fn add(&mut self, partition: &TopicPartition, start: Start) {
+        if self.readings.contains_key(partition) {
+            return;
+        }
+        self.next_number += 1;
+        let reading = Reading { number: self.next_number, ..Reading::default() };
+        self.readings.insert(partition.clone(), reading);
+        self.command(Command::Add(partition.clone(), start, self.next_number));
+    }
+
+    fn remove(&mut self, partition: &TopicPartition) {
+        if self.readings.remove(partition).is_some() {
+            self.resumed.retain(|event| partition_of(event) != partition);
+            self.command(Command::Remove(partition.clone()));
+        }
+    }
+
+    fn pause(&mut self, partition: &TopicPartition) {
+        if let Some(reading) = self.readings.get_mut(partition).filter(|reading| !reading.paused) {
+            reading.paused = true;
+            // What was resumed and not handed out yet goes back.
+            let mut kept = VecDeque::new();
+            for event in self.resumed.drain(..) {
+                if partition_of(&event) == partition {
+                    reading.aside.push_back(event)
+                } else {
+                    kept.push_back(event)
+                }
+            }
+            self.resumed = kept;
+            self.command(Command::Pause(partition.clone()));
+        }
+    }
+
+    fn resume(&mut self, partition: &TopicPartition) {
+        if let Some(reading) = self.readings.get_mut(partition).filter(|reading| reading.paused) {
+            reading.paused = false;
+            self.resumed.append(&mut reading.aside);
+            self.command(Command::Resume(partition.clone()));
+        }
+    }
+
+    async fn next(&mut self) -> ReaderEvent {
+        loop {
+            if let Some(event) = self.resumed.pop_front() {
+                return event;
+            }
+            match self.events.recv().await {
+                Some(event) => {
+                    if let Some(event) = self.accept(event) {
+                        return event;
+                    }
+                }
+                // The thread ends only with this reader.
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    async fn commit(&mut self, commits: Vec<Commit>) -> Result<(), Error> {
+        if self.config.group.is_none() {
+            return Err(Error::Refused("this reader has no group".to_owned()));
+        }
+        let consumer = Arc::clone(&self.consumer);
+        blocking(move || commit(&consumer, &commits)).await
+    }
+
+    async fn committed(&mut self, partitions: &[TopicPartition]) -> Result<Vec<Commit>, Error> {
+        if self.config.group.is_none() {
+            return Err(Error::Refused("this reader has no group".to_owned()));
+        }
+        let (consumer, partitions) = (Arc::clone(&self.consumer), partitions.to_vec());
+        blocking(move || committed(&consumer, &partitions)).await
+    }
+}
+
+/// Commits and waits.
+pub(super) fn commit<C: rdkafka::consumer::ConsumerContext>(
+    consumer: &BaseConsumer<C>,
+    commits: &[Commit],
+) -> Result<(), Error> {
+    if commits.is_empty() {
+        return Ok(());
+    }
+    let mut list = TopicPartitionList::with_capacity(commits.len());
+    for commit in commits {
+        let mut entry = list.add_partition(&commit.partition.topic, commit.partition.partition as i32);
+        entry
+            .set_offset(Offset::Offset(commit.offset as i64))
+            .map_err(|failure| error("commit", &failure))?;
+        entry.set_metadata(&commit.metadata);
+    }
+    consumer.commit(&list, CommitMode::Sync).map_err(|failure| error("commit", &failure))
+}
+
+/// Asks what is committed for the consumer's group.
+pub(super) fn committed<C: rdkafka::consumer::ConsumerContext>(
+    consumer: &BaseConsumer<C>,
+    partitions: &[TopicPartition],
+) -> Result<Vec<Commit>, Error> {
+    if partitions.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut list = TopicPartitionList::with_capacity(partitions.len());
+    for partition in partitions {
+        list.add_partition(&partition.topic, partition.partition as i32);
+    }
+    let found = consumer
+        .committed_offsets(list, Duration::from_secs(30))
+        .map_err(|failure| error("committed offsets", &failure))?;
+    let found = found.elements();
+    let commits = found.iter().filter_map(|entry| match entry.offset() {
+        Offset::Offset(offset) => Some(Commit {
+            partition: TopicPartition::new(entry.topic(), entry.partition() as u32),
+            offset: offset as u64,
+            metadata: entry.metadata().to_owned(),
+        }),
+        _ => None,
+    });
+    Ok(commits.collect())
+}
+
+/// What the thread knows of a partition.
+#[derive(Debug)]
+struct Position {
+    number: u64,
+    /// The offset that is wanted next; `None` while librdkafka looks for the start.
+    next: Option<u64>,
+    end_told: Option<u64>,
+}
+
+/// The thread.
+struct Poller {
+    consumer: Native,
+    batches: Batches,
+    records: usize,
+    partitions: HashMap<TopicPartition, Position>,
+    outbox: mpsc::Sender<Numbered>,
+}
+
+impl Poller {
+    fn run(mut self, inbox: &std::sync::mpsc::Receiver<Command>) {
+        let mut found = Vec::with_capacity(self.records);
+        loop {
+            loop {
+                match inbox.try_recv() {
+                    Ok(command) => self.obey(command),
+                    Err(std::sync::mpsc::TryRecvError::Empty) => break,
+                    Err(std::sync::mpsc::TryRecvError::Disconnected) => return,
+                }
+            }
+            self.batches.poll(TICK, &mut found);
+            if !found.is_empty() && !self.tell(&mut found) {
+                return;
+            }
+        }
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Add(at, start, number) => {
+                let (offset, next) = match start {
+                    Start::Earliest => (Offset::Beginning, None),
+                    Start::Latest => (Offset::End, None),
+                    Start::Offset(offset) => (Offset::Offset(offset as i64), Some(offset)),
+                };
+                self.partitions.insert(at.clone(), Position { number, next, end_told: None });
+                self.assign(&at, offset);
+            }
+            Command::Remove(at) => {
+                if self.partitions.remove(&at).is_some() {
+                    self.unassign(&at);
+                }
+            }
+            Command::Pause(at) => self.each(&at, BaseConsumer::pause),
+            Command::Resume(at) => self.each(&at, BaseConsumer::resume),
+        }
+    }
+
+    fn each(
+        &self,
+        at: &TopicPartition,
+        action: impl Fn(
+            &BaseConsumer<DefaultConsumerContext>,
+            &TopicPartitionList,
+        ) -> rdkafka::error::KafkaResult<()>,
+    ) {
+        if !self.partitions.contains_key(at) {
+            return;
+        }
+        let mut list = TopicPartitionList::new();
+        list.add_partition(&at.topic, at.partition as i32);
+        if let Err(error) = action(&self.consumer, &list) {
+            tracing::warn!(%error, partition = %at, "a partition could not be paused or resumed");
+        }
+    }
+
+    fn assign(&self, at: &TopicPartition, offset: Offset) {
+        let mut list = TopicPartitionList::new();
+        let result = list
+            .add_partition_offset(&at.topic, at.partition as i32, offset)
+            .and_then(|()| self.consumer.incremental_assign(&list));
+        if let Err(error) = result {
+            tracing::error!(%error, partition = %at, "a partition could not be assigned");
+        }
+    }
+
+    fn unassign(&self, at: &TopicPartition) {
+        let mut list = TopicPartitionList::new();
+        list.add_partition(&at.topic, at.partition as i32);
+        if let Err(error) = self.consumer.incremental_unassign(&list) {
+            tracing::warn!(%error, partition = %at, "a partition could not be given up");
+        }
+    }
+
+    /// Sends what was found, in order within each partition; `false` when nobody listens any more.
+    fn tell(&mut self, found: &mut Vec<Found>) -> bool {
+        let mut batches: Vec<(TopicPartition, Vec<Record>)> = Vec::new();
+        for one in found.drain(..) {
+            match one {
+                Found::Record { topic, partition, record } => {
+                    let last = batches
+                        .iter_mut()
+                        .rev()
+                        .find(|(at, _)| at.partition == partition && at.topic == topic);
+                    match last {
+                        Some((_, records)) => records.push(record),
+                        None => batches.push((TopicPartition { topic, partition }, vec![record])),
+                    }
+                }
+                Found::End { topic, partition, position } => {
+                    if !self.flush(&mut batches) || !self.end(TopicPartition { topic, partition }, position) {
+                        return false;
+                    }
+                }
+                Found::Error { at: Some((topic, partition)), error } => {
+                    if !self.flush(&mut batches) || !self.trouble(TopicPartition { topic, partition }, error)
+                    {
+                        return false;
+                    }
+                }
+                Found::Error { at: None, error } => tracing::warn!(%error, "the consumer reports an error"),
+            }
+        }
+        self.flush(&mut batches)
+    }
+
+    fn send(&self, number: u64, event: ReaderEvent) -> bool {
+        self.outbox.blocking_send(Numbered { number, event }).is_ok()
+    }
+
+    fn flush(&mut self, batches: &mut Vec<(TopicPartition, Vec<Record>)>) -> bool {
+        for (partition, records) in batches.drain(..) {
+            let Some(position) = self.partitions.get_mut(&partition) else { continue };
+            position.next = records.last().map(|record| record.offset + 1);
+            position.end_told = None;
+            let number = position.number;
+            if !self.send(number, ReaderEvent::Batch { partition, records }) {
+                return false;
+            }
+        }
+        true
+    }
+
+    fn end(&mut self, partition: TopicPartition, end: u64) -> bool {
+        let Some(position) = self.partitions.get_mut(&partition) else { return true };
+        position.next = Some(end);
+        // librdkafka tells again after each fetch that found nothing new.
+        if position.end_told.replace(end) == Some(end) {
+            return true;
+        }
+        let number = position.number;
+        self.send(number, ReaderEvent::End { partition, position: end })
+    }
+
+    fn trouble(&mut self, partition: TopicPartition, error: RDKafkaErrorCode) -> bool {
+        use RDKafkaErrorCode as Code;
+        let Some(position) = self.partitions.get(&partition) else { return true };
+        let (number, wanted) = (position.number, position.next);
+        match error {
+            Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition => {
+                self.gone(number, partition, "the topic does not exist".to_owned())
+            }
+            Code::AutoOffsetReset | Code::OffsetOutOfRange => {
+                let bounds = match bounds(&self.consumer, &partition, Duration::from_secs(5)) {
+                    Ok(bounds) => bounds,
+                    Err(Error::UnknownTopic(reason)) => return self.gone(number, partition, reason),
+                    Err(error) => {
+                        tracing::warn!(%error, %partition, "no bounds of a partition; it is tried again");
+                        return self.again(&partition, wanted);
+                    }
+                };
+                match wanted {
+                    Some(from) if from > bounds.end => {
+                        let reason = format!("offset {from} lies beyond the end {}", bounds.end);
+                        self.gone(number, partition, reason)
+                    }
+                    Some(from) if from < bounds.start => {
+                        self.again(&partition, Some(bounds.start));
+                        self.send(number, ReaderEvent::Gap { partition, from, to: bounds.start })
+                    }
+                    wanted => self.again(&partition, wanted),
+                }
+            }
+            error => {
+                // librdkafka goes on by itself.
+                tracing::warn!(%error, %partition, "a partition can't be read for now");
+                true
+            }
+        }
+    }
+
+    fn gone(&mut self, number: u64, partition: TopicPartition, reason: String) -> bool {
+        self.partitions.remove(&partition);
+        self.unassign(&partition);
+        self.send(number, ReaderEvent::Gone { partition, reason })
+    }
+
+    /// Begins anew where reading had stopped.
+    fn again(&mut self, partition: &TopicPartition, at: Option<u64>) -> bool {
+        self.unassign(partition);
+        if let Some(position) = self.partitions.get_mut(partition) {
+            position.next = at;
+        }
+        self.assign(partition, at.map_or(Offset::Beginning, |offset| Offset::Offset(offset as i64)));
+        true
+    }
+}
+
+/// First and last position, as a reader of committed records sees them.
+pub(super) fn bounds<C: rdkafka::consumer::ConsumerContext>(
+    consumer: &BaseConsumer<C>,
+    at: &TopicPartition,
+    patience: Duration,
+) -> Result<Bounds, Error> {
+    let (start, end) = consumer
+        .fetch_watermarks(&at.topic, at.partition as i32, patience)
+        .map_err(|failure| error(&at.to_string(), &failure))?;
+    Ok(Bounds { start: start.max(0) as u64, end: end.max(0) as u64 })
+}

@@ -1,0 +1,293 @@
+//! Producing by handle, with outcomes in batches.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use parking_lot::{Mutex, RwLock};
+use rdkafka::{
+    ClientConfig,
+    error::RDKafkaErrorCode,
+    producer::{BaseProducer, DefaultProducerContext, Producer as _},
+};
+
+use super::{
+    KafkaConfig, by_code, error,
+    ffi::{self, Event, NativeTopic, Reports},
+};
+use crate::{
+    Completion, CompletionQueue, Error, Outgoing, SubmitError, Ticket, TopicHandle, Writer, WriterConfig,
+    Written,
+};
+
+type Native = BaseProducer<DefaultProducerContext>;
+
+/// Delivery reports that are handed on with one wake, at most so many events of librdkafka.
+const EVENTS_PER_ROUND: usize = 64;
+
+/// Travels with a record through librdkafka.
+#[derive(Debug)]
+struct Token {
+    ticket: Ticket,
+    bytes: usize,
+    topic: Arc<Topic>,
+    completions: Arc<CompletionQueue>,
+}
+
+/// A topic of this writer: its budget, and its handle in the producer of the moment.
+#[derive(Debug)]
+struct Topic {
+    name: Arc<str>,
+    in_flight: AtomicUsize,
+    native: RwLock<Option<(u64, Arc<NativeTopic>)>>,
+}
+
+/// A producer, and its number among those of this writer: a fatal error calls for a new one.
+struct Generation {
+    number: u64,
+    producer: Native,
+}
+
+struct Shared {
+    client: ClientConfig,
+    config: WriterConfig,
+    current: RwLock<Arc<Generation>>,
+    in_flight: AtomicUsize,
+}
+
+/// A writer over Kafka.
+pub(super) struct KafkaWriter {
+    shared: Arc<Shared>,
+    topics: Mutex<HashMap<Arc<str>, Arc<Topic>>>,
+}
+
+impl fmt::Debug for KafkaWriter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KafkaWriter").field("config", &self.shared.config).finish_non_exhaustive()
+    }
+}
+
+impl KafkaWriter {
+    pub(super) fn new(kafka: &KafkaConfig, config: WriterConfig) -> Result<Self, Error> {
+        let mut client = kafka.client(&config.client_id);
+        client
+            .set("acks", "all")
+            .set("enable.idempotence", "true")
+            .set("partitioner", "murmur2_random")
+            .set("linger.ms", config.linger.as_millis().to_string())
+            .set("message.timeout.ms", config.deadline.as_millis().max(1).to_string())
+            .set("message.max.bytes", "16777216")
+            // Our budgets rule; librdkafka's own limits are out of the way.
+            .set("queue.buffering.max.messages", "10000000")
+            .set("queue.buffering.max.kbytes", "2097151");
+        let client = kafka.finish(client);
+        let generation = Arc::new(Generation { number: 0, producer: create(&client)? });
+        let shared = Arc::new(Shared {
+            client,
+            config,
+            current: RwLock::new(Arc::clone(&generation)),
+            in_flight: AtomicUsize::new(0),
+        });
+        collect(&shared, generation)?;
+        Ok(Self { shared, topics: Mutex::default() })
+    }
+}
+
+fn create(client: &ClientConfig) -> Result<Native, Error> {
+    client.create().map_err(|failure| error("producer", &failure))
+}
+
+/// Starts the thread that hands outcomes on, for as long as the writer lives or records are in flight.
+fn collect(shared: &Arc<Shared>, generation: Arc<Generation>) -> Result<(), Error> {
+    let shared = Arc::downgrade(shared);
+    std::thread::Builder::new()
+        .name("kafka-reports".to_owned())
+        .spawn(move || collector(&shared, &generation))
+        .map(drop)
+        .map_err(|error| Error::Unavailable(format!("no thread for delivery reports: {error}")))
+}
+
+fn collector(shared: &Weak<Shared>, generation: &Arc<Generation>) {
+    let reports = Reports::of(&generation.producer);
+    let mut done: Vec<(Arc<CompletionQueue>, Vec<Completion>)> = Vec::new();
+    let mut replaced = false;
+    loop {
+        let mut patience = Duration::from_millis(100);
+        let mut quiet = true;
+        for _ in 0..EVENTS_PER_ROUND {
+            match reports.poll::<Token>(patience) {
+                Event::Reports(batch) => {
+                    quiet = false;
+                    for report in batch {
+                        settle(shared, generation, report, &mut done);
+                    }
+                }
+                Event::Error(code, text) => {
+                    let fatal = generation.producer.client().fatal_error();
+                    tracing::warn!(%code, %text, fatal = fatal.is_some(), "the producer reports an error");
+                    if fatal.is_some() && !replaced {
+                        replaced = replace(shared, generation);
+                    }
+                }
+                Event::None => break,
+            }
+            patience = Duration::ZERO;
+        }
+        for (queue, completions) in done.drain(..) {
+            queue.push(completions);
+        }
+        let ended = replaced || shared.strong_count() == 0;
+        if ended && quiet && generation.producer.in_flight_count() == 0 {
+            return;
+        }
+    }
+}
+
+fn settle(
+    shared: &Weak<Shared>,
+    generation: &Generation,
+    report: ffi::Report<Token>,
+    done: &mut Vec<(Arc<CompletionQueue>, Vec<Completion>)>,
+) {
+    let Token { ticket, bytes, topic, completions } = *report.token;
+    topic.in_flight.fetch_sub(bytes, Ordering::Relaxed);
+    if let Some(shared) = shared.upgrade() {
+        shared.in_flight.fetch_sub(bytes, Ordering::Relaxed);
+    }
+    let result = report.result.map(|(partition, offset)| Written { partition, offset }).map_err(|code| {
+        if is_unknown(code) {
+            look_again(generation, &topic);
+        }
+        by_code(code, format!("{}: {code}", topic.name))
+    });
+    let completion = Completion { ticket, result };
+    match done.iter_mut().find(|(queue, _)| Arc::ptr_eq(queue, &completions)) {
+        Some((_, batch)) => batch.push(completion),
+        None => done.push((completions, vec![completion])),
+    }
+}
+
+fn is_unknown(code: RDKafkaErrorCode) -> bool {
+    use RDKafkaErrorCode as Code;
+    matches!(code, Code::UnknownTopic | Code::UnknownTopicOrPartition | Code::UnknownPartition)
+}
+
+/// Forgets a handle that found no topic: the next record looks the topic up anew, whether it was created meanwhile or
+/// not.
+fn look_again(generation: &Generation, topic: &Topic) {
+    let mut native = topic.native.write();
+    if native.as_ref().is_some_and(|(number, _)| *number == generation.number) {
+        *native = None;
+    }
+}
+
+/// Puts a new producer in the place of one that met a fatal error.
+fn replace(shared: &Weak<Shared>, broken: &Generation) -> bool {
+    let Some(shared) = shared.upgrade() else { return true };
+    let next = create(&shared.client).map(|producer| Generation { number: broken.number + 1, producer });
+    match next.map(Arc::new) {
+        Ok(next) => {
+            *shared.current.write() = Arc::clone(&next);
+            collect(&shared, next).is_ok()
+        }
+        Err(error) => {
+            tracing::error!(%error, "no new producer after a fatal error; it is tried again");
+            false
+        }
+    }
+}
+
+impl Topic {
+    /// The handle in this producer.
+    fn native(&self, generation: &Generation) -> Option<Arc<NativeTopic>> {
+        if let Some((number, native)) = &*self.native.read() {
+            if *number == generation.number {
+                return Some(Arc::clone(native));
+            }
+        }
+        let native = Arc::new(NativeTopic::new(&generation.producer, &self.name)?);
+        *self.native.write() = Some((generation.number, Arc::clone(&native)));
+        Some(native)
+    }
+}
+
+impl KafkaWriter {
+    fn own(&self, name: &str) -> Arc<Topic> {
+        let mut topics = self.topics.lock();
+        if let Some(topic) = topics.get(name) {
+            return Arc::clone(topic);
+        }
+        let name: Arc<str> = name.into();
+        let topic =
+            Topic { name: Arc::clone(&name), in_flight: AtomicUsize::new(0), native: RwLock::new(None) };
+        let topic = Arc::new(topic);
+        topics.insert(name, Arc::clone(&topic));
+        topic
+    }
+}
+
+impl Writer for KafkaWriter {
+    fn topic(&self, name: &str) -> TopicHandle {
+        let topic = self.own(name);
+        TopicHandle::new(Arc::clone(&topic.name), Arc::new(topic))
+    }
+
+    fn submit(
+        &self,
+        handle: &TopicHandle,
+        record: Outgoing<'_>,
+        ticket: Ticket,
+        completions: &Arc<CompletionQueue>,
+    ) -> Result<(), SubmitError> {
+        let topic = handle.state::<Arc<Topic>>().map_or_else(|| self.own(handle.name()), Arc::clone);
+        let bytes = record.key.map_or(0, <[u8]>::len) + record.value.map_or(0, <[u8]>::len) + 64;
+        let config = &self.shared.config;
+        // A record that is larger than a budget passes when nothing else is in flight.
+        let of_topic = topic.in_flight.fetch_add(bytes, Ordering::Relaxed);
+        if of_topic > 0 && of_topic + bytes > config.topic_budget_bytes {
+            topic.in_flight.fetch_sub(bytes, Ordering::Relaxed);
+            return Err(SubmitError::TopicFull);
+        }
+        let of_writer = self.shared.in_flight.fetch_add(bytes, Ordering::Relaxed);
+        let release = || {
+            topic.in_flight.fetch_sub(bytes, Ordering::Relaxed);
+            self.shared.in_flight.fetch_sub(bytes, Ordering::Relaxed);
+        };
+        if of_writer > 0 && of_writer + bytes > config.budget_bytes {
+            release();
+            return Err(SubmitError::BusFull);
+        }
+        let generation = Arc::clone(&self.shared.current.read());
+        let fail = |code: RDKafkaErrorCode| {
+            release();
+            let error = by_code(code, format!("{}: {code}", topic.name));
+            completions.push([Completion { ticket, result: Err(error) }]);
+            Ok(())
+        };
+        let Some(native) = topic.native(&generation) else { return fail(RDKafkaErrorCode::InvalidTopic) };
+        let token = Token { ticket, bytes, topic: Arc::clone(&topic), completions: Arc::clone(completions) };
+        match ffi::produce(&generation.producer, &native, record, Box::new(token)) {
+            Ok(()) => Ok(()),
+            Err((RDKafkaErrorCode::QueueFull, _)) => {
+                release();
+                Err(SubmitError::BusFull)
+            }
+            Err((code, _)) => {
+                if is_unknown(code) {
+                    look_again(&generation, &topic);
+                }
+                fail(code)
+            }
+        }
+    }
+
+    fn in_flight_bytes(&self) -> usize {
+        self.shared.in_flight.load(Ordering::Relaxed)
+    }
+}
