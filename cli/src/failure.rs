@@ -83,6 +83,10 @@ impl Failure {
     fn text(&self) -> String {
         let mut text = format!("error: {}\n", self.message);
         for (path, problem) in &self.violations {
+            // A server with one problem says it in its message as well.
+            if self.message == format!("{path}: {problem}") {
+                continue;
+            }
             if path.is_empty() {
                 writeln!(text, "  {problem}").expect("writing to a String does not fail");
             } else {
@@ -197,6 +201,17 @@ mod tests {
                         empty\nreason: CONFIGURATION_REJECTED\nhint: `tbmqctl integration kinds -o json` prints what \
                         each type's clientConfiguration may hold\n";
         assert_eq!(failure.text(), expected);
+    }
+
+    #[test]
+    fn the_only_problem_is_not_told_twice() {
+        let failure = Failure::from(status(
+            Code::InvalidArgument,
+            "a: is empty",
+            "INVALID_INTEGRATION",
+            &[("a", "is empty")],
+        ));
+        assert_eq!(failure.text(), "error: a: is empty\nreason: INVALID_INTEGRATION\n");
     }
 
     #[test]

@@ -86,7 +86,12 @@ struct Ending {
 }
 
 impl Connection {
-    pub(crate) fn new(plane: Arc<Plane>, worker: Arc<Worker>, mailbox: Arc<Mailbox>, stream: TcpStream) -> Self {
+    pub(crate) fn new(
+        plane: Arc<Plane>,
+        worker: Arc<Worker>,
+        mailbox: Arc<Mailbox>,
+        stream: TcpStream,
+    ) -> Self {
         let session = Session::new(plane.limits.clone(), plane.clock.now());
         Self {
             plane,

@@ -83,8 +83,11 @@ pub struct Running {
 /// # Errors
 /// [`Misconfigured`] when the configuration can't be used; another when the bus refuses or an address can't be bound.
 pub async fn start(config: Config, context: Context) -> anyhow::Result<Running> {
-    let service: ServiceId =
-        context.identity.service_id.parse().map_err(|error| Misconfigured::new(format!("TB_SERVICE_ID: {error}")))?;
+    let service: ServiceId = context
+        .identity
+        .service_id
+        .parse()
+        .map_err(|error| Misconfigured::new(format!("TB_SERVICE_ID: {error}")))?;
     let metrics = metrics::Metrics::default();
     context.metrics.register(|registry| metrics.register(registry));
     let component = context.health.component("integration-subscriptions");
@@ -124,7 +127,8 @@ pub async fn start(config: Config, context: Context) -> anyhow::Result<Running> 
         addresses.push(("mqtt", tcp.address()?));
         accepting.spawn(tcp.run(plane.clone()));
     }
-    let urls: Vec<String> = addresses.iter().map(|(scheme, address)| format!("{scheme}://{address}")).collect();
+    let urls: Vec<String> =
+        addresses.iter().map(|(scheme, address)| format!("{scheme}://{address}")).collect();
 
     let applied_config = WriterConfig::new(context.catalogue.client_id("node-applied-producer", &service));
     let applied_writer = context.bus.writer(applied_config).await?;
@@ -149,8 +153,7 @@ pub async fn start(config: Config, context: Context) -> anyhow::Result<Running> 
         subscriptions.run().await;
         anyhow::anyhow!("integration filters are not followed any more")
     });
-    let session =
-        node_session::NodeSession::new(plane.clone(), context.identity.clone(), urls, endpoints)?;
+    let session = node_session::NodeSession::new(plane.clone(), context.identity.clone(), urls, endpoints)?;
     tasks.spawn(async move { session.run().await.into() });
     Ok(Running { plane, addresses, tasks, accepting, workers, stop_workers, applied, stop_applied })
 }

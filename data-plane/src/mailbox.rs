@@ -95,15 +95,15 @@ impl Mailbox {
         let bytes = weight(&delivery);
         let is_full = inner.deliveries.len() >= self.limits.messages
             || !inner.deliveries.is_empty() && inner.delivery_bytes + bytes > self.limits.bytes;
-        let pushed = if !is_full {
-            inner.delivery_bytes += bytes;
-            inner.deliveries.push_back(delivery);
-            Pushed::Queued
-        } else {
+        let pushed = if is_full {
             if delivery.qos != Qos::AtMostOnce {
                 inner.mail.has_overflowed = true;
             }
             Pushed::Dropped
+        } else {
+            inner.delivery_bytes += bytes;
+            inner.deliveries.push_back(delivery);
+            Pushed::Queued
         };
         drop(inner);
         self.waker.wake();

@@ -124,25 +124,45 @@ impl Metrics {
                 "Connections closed at once because there were too many",
                 &self.connection_limit_reached,
             ),
-            ("tbmq_mqtt_accept_failures", "Connections that the system could not accept", &self.accept_failures),
-            ("tbmq_mqtt_messages_published", "Messages that clients published, wills included", &self.published),
+            (
+                "tbmq_mqtt_accept_failures",
+                "Connections that the system could not accept",
+                &self.accept_failures,
+            ),
+            (
+                "tbmq_mqtt_messages_published",
+                "Messages that clients published, wills included",
+                &self.published,
+            ),
             ("tbmq_mqtt_messages_unmatched", "Published messages that nobody gets", &self.unmatched),
             ("tbmq_mqtt_messages_delivered", "Messages handed to connected clients", &self.delivered),
             ("tbmq_mqtt_records_submitted", "Records handed to the bus", &self.records_submitted),
             ("tbmq_mqtt_records_written", "Records that the bus confirmed", &self.records_written),
-            ("tbmq_mqtt_bus_full", "Times that a socket was not read because the bus was full", &self.bus_full),
+            (
+                "tbmq_mqtt_bus_full",
+                "Times that a socket was not read because the bus was full",
+                &self.bus_full,
+            ),
             (
                 "tbmq_mqtt_in_flight_limit_reached",
                 "Times that a socket was not read because too much of its own was in flight",
                 &self.in_flight_limit_reached,
             ),
-            ("tbmq_subscriptions_bad_records", "Records of integration filters that were skipped", &self.bad_records),
+            (
+                "tbmq_subscriptions_bad_records",
+                "Records of integration filters that were skipped",
+                &self.bad_records,
+            ),
             (
                 "tbmq_subscriptions_stale_records",
                 "Records of integration filters older than what was held",
                 &self.stale_records,
             ),
-            ("tbmq_node_sessions_lost", "Sessions to a control plane that ended or failed", &self.node_sessions_lost),
+            (
+                "tbmq_node_sessions_lost",
+                "Sessions to a control plane that ended or failed",
+                &self.node_sessions_lost,
+            ),
         ];
         for (name, help, counter) in counters {
             registry.register(name, help, counter.clone());
@@ -150,9 +170,21 @@ impl Metrics {
         registry.register("tbmq_mqtt_connections", "Connections now", self.connections.clone());
         registry.register("tbmq_mqtt_connections_ended", "Connections that ended", self.ended.clone());
         registry.register("tbmq_mqtt_messages_dropped", "Messages dropped", self.dropped.clone());
-        registry.register("tbmq_mqtt_records_refused", "Records not kept by the bus", self.records_refused.clone());
-        registry.register("tbmq_mqtt_sick_topics", "Message topics that are only probed", self.sick_topics.clone());
-        registry.register("tbmq_subscriptions_integrations", "Integrations with filters", self.integrations.clone());
+        registry.register(
+            "tbmq_mqtt_records_refused",
+            "Records not kept by the bus",
+            self.records_refused.clone(),
+        );
+        registry.register(
+            "tbmq_mqtt_sick_topics",
+            "Message topics that are only probed",
+            self.sick_topics.clone(),
+        );
+        registry.register(
+            "tbmq_subscriptions_integrations",
+            "Integrations with filters",
+            self.integrations.clone(),
+        );
         registry.register("tbmq_node_data_plane_peers", "Other live data planes", self.peers.clone());
     }
 

@@ -29,7 +29,9 @@ const STABLE: Duration = Duration::from_secs(30);
 
 /// A newer incarnation of our service id took over.
 #[derive(Debug, thiserror::Error)]
-#[error("incarnation {incarnation} of service id {service_id} has taken over; two processes must not share an id")]
+#[error(
+    "incarnation {incarnation} of service id {service_id} has taken over; two processes must not share an id"
+)]
 pub(crate) struct Superseded {
     service_id: String,
     incarnation: String,
@@ -54,8 +56,9 @@ impl NodeSession {
         let endpoints = endpoints
             .iter()
             .map(|text| {
-                let endpoint = Endpoint::from_shared(text.trim().to_owned())
-                    .with_context(|| format!("CONTROL_GRPC_ENDPOINTS: {text:?} is not a URL like http://host:9090"))?;
+                let endpoint = Endpoint::from_shared(text.trim().to_owned()).with_context(|| {
+                    format!("CONTROL_GRPC_ENDPOINTS: {text:?} is not a URL like http://host:9090")
+                })?;
                 Ok(endpoint
                     .connect_timeout(CONNECT_TIMEOUT)
                     .http2_keep_alive_interval(Duration::from_secs(10))
@@ -72,7 +75,10 @@ impl NodeSession {
             let begun = std::time::Instant::now();
             match self.hold(endpoint).await {
                 Ok(superseded) => {
-                    tracing::error!(incarnation = superseded.incarnation, "superseded by a newer incarnation");
+                    tracing::error!(
+                        incarnation = superseded.incarnation,
+                        "superseded by a newer incarnation"
+                    );
                     return superseded;
                 }
                 Err(error) => {

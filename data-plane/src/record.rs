@@ -1,9 +1,7 @@
 //! The record of a publish on an integration's topic, encoded once into one buffer, without the copies that filling the
 //! generated structs would need. A test holds it to what prost writes.
 
-use prost::encoding::{
-    WireType, encode_key, encode_varint, encoded_len_varint, key_len,
-};
+use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
 use tbmq_mqtt::{
     codec::property::{PropertyId, Value},
     session::Message,

@@ -119,11 +119,17 @@ impl Matches {
     }
 }
 
+#[derive(Debug)]
+struct Integration {
+    route: Arc<Route>,
+    filters: Vec<String>,
+}
+
 /// The subscriptions of clients and integrations.
 #[derive(Debug)]
 pub(crate) struct Router {
     tree: RwLock<Tree<Subscriber, Target>>,
-    integrations: Mutex<HashMap<IntegrationId, (Arc<Route>, Vec<String>)>>,
+    integrations: Mutex<HashMap<IntegrationId, Integration>>,
     writer: Arc<dyn Writer>,
     catalogue: Catalogue,
 }
@@ -139,9 +145,9 @@ impl Router {
         let mut integrations = self.integrations.lock();
         let held = integrations.remove(&id);
         let mut tree = self.tree.write();
-        let (route, old) = held.unwrap_or_else(|| {
+        let Integration { route, filters: old } = held.unwrap_or_else(|| {
             let topic = self.writer.topic(&self.catalogue.messages(id, 1).name);
-            (Arc::new(Route::new(id, topic)), Vec::new())
+            Integration { route: Arc::new(Route::new(id, topic)), filters: Vec::new() }
         });
         for filter in old.iter().filter(|filter| !filters.contains(filter)) {
             tree.remove(filter, &Subscriber::Integration(id));
@@ -150,7 +156,7 @@ impl Router {
             tree.insert(filter, Subscriber::Integration(id), Target::Integration(route.clone()));
         }
         if !filters.is_empty() {
-            integrations.insert(id, (route, filters));
+            integrations.insert(id, Integration { route, filters });
         }
         integrations.len()
     }

@@ -69,7 +69,8 @@ impl Subscriptions {
             }
         }
         component.down("reading the filters of integrations");
-        let config = ReaderConfig::new(catalogue.client_id("integration-subscriptions-consumer", service), None);
+        let config =
+            ReaderConfig::new(catalogue.client_id("integration-subscriptions-consumer", service), None);
         let mut reader = context.bus.reader(config).await?;
         let [filters, applied] = topics.map(|topic| TopicPartition::new(topic.name, 0));
         reader.add(&filters, Start::Earliest);
@@ -151,7 +152,10 @@ impl Subscriptions {
                 let (live, is_new) = self.peers.live(Instant::now());
                 self.metrics.peers.set(live as i64);
                 if is_new {
-                    tracing::warn!(peers = live, "cluster: integrations only; clients of other data planes are not reached");
+                    tracing::warn!(
+                        peers = live,
+                        "cluster: integrations only; clients of other data planes are not reached"
+                    );
                 }
             }
             ReaderEvent::End { .. } | ReaderEvent::Gap { .. } => {}
@@ -265,7 +269,8 @@ fn read(record: &Record) -> Result<Change, String> {
     let filters: Vec<String> =
         decoded.subscriptions.into_iter().map(|subscription| subscription.topic).collect();
     for filter in &filters {
-        topic::check_filter(filter, &Rules::default()).map_err(|error| format!("filter {filter:?}: {error}"))?;
+        topic::check_filter(filter, &Rules::default())
+            .map_err(|error| format!("filter {filter:?}: {error}"))?;
     }
     Ok(Change { id, revision, filters })
 }

@@ -43,10 +43,7 @@ impl Clock {
     }
 
     pub(crate) fn now(&self) -> Now {
-        Now {
-            monotonic_ms: self.origin.elapsed().as_millis() as u64,
-            epoch_ms: tbmq_service::time::now_ms(),
-        }
+        Now { monotonic_ms: self.origin.elapsed().as_millis() as u64, epoch_ms: tbmq_service::time::now_ms() }
     }
 }
 
@@ -73,7 +70,7 @@ pub(crate) struct Worker {
     deadlines: Mutex<BTreeMap<(u64, u64), Arc<Mailbox>>>,
     connections: Mutex<HashMap<u64, Arc<Mailbox>>>,
     buffers: Mutex<Vec<BytesMut>>,
-    scratches: Mutex<Vec<Box<Scratch>>>,
+    scratches: Mutex<Vec<Scratch>>,
 }
 
 #[derive(Debug)]
@@ -172,11 +169,11 @@ impl Worker {
         }
     }
 
-    pub(crate) fn scratch(&self) -> Box<Scratch> {
+    pub(crate) fn scratch(&self) -> Scratch {
         self.scratches.lock().pop().unwrap_or_default()
     }
 
-    pub(crate) fn give_scratch(&self, scratch: Box<Scratch>) {
+    pub(crate) fn give_scratch(&self, scratch: Scratch) {
         let mut scratches = self.scratches.lock();
         if scratches.len() < POOLED_MAX {
             scratches.push(scratch);

@@ -45,7 +45,9 @@ pub struct Subscriber(std::process::Child);
 /// When the client can't be started or the broker refuses.
 pub fn subscribe(broker: SocketAddr, version: &str, qos: u8, filter: &str, count: u32) -> Result<Subscriber> {
     use std::io::{BufRead as _, BufReader};
-    let mut child = Command::new("mosquitto_sub")
+    // Into a pipe it would print only when its buffer is full.
+    let mut child = Command::new("stdbuf")
+        .args(["-oL", "mosquitto_sub"])
         .args(["-h", &broker.ip().to_string(), "-p", &broker.port().to_string(), "-V", version, "-d"])
         .args(["-q", &qos.to_string(), "-t", filter, "-C", &count.to_string(), "-W", "30", "-F", "MSG %t %p"])
         .stdout(Stdio::piped())

@@ -12,11 +12,15 @@ use std::process::ExitCode;
 use tbmq_service::shell::{self, Program};
 
 fn main() -> ExitCode {
+    // An executor apart has the executor's port, so that it can live beside a broker on one machine.
+    let service_type = std::env::var("TB_SERVICE_TYPE").ok();
+    let executor_only =
+        config::Roles::of(service_type.as_deref()).is_ok_and(|roles| roles == config::Roles::Executor);
     let program = Program {
         name: "tbmq",
         about: "TBMQ: an MQTT broker, its control plane and its integration executor in one process",
         role: "tbmq",
-        admin_port: 8083,
+        admin_port: if executor_only { 8082 } else { 8083 },
         settings: &[],
     };
     shell::run(&program, config::Config::load, config::Config::trees, planes::start)

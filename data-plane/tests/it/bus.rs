@@ -8,8 +8,8 @@ use std::sync::{
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use tbmq_bus::{
-    Admin, Bus, Completion, CompletionQueue, Error, FencedWriter, Membership, MembershipConfig, Outgoing, Reader,
-    ReaderConfig, SubmitError, Ticket, TopicHandle, Writer, WriterConfig, Written, memory::MemoryBus,
+    Admin, Bus, Completion, CompletionQueue, Error, FencedWriter, Membership, MembershipConfig, Outgoing,
+    Reader, ReaderConfig, SubmitError, Ticket, TopicHandle, Writer, WriterConfig, Written, memory::MemoryBus,
 };
 
 /// What the message writer does with the next records.

@@ -129,7 +129,11 @@ impl Client {
         assert_eq!(self.next().await, Some(Packet::PingResp));
     }
 
-    pub(crate) async fn subscribe(&mut self, subscriptions: Vec<Subscription>, properties: Properties) -> Vec<ReasonCode> {
+    pub(crate) async fn subscribe(
+        &mut self,
+        subscriptions: Vec<Subscription>,
+        properties: Properties,
+    ) -> Vec<ReasonCode> {
         self.send(Packet::Subscribe(Subscribe { packet_id: 1, subscriptions, properties })).await;
         match self.next().await {
             Some(Packet::SubAck(suback)) => suback.reasons,

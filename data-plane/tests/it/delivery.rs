@@ -22,7 +22,9 @@ async fn a_message_arrives_at_the_lower_quality_of_both_sides() {
                 publisher.publish(&topic, published, 9, "x").await;
                 match published {
                     Qos::AtMostOnce => {}
-                    Qos::AtLeastOnce => assert_eq!(publisher.puback().await, Ack::new(9, ReasonCode::Success)),
+                    Qos::AtLeastOnce => {
+                        assert_eq!(publisher.puback().await, Ack::new(9, ReasonCode::Success));
+                    }
                     Qos::ExactlyOnce => {
                         let ack = Ack::new(9, ReasonCode::Success);
                         assert_eq!(publisher.next().await, Some(Packet::PubRec(ack.clone())));
@@ -52,7 +54,8 @@ async fn a_message_arrives_at_the_lower_quality_of_both_sides() {
 async fn overlapping_filters_give_one_delivery_with_all_identifiers() {
     let plane = Plane::start().await;
     let mut client = Client::v5(plane.address, "c").await;
-    let identifier = |number| PropertiesBuilder::new().number(PropertyId::SubscriptionIdentifier, number).build();
+    let identifier =
+        |number| PropertiesBuilder::new().number(PropertyId::SubscriptionIdentifier, number).build();
     client.subscribe(vec![subscription("a/#", Qos::AtMostOnce)], identifier(1)).await;
     client.subscribe(vec![subscription("a/+", Qos::AtLeastOnce)], identifier(2)).await;
     client.publish("a/b", Qos::AtLeastOnce, 1, "x").await;
@@ -103,7 +106,8 @@ async fn subscription_options_and_properties_are_honoured() {
         assert_eq!(message.retain, retain, "{topic}");
         assert_eq!(message.properties.number(PropertyId::MessageExpiryInterval), Some(60));
         assert_eq!(&*message.properties.text(PropertyId::ContentType).unwrap(), "text/plain");
-        let pairs: Vec<_> = message.properties.user_properties().map(|(name, value)| format!("{name}={value}")).collect();
+        let pairs: Vec<_> =
+            message.properties.user_properties().map(|(name, value)| format!("{name}={value}")).collect();
         assert_eq!(pairs, ["b=1", "a=2", "b=3"]);
     }
 }
@@ -115,7 +119,11 @@ async fn filters_are_answered_one_by_one() {
     let wanted = ["a/+", "a/#/b", "$share/g/a"].map(|filter| subscription(filter, Qos::ExactlyOnce));
     assert_eq!(
         client.subscribe(wanted.to_vec(), Properties::NONE).await,
-        [ReasonCode::GrantedQos2, ReasonCode::TopicFilterInvalid, ReasonCode::SharedSubscriptionsNotSupported]
+        [
+            ReasonCode::GrantedQos2,
+            ReasonCode::TopicFilterInvalid,
+            ReasonCode::SharedSubscriptionsNotSupported
+        ]
     );
     let filters = vec!["a/+".into(), "b".into()];
     let unsubscribe = Unsubscribe { packet_id: 5, filters, properties: Properties::NONE };

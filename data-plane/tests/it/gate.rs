@@ -79,6 +79,7 @@ async fn what_is_applied_is_told() {
             if applied.positions.iter().any(|position| position.position == 2) {
                 return applied;
             }
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
     })
     .await

@@ -32,7 +32,13 @@ async fn a_publish_is_one_record_per_integration_however_many_filters_match() {
         assert!((59_000..=60_000).contains(&left_ms), "{left_ms}");
         let published = message.publish_msg_proto.as_ref().unwrap();
         assert_eq!(
-            (&*published.client_id, published.packet_id, &*published.payload, published.retain, published.qos),
+            (
+                &*published.client_id,
+                published.packet_id,
+                &*published.payload,
+                published.retain,
+                published.qos
+            ),
             ("device", 300, b"payload".as_slice(), true, 2)
         );
         assert_eq!(published.topic_name, "a/b");
@@ -135,6 +141,7 @@ async fn thousands_of_pipelined_publishes_are_all_recorded_in_order() {
         assert_eq!(client.puback().await.packet_id, acknowledged);
     }
     let records = plane.records(id, 5000).await;
-    let ids: Vec<_> = records.iter().map(|(_, record)| record.publish_msg_proto.as_ref().unwrap().packet_id).collect();
+    let ids: Vec<_> =
+        records.iter().map(|(_, record)| record.publish_msg_proto.as_ref().unwrap().packet_id).collect();
     assert_eq!(ids, (1..=5000).collect::<Vec<_>>());
 }

@@ -4,8 +4,8 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use prost::Message as _;
 use tbmq_bus::{
-    Bus as _, Header, Outgoing, Reader, ReaderConfig, ReaderEvent, Record, Start, TopicPartition, WriterConfig, spec_of,
-    write,
+    Bus as _, Header, Outgoing, Reader, ReaderConfig, ReaderEvent, Record, Start, TopicPartition,
+    WriterConfig, spec_of, write,
 };
 use tbmq_data_plane::{Config, Context, Running, start};
 use tbmq_proto::{
@@ -74,11 +74,16 @@ impl Plane {
     }
 
     /// Reads this many records of an integration from its beginning.
-    pub(crate) async fn records(&self, id: IntegrationId, count: usize) -> Vec<(Record, PublishIntegrationMsgProto)> {
+    pub(crate) async fn records(
+        &self,
+        id: IntegrationId,
+        count: usize,
+    ) -> Vec<(Record, PublishIntegrationMsgProto)> {
         let mut reader = self.reader(id).await;
         let mut all = Vec::new();
         while all.len() < count {
-            let event = tokio::time::timeout(Duration::from_secs(20), reader.next()).await.expect("records in time");
+            let event =
+                tokio::time::timeout(Duration::from_secs(20), reader.next()).await.expect("records in time");
             if let ReaderEvent::Batch { records, .. } = event {
                 all.extend(records.into_iter().map(|record| {
                     let decoded =

@@ -120,7 +120,7 @@ async fn malformed_input_closes_that_connection_only_with_its_reason() {
     let cases: [(&[u8], ReasonCode); 5] = [
         (&[0x36, 0x02, 0x00, 0x00], ReasonCode::MalformedPacket), // QoS 3
         (&[0x30, 0xff, 0xff, 0xff, 0x7f], ReasonCode::PacketTooLarge),
-        (&[0x10, 0x00], ReasonCode::ProtocolError),             // a second CONNECT
+        (&[0x10, 0x00], ReasonCode::ProtocolError), // a second CONNECT
         (&[0x20, 0x03, 0x00, 0x00, 0x00], ReasonCode::ProtocolError), // a server's packet
         (&[0x30, 0x04, 0x00, 0x01, 0xff, 0x00], ReasonCode::MalformedPacket), // not UTF-8
     ];

@@ -27,7 +27,9 @@ impl LogConfig {
 
 impl Default for LogConfig {
     fn default() -> Self {
-        Self { format: LogFormat::Text, filter: "info".to_owned() }
+        // The embedded log and the migrations tell of each file and step that they look at.
+        let filter = "info,fjall=warn,lsm_tree=warn,sea_orm_migration=warn,sqlx=warn".to_owned();
+        Self { format: LogFormat::Text, filter }
     }
 }
 

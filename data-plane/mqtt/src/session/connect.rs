@@ -53,9 +53,9 @@ pub(super) fn check(
     {
         return Err(ReasonCode::TopicNameInvalid);
     }
-    let client_id: Arc<str> =
-        if is_assigned { assigned().into() } else { Arc::from(&*connect.client_id) };
-    let keep_alive_s = if is_v5 { connect.keep_alive.min(limits.keep_alive_max_s) } else { connect.keep_alive };
+    let client_id: Arc<str> = if is_assigned { assigned().into() } else { Arc::from(&*connect.client_id) };
+    let keep_alive_s =
+        if is_v5 { connect.keep_alive.min(limits.keep_alive_max_s) } else { connect.keep_alive };
     let window = if is_v5 {
         // The decoder refuses 0.
         connect.properties.number(PropertyId::ReceiveMaximum).map_or(u16::MAX, |window| window as u16)

@@ -105,7 +105,13 @@ impl Inbound {
             self.at_least_once += 1;
         }
         let number = self.first + self.waiting.len() as u64;
-        self.waiting.push_back(Waiting { packet_id, qos, is_routed: false, records: 0, reason: ReasonCode::Success });
+        self.waiting.push_back(Waiting {
+            packet_id,
+            qos,
+            is_routed: false,
+            records: 0,
+            reason: ReasonCode::Success,
+        });
         Ok(Received::New(number))
     }
 

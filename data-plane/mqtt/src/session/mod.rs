@@ -319,7 +319,9 @@ impl Session {
             Phase::Connecting { deadline_ms } if now.monotonic_ms >= deadline_ms => {
                 self.end(now, End::ConnectTimeout, out);
             }
-            Phase::Connected if self.keep_alive.is_over(now.monotonic_ms) => self.end(now, End::KeepAlive, out),
+            Phase::Connected if self.keep_alive.is_over(now.monotonic_ms) => {
+                self.end(now, End::KeepAlive, out);
+            }
             _ => {}
         }
     }
@@ -348,7 +350,8 @@ impl Session {
             Ok(accepted) => {
                 self.phase = Phase::Connected;
                 self.client_id = accepted.client_id;
-                self.had_expiry = connect.properties.number(PropertyId::SessionExpiryInterval).is_some_and(|s| s > 0);
+                self.had_expiry =
+                    connect.properties.number(PropertyId::SessionExpiryInterval).is_some_and(|s| s > 0);
                 self.will = connect.will.as_ref().map(|will| Box::new(will::kept(will)));
                 self.keep_alive = KeepAlive::new(accepted.keep_alive_s, now.monotonic_ms);
                 self.outbound = Outbound::new(accepted.window, accepted.packet_bytes_max);
@@ -504,10 +507,12 @@ impl Session {
             Ok(forwarded) => forwarded,
             Err(reason) => return self.fail(now, reason, End::Protocol, out),
         };
-        let is_valid = topic::check_name(&publish.topic, &self.limits.rules).is_ok() && !is_reserved(&publish.topic);
+        let is_valid =
+            topic::check_name(&publish.topic, &self.limits.rules).is_ok() && !is_reserved(&publish.topic);
         let number = match publish.packet_id {
             Some(packet_id) => {
-                match self.inbound.receive(packet_id, publish.qos, self.version == Some(ProtocolVersion::V5)) {
+                match self.inbound.receive(packet_id, publish.qos, self.version == Some(ProtocolVersion::V5))
+                {
                     Ok(inbound::Received::New(number)) => Some(number),
                     Ok(inbound::Received::Pending) => return,
                     Ok(inbound::Received::Recorded) => {
@@ -528,7 +533,9 @@ impl Session {
                     self.inbound.routed(number, 0, true);
                     self.acknowledge(now, out);
                 }
-                None if self.version == Some(ProtocolVersion::V5) => out.push(Effect::Dropped(Dropped::InvalidTopic)),
+                None if self.version == Some(ProtocolVersion::V5) => {
+                    out.push(Effect::Dropped(Dropped::InvalidTopic));
+                }
                 None => self.fail(now, ReasonCode::TopicNameInvalid, End::Protocol, out),
             }
             return;
@@ -554,8 +561,11 @@ impl Session {
         let is_v5 = self.version == Some(ProtocolVersion::V5);
         while let Some(due) = self.inbound.next_due() {
             if due.reason.is_error() && !is_v5 {
-                let end =
-                    if due.reason == ReasonCode::TopicNameInvalid { End::Protocol } else { End::PublishRefused };
+                let end = if due.reason == ReasonCode::TopicNameInvalid {
+                    End::Protocol
+                } else {
+                    End::PublishRefused
+                };
                 return self.fail(now, due.reason, end, out);
             }
             let ack = Ack::new(due.packet_id, due.reason);
@@ -667,8 +677,12 @@ fn forwarded(publish: &mut Publish, aliases: &mut Aliases, now: Now) -> Result<F
     if !publish.properties.is_empty() {
         for (id, value) in publish.properties.iter() {
             match (id, value) {
-                (PropertyId::TopicAlias, crate::codec::property::Value::Number(number)) => alias = Some(number),
-                (PropertyId::MessageExpiryInterval, crate::codec::property::Value::Number(s)) => expiry_s = Some(s),
+                (PropertyId::TopicAlias, crate::codec::property::Value::Number(number)) => {
+                    alias = Some(number);
+                }
+                (PropertyId::MessageExpiryInterval, crate::codec::property::Value::Number(s)) => {
+                    expiry_s = Some(s);
+                }
                 // MQTT-3.3.4-6: only a server sends it.
                 (PropertyId::SubscriptionIdentifier, _) => return Err(ReasonCode::ProtocolError),
                 _ => {}

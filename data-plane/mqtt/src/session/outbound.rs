@@ -98,7 +98,11 @@ impl Outbound {
     }
 
     /// The reason for a PUBREL; `None` when the client refused the message, which ends the exchange (MQTT-4.3.3-4).
-    pub(super) fn pubrec(&mut self, packet_id: u16, reason: ReasonCode) -> Result<Option<ReasonCode>, WrongStage> {
+    pub(super) fn pubrec(
+        &mut self,
+        packet_id: u16,
+        reason: ReasonCode,
+    ) -> Result<Option<ReasonCode>, WrongStage> {
         match self.in_flight.get_mut(&packet_id) {
             Some(Stage::Pubrec) if reason.is_error() => {
                 self.in_flight.remove(&packet_id);
