@@ -199,7 +199,7 @@ impl Connection {
                 return has_more;
             }
             let mut deliveries = std::mem::take(&mut scratch.deliveries);
-            has_more = self.mailbox.take_deliveries(room, &mut deliveries);
+            has_more = self.mailbox.take_deliveries(room, OUTPUT_HIGH_WATER, &mut deliveries);
             for delivery in deliveries.drain(..) {
                 self.session.deliver(now, delivery, &mut scratch.effects);
             }

@@ -158,13 +158,16 @@ impl Mailbox {
         true
     }
 
-    /// Takes at most `max` deliveries; `true` when there are more.
-    pub(crate) fn take_deliveries(&self, max: usize, into: &mut Vec<Delivery>) -> bool {
+    /// Takes at most `max` deliveries, and no further one once they have `bytes`; `true` when there are more.
+    pub(crate) fn take_deliveries(&self, max: usize, bytes: usize, into: &mut Vec<Delivery>) -> bool {
         let mut inner = self.inner.lock();
-        let count = max.min(inner.deliveries.len());
-        into.extend(inner.deliveries.drain(..count));
-        let taken: usize = into.iter().map(weight).sum();
-        inner.delivery_bytes = inner.delivery_bytes.saturating_sub(taken);
+        let mut taken = 0;
+        while into.len() < max && taken < bytes {
+            let Some(delivery) = inner.deliveries.pop_front() else { break };
+            taken += weight(&delivery);
+            into.push(delivery);
+        }
+        inner.delivery_bytes -= taken;
         let has_more = !inner.deliveries.is_empty();
         if !has_more && inner.deliveries.capacity() > 64 {
             inner.deliveries = VecDeque::new();

@@ -286,36 +286,64 @@ pub(crate) struct Confirmation {
 /// Tells `component` when the position was not confirmed for 30 s; does not return.
 pub(crate) async fn confirm(confirmation: Confirmation, component: Component) {
     let Confirmation { admin, partition, position } = confirmation;
-    let mut confirmed = Instant::now();
-    let mut wanted: Option<u64> = None;
-    let mut is_degraded = false;
+    let origin = Instant::now();
+    let mut confirmed = Confirmed::default();
     loop {
         tokio::time::sleep(CONFIRM_PERIOD).await;
-        // An end is confirmed when it was reached, even if the topic has grown meanwhile.
-        let is_reached = |end: u64| position.load(Ordering::Acquire) >= end;
-        if wanted.is_none_or(is_reached) {
-            if wanted.is_some() {
-                confirmed = Instant::now();
-            }
-            let bounds = admin.bounds(std::slice::from_ref(&partition)).await;
-            wanted = bounds.ok().and_then(|bounds| bounds.first().map(|bounds| bounds.end));
-            if wanted.is_some_and(is_reached) {
-                confirmed = Instant::now();
+        let position = || position.load(Ordering::Acquire);
+        if confirmed.wants_end(origin.elapsed(), position()) {
+            match admin.bounds(std::slice::from_ref(&partition)).await {
+                Ok(bounds) => {
+                    confirmed.await_end(bounds.first().map_or(0, |bounds| bounds.end));
+                    confirmed.wants_end(origin.elapsed(), position());
+                }
+                Err(error) => tracing::debug!(%error, %partition, "can't ask for the end"),
             }
         }
-        let is_late = confirmed.elapsed() > CONFIRM_PATIENCE;
-        if is_late != is_degraded {
-            is_degraded = is_late;
-            if is_late {
-                let position = position.load(Ordering::Acquire);
-                let text = format!("no confirmed position of {partition} for 30 s (position {position})");
-                tracing::warn!("{text}");
+        match confirmed.change(origin.elapsed()) {
+            Some(true) => {
+                let text = format!("no confirmed position of {partition} for 30 s (position {})", position());
+                tracing::warn!(%partition, position = position(), "position is not confirmed");
                 component.down(text);
-            } else {
+            }
+            Some(false) => {
                 tracing::info!(%partition, "position is confirmed again");
                 component.up();
             }
+            None => {}
         }
+    }
+}
+
+/// When it was last known that everything written was applied. Times count from any origin.
+#[derive(Debug, Default)]
+struct Confirmed {
+    at: Duration,
+    /// An end that was seen and not reached yet.
+    wanted: Option<u64>,
+    is_late: bool,
+}
+
+impl Confirmed {
+    /// Whether the topic's end is to be asked for: the last one is reached. An end that was reached is confirmed, even
+    /// if the topic has grown meanwhile.
+    fn wants_end(&mut self, now: Duration, position: u64) -> bool {
+        if self.wanted.is_some_and(|end| position >= end) {
+            self.wanted = None;
+            self.at = now;
+        }
+        self.wanted.is_none()
+    }
+
+    fn await_end(&mut self, end: u64) {
+        self.wanted = Some(end);
+    }
+
+    /// Whether it is late, if that has changed.
+    fn change(&mut self, now: Duration) -> Option<bool> {
+        let is_late = now.saturating_sub(self.at) > CONFIRM_PATIENCE;
+        let was_late = std::mem::replace(&mut self.is_late, is_late);
+        (is_late != was_late).then_some(is_late)
     }
 }
 
@@ -352,5 +380,73 @@ impl Peers {
         let is_new = has_peers && !self.had_peers;
         self.had_peers = has_peers;
         (self.last_seen.len(), is_new)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn s(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn a_position_is_late_after_30_s_behind_an_end_and_well_once_that_end_is_reached() {
+        let mut confirmed = Confirmed::default();
+        assert!(confirmed.wants_end(s(5), 10));
+        confirmed.await_end(10);
+        assert!(confirmed.wants_end(s(5), 10), "confirmed at 5 s");
+        confirmed.await_end(12);
+        assert!(!confirmed.wants_end(s(30), 11));
+        assert_eq!(confirmed.change(s(35)), None);
+        assert_eq!(confirmed.change(s(36)), Some(true));
+        assert_eq!(confirmed.change(s(40)), None);
+        assert!(confirmed.wants_end(s(45), 12));
+        assert_eq!(confirmed.change(s(45)), Some(false));
+    }
+
+    #[test]
+    fn a_bus_that_does_not_say_where_the_end_is_makes_the_position_late() {
+        let mut confirmed = Confirmed::default();
+        for now in [5, 10, 30] {
+            assert!(confirmed.wants_end(s(now), 10));
+            assert_eq!(confirmed.change(s(now)), None);
+        }
+        assert_eq!(confirmed.change(s(31)), Some(true));
+    }
+
+    #[test]
+    fn other_live_data_planes_are_told_once() {
+        let record = |service_id: &str, role: Role, leaving: bool, age_ms: i64| Record {
+            offset: 0,
+            timestamp_ms: 0,
+            key: None,
+            value: Some(
+                NodeApplied {
+                    service_id: service_id.to_owned(),
+                    role: role as i32,
+                    leaving,
+                    time_ms: tbmq_service::time::now_ms() - age_ms,
+                    ..NodeApplied::default()
+                }
+                .encode_to_vec()
+                .into(),
+            ),
+            headers: Vec::new(),
+        };
+        let now = Instant::now();
+        let mut peers = Peers::new("own");
+        peers.note(&record("own", Role::DataPlane, false, 0), now);
+        peers.note(&record("executor", Role::Executor, false, 0), now);
+        peers.note(&record("long gone", Role::DataPlane, false, 60_000), now);
+        assert_eq!(peers.live(now), (0, false));
+        peers.note(&record("other", Role::DataPlane, false, 0), now);
+        assert_eq!(peers.live(now), (1, true));
+        assert_eq!(peers.live(now), (1, false));
+        assert_eq!(peers.live(now + s(15)), (0, false));
+        peers.note(&record("other", Role::DataPlane, false, 0), now);
+        peers.note(&record("other", Role::DataPlane, true, 0), now);
+        assert_eq!(peers.live(now), (0, false));
     }
 }

@@ -17,8 +17,8 @@ use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 use parking_lot::{Mutex, RwLock};
 
 use crate::{
-    Admin, Bus, CleanupPolicy, Error, FencedWriter, Membership, MembershipConfig, Reader, ReaderConfig, TopicSpec,
-    Writer, WriterConfig,
+    Admin, Bus, CleanupPolicy, Error, FencedWriter, Membership, MembershipConfig, Reader, ReaderConfig,
+    TopicSpec, Writer, WriterConfig,
     log::{
         Log,
         storage::{Change, FoundCommit, FoundPartition, Image, Positions, Range, Storage, TopicId},
@@ -153,7 +153,10 @@ struct Open {
 
 impl fmt::Debug for Fjall {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Fjall").field("path", &self.path).field("persist", &self.persist).finish_non_exhaustive()
+        f.debug_struct("Fjall")
+            .field("path", &self.path)
+            .field("persist", &self.persist)
+            .finish_non_exhaustive()
     }
 }
 
@@ -300,13 +303,15 @@ impl Open {
         }
         let mut image = Image::default();
         if let Some(next) = self.meta.get([letter::NEXT_TOPIC])? {
-            image.next_topic = (&next[..]).try_get_u64().map_err(|_| Problem::Unreadable(vec![letter::NEXT_TOPIC]))?;
+            image.next_topic =
+                (&next[..]).try_get_u64().map_err(|_| Problem::Unreadable(vec![letter::NEXT_TOPIC]))?;
         }
         for entry in self.meta.prefix([letter::TOPIC]) {
             let (key, value) = entry.into_inner()?;
             let id = (&key[1..]).try_get_u64().ok();
             let (id, spec) = id.zip(decode_topic(&value)).ok_or_else(|| Problem::Unreadable(key.to_vec()))?;
-            let partitions = (0..spec.partitions).map(|partition| self.find(id, partition)).collect::<Result<_, _>>()?;
+            let partitions =
+                (0..spec.partitions).map(|partition| self.find(id, partition)).collect::<Result<_, _>>()?;
             image.topics.push((id, spec, partitions));
         }
         for entry in self.meta.prefix([letter::COMMIT]) {
@@ -330,7 +335,8 @@ impl Open {
             let mut number = || value.try_get_u64().map_err(|_| Problem::Unreadable(key.clone()));
             found.positions = Positions { start: number()?, next: number()?, cleaned_to: number()? };
         }
-        let all = record_key(topic, partition, found.positions.start)..=record_key(topic, partition, u64::MAX);
+        let all =
+            record_key(topic, partition, found.positions.start)..=record_key(topic, partition, u64::MAX);
         if let Some(last) = self.records.range(all).next_back() {
             let (key, value) = last.into_inner()?;
             let offset = offset_of(&key).ok_or_else(|| Problem::Unreadable(key.to_vec()))?;
@@ -410,8 +416,10 @@ impl Storage for Fjall {
         self.with(|open| {
             let mut found = Vec::new();
             let mut weight = 0;
-            for entry in
-                open.records.range(record_key(topic, partition, from)..record_key(topic, partition, to)).take(records)
+            for entry in open
+                .records
+                .range(record_key(topic, partition, from)..record_key(topic, partition, to))
+                .take(records)
             {
                 let (key, value) = entry.into_inner()?;
                 let offset = offset_of(&key).ok_or_else(|| Problem::Unreadable(key.to_vec()))?;

@@ -7,7 +7,8 @@ use std::{fmt, sync::Arc};
 use async_trait::async_trait;
 
 use crate::{
-    Admin, Bus, Error, FencedWriter, Membership, MembershipConfig, Reader, ReaderConfig, Writer, WriterConfig,
+    Admin, Bus, Error, FencedWriter, Membership, MembershipConfig, Reader, ReaderConfig, Writer,
+    WriterConfig,
     log::{
         Clock, Log,
         storage::{Image, Nothing},
@@ -31,7 +32,6 @@ impl MemoryBus {
     ///
     /// # Panics
     /// When the system has no thread for it.
-    #[expect(clippy::new_ret_no_self, reason = "a bus is always shared")]
     pub fn new() -> Arc<Self> {
         Self::open(system_clock())
     }

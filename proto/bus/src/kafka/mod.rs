@@ -135,6 +135,7 @@ fn by_code(code: RDKafkaErrorCode, text: String) -> Error {
         | Code::AssignmentLost => Error::Fenced(text),
         Code::MessageSizeTooLarge
         | Code::InvalidMessage
+        | Code::InvalidRecord
         | Code::InvalidTopic
         | Code::InvalidConfig
         | Code::InvalidPartitions

@@ -8,7 +8,7 @@ use std::{
     collections::{HashMap, VecDeque},
     fmt,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use async_trait::async_trait;
@@ -29,6 +29,9 @@ type Native = Arc<BaseConsumer<DefaultConsumerContext>>;
 
 /// How long the thread waits for records before it looks for commands.
 const TICK: Duration = Duration::from_millis(10);
+
+/// How often the thread looks whether its topics are still there, at the most.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Events that wait for the caller.
 const EVENTS: usize = 64;
@@ -106,6 +109,7 @@ impl KafkaReader {
             records: config.batch_records,
             partitions: HashMap::new(),
             outbox,
+            next_look: Instant::now() + LOOK_EVERY,
         };
         std::thread::Builder::new()
             .name("kafka-reader".to_owned())
@@ -284,7 +288,11 @@ struct Position {
     number: u64,
     /// The offset that is wanted next; `None` while librdkafka looks for the start.
     next: Option<u64>,
+    /// Where to begin while `next` is not known.
+    start: Offset,
     end_told: Option<u64>,
+    /// Not assigned for now; what still comes is read again later.
+    paused: bool,
 }
 
 /// The thread.
@@ -294,6 +302,7 @@ struct Poller {
     records: usize,
     partitions: HashMap<TopicPartition, Position>,
     outbox: mpsc::Sender<Numbered>,
+    next_look: Instant,
 }
 
 impl Poller {
@@ -311,6 +320,9 @@ impl Poller {
             if !found.is_empty() && !self.tell(&mut found) {
                 return;
             }
+            if self.next_look <= Instant::now() && !self.look() {
+                return;
+            }
         }
     }
 
@@ -322,35 +334,62 @@ impl Poller {
                     Start::Latest => (Offset::End, None),
                     Start::Offset(offset) => (Offset::Offset(offset as i64), Some(offset)),
                 };
-                self.partitions.insert(at.clone(), Position { number, next, end_told: None });
+                let position = Position { number, next, start: offset, end_told: None, paused: false };
+                self.partitions.insert(at.clone(), position);
                 self.assign(&at, offset);
             }
             Command::Remove(at) => {
-                if self.partitions.remove(&at).is_some() {
+                if self.partitions.remove(&at).is_some_and(|position| !position.paused) {
                     self.unassign(&at);
                 }
             }
-            Command::Pause(at) => self.each(&at, BaseConsumer::pause),
-            Command::Resume(at) => self.each(&at, BaseConsumer::resume),
+            // librdkafka's own pause goes on behind the offset at which a partition's end was told, which may be that
+            // of a record that was not read: a paused partition is given up, and taken again where we know to be.
+            Command::Pause(at) => {
+                if let Some(position) = self.partitions.get_mut(&at) {
+                    position.paused = true;
+                    self.unassign(&at);
+                }
+            }
+            Command::Resume(at) => {
+                if let Some(position) = self.partitions.get_mut(&at) {
+                    position.paused = false;
+                    let offset = position.next.map_or(position.start, |next| Offset::Offset(next as i64));
+                    self.assign(&at, offset);
+                }
+            }
         }
     }
 
-    fn each(
-        &self,
-        at: &TopicPartition,
-        action: impl Fn(
-            &BaseConsumer<DefaultConsumerContext>,
-            &TopicPartitionList,
-        ) -> rdkafka::error::KafkaResult<()>,
-    ) {
-        if !self.partitions.contains_key(at) {
-            return;
+    /// Looks whether the topics are still there: librdkafka tells a consumer of records nothing about that.
+    fn look(&mut self) -> bool {
+        let mut topics: Vec<Arc<str>> = self.partitions.keys().map(|at| Arc::clone(&at.topic)).collect();
+        topics.sort_unstable();
+        topics.dedup();
+        // Few topics are asked for one by one; the more there are, the rarer is the question for all.
+        let asked: Vec<Option<&str>> =
+            if topics.len() <= 16 { topics.iter().map(|topic| Some(&**topic)).collect() } else { vec![None] };
+        self.next_look = Instant::now() + LOOK_EVERY.max(Duration::from_millis(5) * topics.len() as u32);
+        let mut found: HashMap<String, usize> = HashMap::new();
+        for name in asked {
+            let Ok(metadata) = self.consumer.fetch_metadata(name, Duration::from_secs(5)) else {
+                return true;
+            };
+            for topic in metadata.topics() {
+                match topic.error().map(RDKafkaErrorCode::from) {
+                    Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => {}
+                    // Something else is wrong with it: it is not gone.
+                    Some(_) => drop(found.insert(topic.name().to_owned(), usize::MAX)),
+                    None => drop(found.insert(topic.name().to_owned(), topic.partitions().len())),
+                }
+            }
         }
-        let mut list = TopicPartitionList::new();
-        list.add_partition(&at.topic, at.partition as i32);
-        if let Err(error) = action(&self.consumer, &list) {
-            tracing::warn!(%error, partition = %at, "a partition could not be paused or resumed");
-        }
+        let missing = self.partitions.iter().filter(|(at, _)| {
+            found.get(&*at.topic).is_none_or(|partitions| at.partition as usize >= *partitions)
+        });
+        let missing: Vec<(TopicPartition, u64)> =
+            missing.map(|(at, position)| (at.clone(), position.number)).collect();
+        missing.into_iter().all(|(at, number)| self.gone(number, at, "the topic does not exist".to_owned()))
     }
 
     fn assign(&self, at: &TopicPartition, offset: Offset) {
@@ -409,7 +448,8 @@ impl Poller {
 
     fn flush(&mut self, batches: &mut Vec<(TopicPartition, Vec<Record>)>) -> bool {
         for (partition, records) in batches.drain(..) {
-            let Some(position) = self.partitions.get_mut(&partition) else { continue };
+            let position = self.partitions.get_mut(&partition).filter(|position| !position.paused);
+            let Some(position) = position else { continue };
             position.next = records.last().map(|record| record.offset + 1);
             position.end_told = None;
             let number = position.number;
@@ -421,7 +461,8 @@ impl Poller {
     }
 
     fn end(&mut self, partition: TopicPartition, end: u64) -> bool {
-        let Some(position) = self.partitions.get_mut(&partition) else { return true };
+        let position = self.partitions.get_mut(&partition).filter(|position| !position.paused);
+        let Some(position) = position else { return true };
         position.next = Some(end);
         // librdkafka tells again after each fetch that found nothing new.
         if position.end_told.replace(end) == Some(end) {
@@ -433,7 +474,8 @@ impl Poller {
 
     fn trouble(&mut self, partition: TopicPartition, error: RDKafkaErrorCode) -> bool {
         use RDKafkaErrorCode as Code;
-        let Some(position) = self.partitions.get(&partition) else { return true };
+        let position = self.partitions.get(&partition).filter(|position| !position.paused);
+        let Some(position) = position else { return true };
         let (number, wanted) = (position.number, position.next);
         match error {
             Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition => {
@@ -469,8 +511,9 @@ impl Poller {
     }
 
     fn gone(&mut self, number: u64, partition: TopicPartition, reason: String) -> bool {
-        self.partitions.remove(&partition);
-        self.unassign(&partition);
+        if self.partitions.remove(&partition).is_some_and(|position| !position.paused) {
+            self.unassign(&partition);
+        }
         self.send(number, ReaderEvent::Gone { partition, reason })
     }
 

@@ -21,7 +21,8 @@ impl Admin for LogAdmin {
             return Err(Error::Refused(format!("the name of a topic has {text}, not {:?}", spec.name)));
         }
         if spec.partitions == 0 || spec.partitions > PARTITIONS {
-            let text = format!("topic {} can't have {} partitions: 1 to {PARTITIONS}", spec.name, spec.partitions);
+            let text =
+                format!("topic {} can't have {} partitions: 1 to {PARTITIONS}", spec.name, spec.partitions);
             return Err(Error::Refused(text));
         }
         let spec = spec.clone();
@@ -40,8 +41,12 @@ impl Admin for LogAdmin {
 
     async fn topics(&self) -> Result<Vec<TopicInfo>, Error> {
         let topics = self.0.core.topics.read();
-        let info = |name: &str, partitions: usize| TopicInfo { name: name.to_owned(), partitions: partitions as u32 };
-        let mut found: Vec<_> = topics.iter().map(|(name, topic)| info(name, topic.partitions.len())).collect();
+        let info = |name: &str, partitions: usize| TopicInfo {
+            name: name.to_owned(),
+            partitions: partitions as u32,
+        };
+        let mut found: Vec<_> =
+            topics.iter().map(|(name, topic)| info(name, topic.partitions.len())).collect();
         found.sort_by(|one, other| one.name.cmp(&other.name));
         Ok(found)
     }

@@ -18,8 +18,8 @@ use super::{
     writer::{InFlight, WriterTopic},
 };
 use crate::{
-    BatchRecord, CleanupPolicy, Commit, Completion, CompletionQueue, Error, Outgoing, Ticket, TopicPartition, TopicSpec,
-    Written,
+    BatchRecord, CleanupPolicy, Commit, Completion, CompletionQueue, Error, Outgoing, Ticket, TopicPartition,
+    TopicSpec, Written,
 };
 
 /// A group is written before its linger is over when it has this many bytes.
@@ -201,7 +201,8 @@ impl Core {
         loop {
             let now = Instant::now();
             let has_records = !pending.records.is_empty() && (!pending.held || pending.closed);
-            let ready = pending.closed || pending.bytes >= EARLY_BYTES || pending.due.is_some_and(|due| due <= now);
+            let ready =
+                pending.closed || pending.bytes >= EARLY_BYTES || pending.due.is_some_and(|due| due <= now);
             if !pending.jobs.is_empty() || (has_records && ready) {
                 break;
             }
@@ -335,7 +336,14 @@ impl Core {
         let mut results: Vec<Result<Written, Error>> = Vec::with_capacity(entries.len());
         let mut waiters = Vec::with_capacity(entries.len());
         for entry in entries {
-            results.push(self.place(appender, now_ms, entry.waiter.in_flight.topic(), entry.partition, entry.bytes, &mut placed));
+            results.push(self.place(
+                appender,
+                now_ms,
+                entry.waiter.in_flight.topic(),
+                entry.partition,
+                entry.bytes,
+                &mut placed,
+            ));
             waiters.push(Some(entry.waiter));
         }
         changes.extend(placed.iter().map(|placed| Change::Record {
@@ -349,7 +357,9 @@ impl Core {
         if failure.is_none() {
             self.publish(placed);
         } else {
-            placed.iter().for_each(|placed| placed.partition.take_back());
+            for placed in &placed {
+                placed.partition.take_back();
+            }
         }
         let waiters = std::mem::take(&mut *self.executing.lock());
         complete(waiters, results, failure.as_ref());
@@ -423,7 +433,8 @@ impl Core {
         let check = |commit: Commit| {
             if commit.metadata.len() > METADATA_BYTES {
                 let bytes = commit.metadata.len();
-                let text = format!("metadata of {} has {bytes} bytes, more than {METADATA_BYTES}", commit.partition);
+                let text =
+                    format!("metadata of {} has {bytes} bytes, more than {METADATA_BYTES}", commit.partition);
                 return Err(Error::Refused(text));
             }
             Ok((self.partition(&commit.partition)?, commit))
@@ -431,7 +442,12 @@ impl Core {
         commits.into_iter().map(check).collect()
     }
 
-    fn check_member(&self, name: &str, partitions: &[TopicPartition], member: Option<&Member>) -> Result<(), Error> {
+    fn check_member(
+        &self,
+        name: &str,
+        partitions: &[TopicPartition],
+        member: Option<&Member>,
+    ) -> Result<(), Error> {
         let Some((id, queue)) = member else { return Ok(()) };
         let groups = self.groups.lock();
         if groups.get(name).is_some_and(|group| group.holds(*id, queue, partitions)) {
@@ -453,7 +469,8 @@ impl Core {
             let mut all = self.commits.lock();
             let of_group = all.entry(group).or_default();
             for (partition, commit) in commits {
-                of_group.insert((partition.topic, partition.name.partition), (commit.offset, commit.metadata));
+                of_group
+                    .insert((partition.topic, partition.name.partition), (commit.offset, commit.metadata));
             }
         }
         held
@@ -497,7 +514,9 @@ impl Core {
                 self.take_over(appender, image);
             }
             Ok(None) => {}
-            Err(error) => tracing::error!(%error, "the log could not be opened again; the next write tries anew"),
+            Err(error) => {
+                tracing::error!(%error, "the log could not be opened again; the next write tries anew");
+            }
         }
     }
 
@@ -555,7 +574,11 @@ impl Core {
         let (topic, index) = (partition.topic, partition.name.partition);
         let positions = Positions { cleaned_to, ..partition.positions() };
         let mut changes = vec![Change::Positions { topic, partition: index, positions }];
-        changes.extend(removed.iter().map(|offset| Change::Remove { topic, partition: index, offset: *offset }));
+        changes.extend(removed.iter().map(|offset| Change::Remove {
+            topic,
+            partition: index,
+            offset: *offset,
+        }));
         self.apply(appender, changes)?;
         partition.compacted(removed, cleaned_to);
         Ok(())
@@ -564,14 +587,23 @@ impl Core {
 
 /// Encodes a record, or says why it can't be written.
 pub(super) fn encode(record: &Outgoing<'_>) -> Result<Vec<u8>, Error> {
-    let bytes = record::encode(record).ok_or_else(|| Error::Refused("a part of the record is too long".to_owned()))?;
+    let bytes = record::encode(record)
+        .ok_or_else(|| Error::Refused("a part of the record is too long".to_owned()))?;
     if bytes.len() > RECORD_BYTES {
-        return Err(Error::Refused(format!("the record has {} bytes, more than {RECORD_BYTES}", bytes.len())));
+        return Err(Error::Refused(format!(
+            "the record has {} bytes, more than {RECORD_BYTES}",
+            bytes.len()
+        )));
     }
     Ok(bytes)
 }
 
-fn choose(appender: &mut Appender, topic: &Topic, wanted: Option<u32>, key: Option<&[u8]>) -> Result<u32, Error> {
+fn choose(
+    appender: &mut Appender,
+    topic: &Topic,
+    wanted: Option<u32>,
+    key: Option<&[u8]>,
+) -> Result<u32, Error> {
     if topic.limits.policy == CleanupPolicy::Compact && key.is_none() {
         return Err(Error::Refused(format!("a record of the compacted topic {} needs a key", topic.name)));
     }

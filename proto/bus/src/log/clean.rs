@@ -40,7 +40,9 @@ impl Core {
 
     fn retain(&self, partition: &Arc<Partition>, limits: &Limits) -> Result<(), Error> {
         let positions = partition.positions();
-        if positions.start == positions.next || (limits.retention_ms.is_none() && limits.retention_bytes.is_none()) {
+        if positions.start == positions.next
+            || (limits.retention_ms.is_none() && limits.retention_bytes.is_none())
+        {
             return Ok(());
         }
         let too_old = limits.retention_ms.map(|age| (self.clock)().saturating_sub(age));
@@ -97,8 +99,11 @@ impl Core {
                 let is_latest = record::key(bytes).is_some_and(|key| latest.get(key) == Some(&offset));
                 !is_latest || (record::is_tombstone(bytes) && record::timestamp_ms(bytes) <= old)
             };
-            let removed: Vec<u64> =
-                records.iter().filter(|(offset, bytes)| is_removed(*offset, bytes)).map(|(offset, _)| *offset).collect();
+            let removed: Vec<u64> = records
+                .iter()
+                .filter(|(offset, bytes)| is_removed(*offset, bytes))
+                .map(|(offset, _)| *offset)
+                .collect();
             if removed.is_empty() {
                 return Ok(());
             }
@@ -116,7 +121,8 @@ impl Core {
             return Ok(false);
         }
         let first_of = |from: u64| self.read(partition, from, positions.next, 1);
-        let (first, dirty) = (first_of(positions.start)?, first_of(positions.cleaned_to.max(positions.start))?);
+        let (first, dirty) =
+            (first_of(positions.start)?, first_of(positions.cleaned_to.max(positions.start))?);
         let (Some((_, first)), Some((_, dirty))) = (first.first(), dirty.first()) else { return Ok(false) };
         let newest = self.newest(partition)?;
         let of = |from: &Bytes| newest.saturating_sub(bytes_before(from)) as f64;
@@ -150,7 +156,13 @@ impl Core {
     }
 
     /// Reads records below `to`, from memory or the storage; none means that there are no more.
-    fn read(&self, partition: &Arc<Partition>, mut from: u64, to: u64, count: usize) -> Result<Vec<(u64, Bytes)>, Error> {
+    fn read(
+        &self,
+        partition: &Arc<Partition>,
+        mut from: u64,
+        to: u64,
+        count: usize,
+    ) -> Result<Vec<(u64, Bytes)>, Error> {
         while from < to {
             match partition.lookup(from, count, STEP_BYTES) {
                 Lookup::Records(mut records) => {
@@ -176,10 +188,15 @@ impl Core {
     }
 
     /// Has a job done from a thread that may block.
-    fn wait_for<T: Send + 'static>(&self, job: impl FnOnce(super::append::Reply<T>) -> Job) -> Result<T, Error> {
+    fn wait_for<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(super::append::Reply<T>) -> Job,
+    ) -> Result<T, Error> {
         let (sender, answer) = std::sync::mpsc::sync_channel(1);
         // Whoever asked may have gone.
         self.dispatch(job(Box::new(move |result| drop(sender.send(result)))));
-        answer.recv_timeout(super::PATIENCE).unwrap_or_else(|error| Err(Error::Unavailable(error.to_string())))
+        answer
+            .recv_timeout(super::PATIENCE)
+            .unwrap_or_else(|error| Err(Error::Unavailable(error.to_string())))
     }
 }

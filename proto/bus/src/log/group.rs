@@ -166,7 +166,8 @@ impl Group {
     /// Hands partitions over.
     pub(crate) fn release(&mut self, member: MemberId, grants: &[Grant]) {
         for (partition, grant) in grants {
-            if self.owners.get(partition).is_some_and(|owner| owner.member == member && owner.grant == *grant) {
+            if self.owners.get(partition).is_some_and(|owner| owner.member == member && owner.grant == *grant)
+            {
                 self.owners.remove(partition);
             }
         }

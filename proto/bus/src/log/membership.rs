@@ -82,8 +82,13 @@ impl Membership for LogMembership {
                 MembershipEvent::Revoked { partitions, release: self.release(grants) }
             }
             Notice::Lost(partitions) => {
-                let is_member =
-                    self.log.core.groups.lock().get(&self.config.group).is_some_and(|group| group.is_member(self.member));
+                let is_member = self
+                    .log
+                    .core
+                    .groups
+                    .lock()
+                    .get(&self.config.group)
+                    .is_some_and(|group| group.is_member(self.member));
                 if !is_member {
                     self.after_loss = AfterLoss::Rejoin;
                 }

@@ -16,7 +16,6 @@ mod record;
 pub(crate) mod storage;
 mod writer;
 
-
 use std::{
     collections::{HashMap, VecDeque},
     fmt,
@@ -43,8 +42,8 @@ use self::{
     writer::{LogFencedWriter, LogWriter},
 };
 use crate::{
-    Admin, Bus, Commit, Error, FencedWriter, Membership, MembershipConfig, Reader, ReaderConfig, TopicPartition,
-    Writer, WriterConfig,
+    Admin, Bus, Commit, Error, FencedWriter, Membership, MembershipConfig, Reader, ReaderConfig,
+    TopicPartition, Writer, WriterConfig,
 };
 
 /// How often deadlines and sessions are looked after.
@@ -159,7 +158,12 @@ impl Drop for Alive {
 
 impl Log {
     /// Opens a log over a storage that holds `image`.
-    pub(crate) fn open(storage: Box<dyn Storage>, image: Image, cache: usize, clock: Clock) -> Result<Self, Error> {
+    pub(crate) fn open(
+        storage: Box<dyn Storage>,
+        image: Image,
+        cache: usize,
+        clock: Clock,
+    ) -> Result<Self, Error> {
         let durable = storage.is_durable();
         let core = Arc::new(Core {
             storage,
@@ -182,7 +186,8 @@ impl Log {
             // What a crash left below the start.
             core.garbage.lock().extend(topic.partitions.iter().filter_map(|partition| {
                 let to = partition.positions().start;
-                let garbage = Garbage::Range { topic: topic.id, partition: partition.name.partition, from: 0, to };
+                let garbage =
+                    Garbage::Range { topic: topic.id, partition: partition.name.partition, from: 0, to };
                 (to > 0).then_some(garbage)
             }));
         }

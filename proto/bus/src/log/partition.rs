@@ -53,13 +53,16 @@ impl Limits {
         };
         let number = |name: &str, default: i64| match text(name) {
             None => Ok(default),
-            Some(value) => value.parse::<i64>().map_err(|_| format!("{name} of topic {} is {value:?}", spec.name)),
+            Some(value) => {
+                value.parse::<i64>().map_err(|_| format!("{name} of topic {} is {value:?}", spec.name))
+            }
         };
         let dirty_ratio = match text("min.cleanable.dirty.ratio") {
             None => 0.5,
             Some(value) => {
                 let ratio = value.parse().ok().filter(|ratio| (0.0..=1.0).contains(ratio));
-                ratio.ok_or_else(|| format!("min.cleanable.dirty.ratio of topic {} is {value:?}", spec.name))?
+                ratio
+                    .ok_or_else(|| format!("min.cleanable.dirty.ratio of topic {} is {value:?}", spec.name))?
             }
         };
         Ok(Self {

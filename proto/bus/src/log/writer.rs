@@ -97,7 +97,11 @@ impl LogWriter {
             handles.prune_at = (handles.by_name.len() * 2).max(HANDLES);
         }
         let name: Arc<str> = name.into();
-        let handle = WriterTopic { name: Arc::clone(&name), in_flight: AtomicUsize::new(0), resolved: Mutex::default() };
+        let handle = WriterTopic {
+            name: Arc::clone(&name),
+            in_flight: AtomicUsize::new(0),
+            resolved: Mutex::default(),
+        };
         let handle = Arc::new(handle);
         handles.by_name.insert(name, Arc::clone(&handle));
         handle
@@ -142,7 +146,9 @@ impl Writer for LogWriter {
         let waiter = Waiter { ticket, completions: Arc::clone(completions), deadline, in_flight };
         match encode(&record) {
             Ok(bytes) => {
-                self.log.core.submit(Entry { partition: record.partition, bytes, waiter }, self.config.linger);
+                self.log
+                    .core
+                    .submit(Entry { partition: record.partition, bytes, waiter }, self.config.linger);
             }
             Err(error) => finish(waiter, Err(error)),
         }

@@ -1,0 +1,167 @@
+//! The contract, by the bus in memory, and what the shared log model promises beyond it.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
+
+use tbmq_bus::{
+    Bus, CleanupPolicy, CompletionQueue, Error, MembershipConfig, MembershipEvent, Outgoing, TopicPartition,
+    TopicSpec, WriterConfig, memory::MemoryBus, write,
+};
+
+use crate::contract::{Fixture, contract, within};
+
+struct Memory(Arc<MemoryBus>);
+
+impl Fixture for Memory {
+    async fn start() -> Option<Self> {
+        Some(Self(MemoryBus::new()))
+    }
+
+    fn bus(&self) -> Arc<dyn Bus> {
+        Arc::clone(&self.0) as Arc<dyn Bus>
+    }
+
+    async fn force_compaction(&self, _partition: &TopicPartition) {
+        self.0.clean_now().await.unwrap();
+    }
+
+    fn hold_writes(&self, held: bool) {
+        self.0.hold(held);
+    }
+
+    async fn expire_session(&self, group: &str, client_id: &str) -> bool {
+        self.0.expire(group, client_id)
+    }
+}
+
+contract!(Memory);
+
+const HOUR_MS: i64 = 3_600_000;
+
+/// A bus whose clock the test sets.
+fn clocked() -> (Arc<MemoryBus>, Arc<AtomicI64>) {
+    let time = Arc::new(AtomicI64::new(1_700_000_000_000));
+    let clock = Arc::clone(&time);
+    (MemoryBus::with_clock(move || clock.load(Ordering::Relaxed)), time)
+}
+
+async fn topic(bus: &MemoryBus, policy: CleanupPolicy, settings: &[(&str, &str)]) -> TopicPartition {
+    let settings = settings.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+    let spec = TopicSpec { name: "t".to_owned(), partitions: 1, replication_factor: 1, policy, settings };
+    assert_eq!(bus.admin().create_topic(&spec).await, Ok(true));
+    TopicPartition::new("t", 0)
+}
+
+async fn put(bus: &MemoryBus, key: &str, value: &[u8]) -> u64 {
+    let writer = bus.writer(WriterConfig::new("w")).await.unwrap();
+    let outgoing =
+        Outgoing { partition: Some(0), key: Some(key.as_bytes()), value: Some(value), headers: &[] };
+    write(&*writer, &writer.topic("t"), outgoing).await.unwrap().offset
+}
+
+async fn start_of(bus: &MemoryBus, at: &TopicPartition) -> u64 {
+    bus.admin().bounds(std::slice::from_ref(at)).await.unwrap()[0].start
+}
+
+#[tokio::test]
+async fn retention_removes_what_is_too_old() {
+    let (bus, time) = clocked();
+    let at = topic(&bus, CleanupPolicy::Delete, &[("retention.ms", "7200000")]).await;
+    put(&bus, "k", b"old").await;
+    time.fetch_add(HOUR_MS, Ordering::Relaxed);
+    let young = put(&bus, "k", b"young").await;
+    bus.clean_now().await.unwrap();
+    assert_eq!(start_of(&bus, &at).await, 0);
+    time.fetch_add(HOUR_MS + 1, Ordering::Relaxed);
+    bus.clean_now().await.unwrap();
+    assert_eq!(start_of(&bus, &at).await, young);
+    time.fetch_add(HOUR_MS, Ordering::Relaxed);
+    bus.clean_now().await.unwrap();
+    assert_eq!(start_of(&bus, &at).await, young + 1);
+}
+
+#[tokio::test]
+async fn retention_by_size_keeps_at_least_the_limit() {
+    let (bus, _) = clocked();
+    let at = topic(&bus, CleanupPolicy::Delete, &[("retention.bytes", "10000")]).await;
+    for _ in 0..50 {
+        put(&bus, "k", &[7; 1000]).await;
+    }
+    bus.clean_now().await.unwrap();
+    let start = start_of(&bus, &at).await;
+    assert!((38..=41).contains(&start), "start is {start}");
+}
+
+#[tokio::test]
+async fn a_tombstone_goes_after_its_own_retention() {
+    let (bus, time) = clocked();
+    let at = topic(&bus, CleanupPolicy::Compact, &[("delete.retention.ms", "1000")]).await;
+    put(&bus, "a", b"1").await;
+    put(&bus, "b", b"1").await;
+    let end = put(&bus, "a", b"").await + 1;
+    bus.clean_now().await.unwrap();
+    let count = async |bus: &MemoryBus| {
+        let mut reader = bus.reader(tbmq_bus::ReaderConfig::new("r", None)).await.unwrap();
+        reader.add(&at, tbmq_bus::Start::Earliest);
+        let mut count = 0;
+        loop {
+            match within(Duration::from_secs(5), "an event", reader.next()).await {
+                tbmq_bus::ReaderEvent::Batch { records, .. } => count += records.len(),
+                tbmq_bus::ReaderEvent::End { position, .. } => return (count, position),
+                other => panic!("{other:?}"),
+            }
+        }
+    };
+    assert_eq!(count(&bus).await, (2, end));
+    time.fetch_add(1001, Ordering::Relaxed);
+    bus.clean_now().await.unwrap();
+    assert_eq!(count(&bus).await, (1, end), "the end stays though the tail is gone");
+}
+
+#[tokio::test]
+async fn a_record_that_is_held_past_its_deadline_is_unavailable_and_never_written() {
+    let bus = MemoryBus::new();
+    let at = topic(&bus, CleanupPolicy::Delete, &[]).await;
+    let config = WriterConfig { deadline: Duration::from_millis(50), ..WriterConfig::new("w") };
+    let (writer, queue) = (bus.writer(config).await.unwrap(), CompletionQueue::new());
+    bus.hold(true);
+    let outgoing = Outgoing { partition: Some(0), key: None, value: Some(b"v"), headers: &[] };
+    writer.submit(&writer.topic("t"), outgoing, 7, &queue).unwrap();
+    let mut batch = Vec::new();
+    within(Duration::from_secs(5), "an outcome", queue.wait(&mut batch)).await;
+    assert_eq!(batch.len(), 1);
+    assert!(matches!(batch[0].result, Err(Error::Unavailable(_))), "{batch:?}");
+    bus.hold(false);
+    assert_eq!(bus.admin().bounds(&[at]).await.unwrap()[0].end, 0);
+    assert_eq!(writer.in_flight_bytes(), 0);
+}
+
+#[tokio::test]
+async fn a_second_member_with_the_same_instance_id_replaces_the_first() {
+    let bus = MemoryBus::new();
+    let at = topic(&bus, CleanupPolicy::Delete, &[]).await;
+    let config = MembershipConfig {
+        group: "g".to_owned(),
+        client_id: "c".to_owned(),
+        instance_id: Some("static".to_owned()),
+        topics: vec!["t".to_owned()],
+        session_timeout: Duration::from_secs(60),
+    };
+    let mut first = bus.membership(config.clone()).await.unwrap();
+    assert!(matches!(first.next().await, MembershipEvent::Assigned(_)));
+    let mut second = bus.membership(config.clone()).await.unwrap();
+    assert!(matches!(first.next().await, MembershipEvent::Lost(lost) if lost == [at.clone()]));
+    assert!(matches!(first.commit(vec![]).await, Err(Error::Fenced(_))));
+    assert!(matches!(second.next().await, MembershipEvent::Assigned(got) if got == [at.clone()]));
+    drop(first);
+    second.commit(vec![]).await.unwrap();
+    // Gone without leaving: its place is kept for the session.
+    drop(second);
+    let mut third = bus.membership(config).await.unwrap();
+    assert!(matches!(third.next().await, MembershipEvent::Assigned(got) if got == [at]));
+}
