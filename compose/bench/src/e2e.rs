@@ -290,7 +290,7 @@ pub(crate) async fn sink() -> Result<()> {
     // Duplicates may have come first: wait on until enough are different, or nothing comes any more.
     let mut wanted = expected;
     let mut different = std::collections::HashSet::new();
-    let mut latency = Histogram::<u64>::new(3)?;
+    let mut latency = Histogram::<u64>::new_with_bounds(1, 3_600_000_000, 3)?;
     let mut looked = 0;
     loop {
         let more = server.wait_for(wanted, Duration::from_secs(120)).await.is_ok();

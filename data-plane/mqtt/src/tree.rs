@@ -197,7 +197,9 @@ mod tests {
     #[test]
     fn matching_filters_are_found_and_removed_ones_are_not() {
         let mut tree = Tree::new();
-        for (subscriber, filter) in [(1, "a/b"), (2, "a/+"), (3, "a/#"), (4, "#"), (5, "+/b"), (6, "a"), (7, "$SYS/#")] {
+        for (subscriber, filter) in
+            [(1, "a/b"), (2, "a/+"), (3, "a/#"), (4, "#"), (5, "+/b"), (6, "a"), (7, "$SYS/#")]
+        {
             assert_eq!(tree.insert(filter, subscriber, ()), None);
         }
         assert_eq!(found(&tree, "a/b"), [1, 2, 3, 4, 5]);

@@ -126,7 +126,7 @@ fn sql(file: &File) -> Vec<Violation> {
     if speaks || file.path.starts_with("cli/xtask/") {
         return Vec::new();
     }
-    let found = code(file).filter(|(_, line)| line.contains("sea_orm"));
+    let found = code(file).filter(|(_, line)| line.contains("sea_orm::") || line.contains("use sea_orm"));
     found
         .map(|(number, _)| {
             Violation::new("sql", line_of(file, number), "only control-plane/src/store speaks SQL")

@@ -4,8 +4,8 @@ use std::{net::SocketAddr, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 use tbmq_proto::control::{
-    CreateIntegrationRequest, DeleteIntegrationRequest, DisableIntegrationRequest, EnableIntegrationRequest, Event,
-    EventType, GetIntegrationRequest, Integration, ListEventsRequest, ListNodesRequest, Node,
+    CreateIntegrationRequest, DeleteIntegrationRequest, DisableIntegrationRequest, EnableIntegrationRequest,
+    Event, EventType, GetIntegrationRequest, Integration, ListEventsRequest, ListNodesRequest, Node,
     UpdateIntegrationRequest, event_service_client::EventServiceClient,
     integration_service_client::IntegrationServiceClient, integration_status::Phase,
     node_service_client::NodeServiceClient,

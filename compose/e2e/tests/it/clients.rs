@@ -7,10 +7,8 @@ use crate::deployment::Deployment;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn mosquittos_clients_talk_through_the_broker_in_both_versions_at_every_qos() -> Result<()> {
-    if !ready(
-        "mosquittos_clients_talk_through_the_broker_in_both_versions_at_every_qos",
-        &[Need::Mosquitto],
-    ) {
+    if !ready("mosquittos_clients_talk_through_the_broker_in_both_versions_at_every_qos", &[Need::Mosquitto])
+    {
         return Ok(());
     }
     let deployment = Deployment::standalone()?;
@@ -22,7 +20,11 @@ async fn mosquittos_clients_talk_through_the_broker_in_both_versions_at_every_qo
                 mosquitto::publish(broker, version, qos, "room/1/light", "on")?;
                 mosquitto::publish(broker, version, qos, "room/1/heat", "no")?;
                 mosquitto::publish(broker, version, qos, "room/2/light", "off")?;
-                assert_eq!(subscriber.messages()?, ["room/1/light on", "room/2/light off"], "{version} {qos}");
+                assert_eq!(
+                    subscriber.messages()?,
+                    ["room/1/light on", "room/2/light off"],
+                    "{version} {qos}"
+                );
             }
         }
         anyhow::Ok(())

@@ -25,8 +25,18 @@ async fn three_commands_create_an_integration_publish_and_show_it() -> Result<()
         anyhow::Ok(stdout)
     };
     let url = sink.url("in");
-    let created =
-        run(&["integration", "create", "--name", "demo", "--type", "HTTP", "--filter", "sensors/#", "--url", &url])?;
+    let created = run(&[
+        "integration",
+        "create",
+        "--name",
+        "demo",
+        "--type",
+        "HTTP",
+        "--filter",
+        "sensors/#",
+        "--url",
+        &url,
+    ])?;
     ensure!(created.contains("demo"), "{created}");
     let broker = deployment.mqtt().to_string();
     run(&["try", "publish", "--broker", &broker, "--topic", "sensors/a", "--message", r#"{"t":21}"#])?;
@@ -47,9 +57,11 @@ async fn a_tbmq_document_loads_unchanged_and_a_bad_one_is_refused_with_every_fie
     // As TBMQ's own user interface exports it (spec §6.5.4, §7.3).
     let document = r#"{"name":"exported","type":"HTTP","enabled":true,"configuration":{"topicFilters":["tbmq/#"],"metadata":{},"clientConfiguration":{"sendOnlyMsgPayload":false,"restEndpointUrl":"http://127.0.0.1:9/","requestMethod":"POST","headers":{"Content-Type":"application/json"},"credentials":{"type":"anonymous"},"readTimeoutMs":0,"maxParallelRequestsCount":0,"maxInMemoryBufferSizeInKb":256,"payloadContentType":"BINARY","sendBinaryOnParseFailure":true}},"additionalInfo":{"description":"from TBMQ"}}"#;
     std::fs::write(folder.path().join("exported.json"), document)?;
-    let (code, _, stderr) = tbmqctl(&deployment, &["integration", "create", "-f", "exported.json"], folder.path())?;
+    let (code, _, stderr) =
+        tbmqctl(&deployment, &["integration", "create", "-f", "exported.json"], folder.path())?;
     assert_eq!(code, 0, "{stderr}");
-    let (_, stdout, _) = tbmqctl(&deployment, &["integration", "get", "exported", "-o", "json"], folder.path())?;
+    let (_, stdout, _) =
+        tbmqctl(&deployment, &["integration", "get", "exported", "-o", "json"], folder.path())?;
     let read: serde_json::Value = serde_json::from_str(&stdout)?;
     ensure!(stdout.contains("from TBMQ"), "{read}");
 
@@ -58,7 +70,8 @@ async fn a_tbmq_document_loads_unchanged_and_a_bad_one_is_refused_with_every_fie
         .replace("http://127.0.0.1:9/", "")
         .replace("\"readTimeoutMs\":0", "\"readTimeoutMs\":-1");
     std::fs::write(folder.path().join("bad.json"), bad)?;
-    let (code, _, stderr) = tbmqctl(&deployment, &["integration", "create", "-f", "bad.json"], folder.path())?;
+    let (code, _, stderr) =
+        tbmqctl(&deployment, &["integration", "create", "-f", "bad.json"], folder.path())?;
     assert_eq!(code, 1, "{stderr}");
     for expected in ["REST endpoint URL is required", "Read timeout (milliseconds) must not be less than 0"] {
         ensure!(stderr.contains(expected), "{stderr}");

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use tbmq_harness::{Need, client::Plan, http_sink::HttpSink, kafka::Kafka, ledger::Audit, postgres::Postgres, ready};
+use tbmq_harness::{
+    Need, client::Plan, http_sink::HttpSink, kafka::Kafka, ledger::Audit, postgres::Postgres, ready,
+};
 
 use crate::{
     api::http,

@@ -139,10 +139,6 @@ impl Deployment {
         })
     }
 
-    pub(crate) fn planes_in_it(&self) -> Vec<Plane> {
-        self.environment.keys().copied().collect()
-    }
-
     /// Starts a process and blocks until it listens.
     pub(crate) fn start(&mut self, plane: Plane) -> Result<()> {
         let environment = self.environment.get(&plane).context("not in this deployment")?;
@@ -170,10 +166,6 @@ impl Deployment {
         Ok(())
     }
 
-    pub(crate) fn process(&self, plane: Plane) -> &Process {
-        &self.processes[&plane]
-    }
-
     pub(crate) fn mqtt(&self) -> SocketAddr {
         self.mqtt
     }
@@ -186,17 +178,18 @@ impl Deployment {
         Api::connect(self.grpc)
     }
 
-    pub(crate) fn data_folder(&self) -> Option<PathBuf> {
-        match &self.backing {
-            Backing::Embedded(folder) => Some(folder.path().to_owned()),
-            Backing::Servers { .. } => None,
-        }
-    }
-
     pub(crate) fn catalogue(&self) -> Catalogue {
         match &self.backing {
             Backing::Embedded(_) => Catalogue::default(),
             Backing::Servers { prefix, .. } => Catalogue::new(prefix.clone()),
+        }
+    }
+
+    /// The embedded bus, while nothing runs on it.
+    pub(crate) fn embedded_bus(&self) -> Result<Arc<EmbeddedBus>> {
+        match &self.backing {
+            Backing::Embedded(folder) => Ok(EmbeddedBus::open(embedded_config(folder.path().join("bus")))?),
+            Backing::Servers { .. } => anyhow::bail!("this deployment runs over Kafka"),
         }
     }
 

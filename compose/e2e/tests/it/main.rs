@@ -1,5 +1,6 @@
 //! The whole road, with real processes, real servers and the ledger.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
+#![allow(clippy::print_stdout, reason = "an audit is worth reading when its test passes, too")]
 
 mod api;
 mod clients;

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use prost::Message as _;
-use tbmq_bus::{Bus, Reader as _, ReaderConfig, ReaderEvent, Record, Start, TopicPartition};
+use tbmq_bus::{Bus, ReaderConfig, ReaderEvent, Record, Start, TopicPartition};
 use tbmq_harness::{
     client::{Plan, publish_all},
     http_sink::{HttpSink, Received},
@@ -34,7 +34,11 @@ pub(crate) fn delivered(received: &[Received]) -> Vec<Mark> {
 
 /// How many different marks a sink has answered with 2xx.
 pub(crate) fn different(received: &[Received]) -> usize {
-    delivered(received).into_iter().map(|mark| (mark.publisher, mark.sequence)).collect::<std::collections::BTreeSet<_>>().len()
+    delivered(received)
+        .into_iter()
+        .map(|mark| (mark.publisher, mark.sequence))
+        .collect::<std::collections::BTreeSet<_>>()
+        .len()
 }
 
 /// Waits until a sink has so many different marks.
@@ -65,9 +69,12 @@ pub(crate) async fn read_topic(bus: &Arc<dyn Bus>, topic: &str) -> Result<BTreeM
         reader.add(&TopicPartition::new(topic, partition), Start::Earliest);
         open += 1;
     }
-    let mut all: BTreeMap<u32, Vec<Record>> = (0..info.partitions).map(|partition| (partition, Vec::new())).collect();
+    let mut all: BTreeMap<u32, Vec<Record>> =
+        (0..info.partitions).map(|partition| (partition, Vec::new())).collect();
     while open > 0 {
-        let event = tokio::time::timeout(Duration::from_secs(60), reader.next()).await.context("the bus is silent")?;
+        let event = tokio::time::timeout(Duration::from_secs(60), reader.next())
+            .await
+            .context("the bus is silent")?;
         match event {
             ReaderEvent::Batch { partition, records } => {
                 all.entry(partition.partition).or_default().extend(records);
@@ -97,7 +104,9 @@ pub(crate) async fn ledger(
     sink: (&str, &HttpSink),
 ) -> Result<Ledger> {
     let mut ledger = Ledger::new();
-    acknowledged.iter().for_each(|mark| ledger.acknowledged(*mark));
+    for mark in acknowledged {
+        ledger.acknowledged(*mark);
+    }
     let topic = catalogue.messages(integration, 1).name;
     for (partition, records) in read_topic(bus, &topic).await? {
         ledger.on_bus(&format!("{topic}-{partition}"), records.iter().filter_map(mark_of));

@@ -8,8 +8,8 @@ use super::{
     property::{Place, Properties},
 };
 use crate::packet::{
-    Ack, ConnAck, Connect, Disconnect, Packet, ProtocolVersion, Publish, Qos, ReasonCode, RetainHandling, SubAck,
-    Subscribe, Subscription, Text, Unsubscribe, Will,
+    Ack, ConnAck, Connect, Disconnect, Packet, ProtocolVersion, Publish, Qos, ReasonCode, RetainHandling,
+    SubAck, Subscribe, Subscription, Text, Unsubscribe, Will,
 };
 
 /// Takes the next packet off the front of `buffer`; `None` when it is not complete yet.
@@ -27,7 +27,7 @@ pub fn decode(
     let Some(first) = buffer.first() else { return Ok(None) };
     let (packet_type, flags) = (first >> 4, first & 0x0f);
     check_first(packet_type, flags, version)?;
-    let Some(header) = frame::header(buffer, limits)? else { return Ok(None) };
+    let Some(header) = frame::header(buffer, *limits)? else { return Ok(None) };
     if buffer.len() < header.total_length {
         return Ok(None);
     }
@@ -78,7 +78,11 @@ fn check_first(packet_type: u8, flags: u8, version: Option<ProtocolVersion>) -> 
         6 | 8 | 10 => 0b0010,
         _ => 0,
     };
-    if flags == expected { Ok(()) } else { Err(DecodeError::malformed("reserved flags of the header are set")) }
+    if flags == expected {
+        Ok(())
+    } else {
+        Err(DecodeError::malformed("reserved flags of the header are set"))
+    }
 }
 
 fn properties(body: &mut Body, version: ProtocolVersion, place: Place) -> Result<Properties, DecodeError> {
@@ -107,8 +111,7 @@ fn connect(mut body: Body) -> Result<Connect, DecodeError> {
         return Err(DecodeError::malformed("the reserved flag of CONNECT is set"));
     }
     let has_will = flags & 0b100 != 0;
-    let will_qos =
-        Qos::from_bits(flags >> 3 & 0b11).ok_or(DecodeError::malformed("the will's QoS is 3"))?;
+    let will_qos = Qos::from_bits(flags >> 3 & 0b11).ok_or(DecodeError::malformed("the will's QoS is 3"))?;
     let will_retain = flags & 0b10_0000 != 0;
     if !has_will && (will_qos != Qos::AtMostOnce || will_retain) {
         // MQTT-3.1.2-11, MQTT-3.1.2-13
@@ -164,7 +167,11 @@ fn connack(body: &mut Body, version: ProtocolVersion) -> Result<ConnAck, DecodeE
         // MQTT-3.2.2-6
         return Err(DecodeError::protocol("a refusal with a session"));
     }
-    Ok(ConnAck { session_present: flags == 1, reason, properties: properties(body, version, Place::CONNACK)? })
+    Ok(ConnAck {
+        session_present: flags == 1,
+        reason,
+        properties: properties(body, version, Place::CONNACK)?,
+    })
 }
 
 fn publish(body: &mut Body, flags: u8, version: ProtocolVersion) -> Result<Publish, DecodeError> {

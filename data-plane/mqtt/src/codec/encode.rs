@@ -6,7 +6,10 @@ use super::{
     frame::{put_binary, put_varint, varint_length},
     property::Properties,
 };
-use crate::packet::{Ack, Connect, Disconnect, Packet, ProtocolVersion, Publish, Qos, ReasonCode, SubAck, Subscribe, Unsubscribe};
+use crate::packet::{
+    Ack, Connect, Disconnect, Packet, ProtocolVersion, Publish, Qos, ReasonCode, SubAck, Subscribe,
+    Unsubscribe,
+};
 
 /// Appends a packet as `version` writes it.
 pub fn encode(packet: &Packet, version: ProtocolVersion, into: &mut BytesMut) {

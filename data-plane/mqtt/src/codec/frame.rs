@@ -15,7 +15,7 @@ pub(crate) struct Header {
 }
 
 /// Reads a fixed header; `None` when more bytes are needed.
-pub(crate) fn header(bytes: &[u8], limits: &Limits) -> Result<Option<Header>, DecodeError> {
+pub(crate) fn header(bytes: &[u8], limits: Limits) -> Result<Option<Header>, DecodeError> {
     let Some(after_type) = bytes.get(1..) else { return Ok(None) };
     let Some((remaining, length)) = varint(after_type)? else { return Ok(None) };
     let header_length = 1 + length;
@@ -71,7 +71,7 @@ pub(crate) fn varint_length(value: usize) -> usize {
 /// Writes bytes after their two-byte length. Longer ones than that can tell are a bug of the caller and are cut, so
 /// that what follows them on the connection stays readable.
 pub(crate) fn put_binary(into: &mut BytesMut, bytes: &[u8]) {
-    debug_assert!(bytes.len() <= usize::from(u16::MAX));
+    debug_assert!(u16::try_from(bytes.len()).is_ok());
     let length = bytes.len().min(usize::from(u16::MAX));
     into.put_u16(length as u16);
     into.put_slice(&bytes[..length]);
@@ -130,8 +130,8 @@ impl Body {
 
     /// Properties with their length before them, unchecked.
     pub(crate) fn property_bytes(&mut self) -> Result<Bytes, DecodeError> {
-        let (length, taken) = varint(&self.bytes[self.at..])?
-            .ok_or(DecodeError::malformed("the packet ends too early"))?;
+        let (length, taken) =
+            varint(&self.bytes[self.at..])?.ok_or(DecodeError::malformed("the packet ends too early"))?;
         self.at += taken;
         let start = self.take(length as usize)?;
         Ok(self.bytes.slice(start..start + length as usize))
@@ -144,6 +144,10 @@ impl Body {
     }
 
     pub(crate) fn end(&self) -> Result<(), DecodeError> {
-        if self.is_empty() { Ok(()) } else { Err(DecodeError::malformed("the packet has bytes after its end")) }
+        if self.is_empty() {
+            Ok(())
+        } else {
+            Err(DecodeError::malformed("the packet has bytes after its end"))
+        }
     }
 }

@@ -382,9 +382,7 @@ fn check_number(id: PropertyId, number: u32) -> Result<(), DecodeError> {
 impl fmt::Debug for Properties {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Authentication data are secrets.
-        f.debug_map()
-            .entries(self.iter().filter(|(id, _)| *id != PropertyId::AuthenticationData))
-            .finish()
+        f.debug_map().entries(self.iter().filter(|(id, _)| *id != PropertyId::AuthenticationData)).finish()
     }
 }
 

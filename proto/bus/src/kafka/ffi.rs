@@ -283,45 +283,57 @@ impl Batches {
         // SAFETY: the client is a consumer and valid.
         let queue = unsafe { sys::rd_kafka_queue_get_consumer(consumer.client().native_ptr()) };
         let queue = NativeQueue(NonNull::new(queue).expect("every consumer has a queue"));
-        Self { queue, messages: vec![std::ptr::null_mut(); size], last: None }
+        Self { queue, messages: vec![std::ptr::null_mut(); size.max(1)], last: None }
     }
 
     /// Waits until there is something, and appends it.
     pub(super) fn poll(&mut self, timeout: Duration, into: &mut Vec<Found>) {
         // A topic object may be gone, and its address taken by another, once no message refers to it.
         self.last = None;
-        // SAFETY: the queue and the array are valid, and the array has the length that is told.
-        let count = unsafe {
-            sys::rd_kafka_consume_batch_queue(
-                self.queue.0.as_ptr(),
-                timeout.as_millis() as i32,
-                self.messages.as_mut_ptr(),
-                self.messages.len(),
-            )
-        };
-        for index in 0..usize::try_from(count).unwrap_or(0) {
+        // librdkafka waits until the array is full or the time is up: one record is waited for, the others are taken
+        // as they are there.
+        let mut count = self.fill(0..1, timeout);
+        if count == 1 {
+            count += self.fill(1..self.messages.len(), Duration::ZERO);
+        }
+        for index in 0..count {
             let pointer = self.messages[index];
-            // SAFETY: librdkafka has filled the first `count` entries; each is destroyed once, after it was read.
+            // SAFETY: librdkafka has filled the first `count` entries; each is destroyed once, below.
             unsafe {
                 if let Some(message) = pointer.as_ref() {
                     into.push(self.read(message));
                 }
             }
         }
-        for pointer in &self.messages[..usize::try_from(count).unwrap_or(0)] {
+        for pointer in &self.messages[..count] {
             // SAFETY: as above.
             unsafe { sys::rd_kafka_message_destroy(*pointer) }
         }
+    }
+
+    /// Fills a part of the array from its beginning on and tells how much of it.
+    fn fill(&mut self, part: std::ops::Range<usize>, timeout: Duration) -> usize {
+        let part = &mut self.messages[part];
+        // SAFETY: the queue and the part are valid, and the part has the length that is told.
+        let count = unsafe {
+            sys::rd_kafka_consume_batch_queue(
+                self.queue.0.as_ptr(),
+                timeout.as_millis() as i32,
+                part.as_mut_ptr(),
+                part.len(),
+            )
+        };
+        usize::try_from(count).unwrap_or(0)
     }
 
     fn topic(&mut self, topic: *mut sys::rd_kafka_topic_t) -> Option<Arc<str>> {
         if topic.is_null() {
             return None;
         }
-        if let Some((last, name)) = &self.last {
-            if *last == topic {
-                return Some(Arc::clone(name));
-            }
+        if let Some((last, name)) = &self.last
+            && *last == topic
+        {
+            return Some(Arc::clone(name));
         }
         // SAFETY: a message's topic is valid as long as the message, and its name is a C string.
         let name: Arc<str> =

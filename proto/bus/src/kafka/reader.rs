@@ -96,7 +96,7 @@ impl KafkaReader {
             .set("fetch.max.bytes", config.budget_bytes.clamp(16_777_216, 2_147_483_135).to_string())
             .set("message.max.bytes", "16777216")
             .set("fetch.wait.max.ms", "100")
-            .set("fetch.queue.backoff.ms", "10")
+            .set("fetch.queue.backoff.ms", "1")
             .set("fetch.error.backoff.ms", "100");
         let consumer: BaseConsumer =
             kafka.finish(client).create().map_err(|failure| error("consumer", &failure))?;
@@ -184,9 +184,9 @@ impl Reader for KafkaReader {
             let mut kept = VecDeque::new();
             for event in self.resumed.drain(..) {
                 if partition_of(&event) == partition {
-                    reading.aside.push_back(event)
+                    reading.aside.push_back(event);
                 } else {
-                    kept.push_back(event)
+                    kept.push_back(event);
                 }
             }
             self.resumed = kept;
@@ -379,8 +379,12 @@ impl Poller {
                 match topic.error().map(RDKafkaErrorCode::from) {
                     Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => {}
                     // Something else is wrong with it: it is not gone.
-                    Some(_) => drop(found.insert(topic.name().to_owned(), usize::MAX)),
-                    None => drop(found.insert(topic.name().to_owned(), topic.partitions().len())),
+                    Some(_) => {
+                        found.insert(topic.name().to_owned(), usize::MAX);
+                    }
+                    None => {
+                        found.insert(topic.name().to_owned(), topic.partitions().len());
+                    }
                 }
             }
         }

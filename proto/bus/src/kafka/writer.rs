@@ -206,10 +206,10 @@ fn replace(shared: &Weak<Shared>, broken: &Generation) -> bool {
 impl Topic {
     /// The handle in this producer.
     fn native(&self, generation: &Generation) -> Option<Arc<NativeTopic>> {
-        if let Some((number, native)) = &*self.native.read() {
-            if *number == generation.number {
-                return Some(Arc::clone(native));
-            }
+        if let Some((number, native)) = &*self.native.read()
+            && *number == generation.number
+        {
+            return Some(Arc::clone(native));
         }
         let native = Arc::new(NativeTopic::new(&generation.producer, &self.name)?);
         *self.native.write() = Some((generation.number, Arc::clone(&native)));

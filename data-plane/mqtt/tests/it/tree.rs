@@ -1,0 +1,78 @@
+//! The tree finds what a walk through all filters finds.
+
+use std::collections::BTreeMap;
+
+use proptest::{collection::vec, prelude::*, sample::select};
+use tbmq_mqtt::{
+    topic::{self, Rules},
+    tree::{Scratch, Tree},
+};
+
+/// Names of few levels and few words, so that filters and names meet.
+fn name() -> impl Strategy<Value = String> {
+    vec(select(vec!["a", "b", "", "$s"]), 1..5)
+        .prop_map(|levels| levels.join("/"))
+        .prop_filter("a name has a character", |name| !name.is_empty())
+}
+
+fn filter() -> impl Strategy<Value = String> {
+    (vec(select(vec!["a", "b", "", "$s", "+"]), 0..4), any::<bool>())
+        .prop_map(|(mut levels, is_multi)| {
+            if is_multi {
+                levels.push("#");
+            }
+            levels.join("/")
+        })
+        .prop_filter("a filter has a character", |filter| !filter.is_empty())
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Insert(String, u8, u32),
+    Remove(String, u8),
+    Match(String),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        3 => (filter(), 0..4_u8, any::<u32>()).prop_map(|(filter, who, value)| Step::Insert(filter, who, value)),
+        2 => (filter(), 0..4_u8).prop_map(|(filter, who)| Step::Remove(filter, who)),
+        3 => name().prop_map(Step::Match),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(512) })]
+
+    #[test]
+    fn the_tree_is_a_map_of_filters(steps in vec(step(), 0..60), names in vec(name(), 1..8)) {
+        let mut tree = Tree::new();
+        let mut model: BTreeMap<(String, u8), u32> = BTreeMap::new();
+        let mut scratch = Scratch::default();
+        for step in steps.into_iter().chain(names.into_iter().map(Step::Match)) {
+            match step {
+                Step::Insert(filter, who, value) => {
+                    prop_assert_eq!(topic::check_filter(&filter, &Rules::default()), Ok(()));
+                    prop_assert_eq!(tree.insert(&filter, who, value), model.insert((filter, who), value));
+                }
+                Step::Remove(filter, who) => {
+                    prop_assert_eq!(tree.remove(&filter, &who), model.remove(&(filter, who)));
+                }
+                Step::Match(name) => {
+                    let mut found = Vec::new();
+                    tree.matching(&name, &mut scratch, |who, value| found.push((*who, *value)));
+                    found.sort_unstable();
+                    let all = model.iter().filter(|((filter, _), _)| topic::matches(filter, &name));
+                    let mut expected: Vec<(u8, u32)> = all.map(|((_, who), value)| (*who, *value)).collect();
+                    expected.sort_unstable();
+                    prop_assert_eq!(found, expected, "{}", name);
+                }
+            }
+            prop_assert_eq!((tree.len(), tree.is_empty()), (model.len(), model.is_empty()));
+        }
+        for ((filter, who), value) in std::mem::take(&mut model) {
+            prop_assert_eq!(tree.remove(&filter, &who), Some(value));
+        }
+        prop_assert!(tree.is_empty());
+    }
+}
