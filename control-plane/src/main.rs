@@ -4,8 +4,11 @@ use std::{net::SocketAddr, process::ExitCode};
 
 use tbmq_bus::kafka::{KafkaBus, KafkaConfig};
 use tbmq_control_plane::{Config, Context, SETTINGS};
-use tbmq_proto::{properties, topic::Catalogue};
-use tbmq_service::shell::{self, Misconfigured, Program, Shell};
+use tbmq_proto::topic::Catalogue;
+use tbmq_service::{
+    bus_config::KafkaSettings,
+    shell::{self, Misconfigured, Program, Shell, ShellConfig},
+};
 
 struct Plane(tbmq_control_plane::Running);
 
@@ -23,14 +26,20 @@ impl shell::Running for Plane {
     }
 }
 
-async fn start(config: Config, shell: Shell) -> anyhow::Result<Plane> {
-    // Both are told before anything is touched.
+/// How Kafka is reached; told before a port is bound.
+fn kafka(settings: &KafkaSettings) -> Result<KafkaConfig, Misconfigured> {
+    KafkaConfig::parse(settings.required_servers()?, settings.properties())
+        .map_err(|error| Misconfigured::new(format!("TB_KAFKA_DEFAULT_PRODUCER_CONSUMER_CONFIG: {error}")))
+}
+
+fn check(config: &Config, shell: &ShellConfig) -> Result<(), Misconfigured> {
     config.store_options().map_err(|error| Misconfigured::new(error.to_string()))?;
-    let properties = properties::parse(shell.kafka.properties())
-        .map_err(|error| Misconfigured::new(format!("TB_KAFKA_DEFAULT_PRODUCER_CONSUMER_CONFIG: {error}")))?;
-    let kafka = KafkaConfig { servers: shell.kafka.required_servers()?.to_owned(), properties };
+    kafka(&shell.queue.kafka).map(drop)
+}
+
+async fn start(config: Config, shell: Shell) -> anyhow::Result<Plane> {
     let context = Context {
-        bus: KafkaBus::new(kafka)?,
+        bus: KafkaBus::new(kafka(&shell.kafka)?)?,
         catalogue: Catalogue::new(shell.kafka.kafka_prefix.clone()),
         replication_factor: shell.kafka.replication_factor,
         identity: shell.identity,
@@ -48,5 +57,5 @@ fn main() -> ExitCode {
         admin_port: 8083,
         settings: SETTINGS,
     };
-    shell::main(&program, start)
+    shell::main(&program, check, start)
 }

@@ -286,7 +286,7 @@ impl Config {
         ];
         let zero = periods.iter().find(|(_, period)| *period == 0).map(|(name, _)| *name);
         let commits = self.queue.integration_msg.commit_interval;
-        match zero.or(commits.is_zero().then_some("queue.integration-msg.commit-interval")) {
+        match zero.or_else(|| commits.is_zero().then_some("queue.integration-msg.commit-interval")) {
             Some(name) => Err(Invalid::Zero(name)),
             None => Ok(()),
         }

@@ -4,17 +4,26 @@ use std::process::ExitCode;
 
 use tbmq_bus::kafka::{KafkaBus, KafkaConfig};
 use tbmq_executor::{Config, Context, Running, SETTINGS};
-use tbmq_proto::{properties, topic::Catalogue};
-use tbmq_service::shell::{self, Misconfigured, Program, Shell};
+use tbmq_proto::topic::Catalogue;
+use tbmq_service::{
+    bus_config::KafkaSettings,
+    shell::{self, Misconfigured, Program, Shell, ShellConfig},
+};
+
+/// How Kafka is reached; told before a port is bound.
+fn kafka(settings: &KafkaSettings) -> Result<KafkaConfig, Misconfigured> {
+    KafkaConfig::parse(settings.required_servers()?, settings.properties())
+        .map_err(|error| Misconfigured::new(format!("TB_KAFKA_DEFAULT_PRODUCER_CONSUMER_CONFIG: {error}")))
+}
+
+fn check(config: &Config, shell: &ShellConfig) -> Result<(), Misconfigured> {
+    config.check().map_err(|error| Misconfigured::new(error.to_string()))?;
+    kafka(&shell.queue.kafka).map(drop)
+}
 
 async fn start(config: Config, shell: Shell) -> anyhow::Result<Running> {
-    // Told before anything is touched.
-    config.check().map_err(|error| Misconfigured::new(error.to_string()))?;
-    let properties = properties::parse(shell.kafka.properties())
-        .map_err(|error| Misconfigured::new(format!("TB_KAFKA_DEFAULT_PRODUCER_CONSUMER_CONFIG: {error}")))?;
-    let kafka = KafkaConfig { servers: shell.kafka.required_servers()?.to_owned(), properties };
     let context = Context {
-        bus: KafkaBus::new(kafka)?,
+        bus: KafkaBus::new(kafka(&shell.kafka)?)?,
         catalogue: Catalogue::new(shell.kafka.kafka_prefix.clone()),
         replication_factor: shell.kafka.replication_factor,
         identity: shell.identity,
@@ -32,5 +41,5 @@ fn main() -> ExitCode {
         admin_port: 8082,
         settings: SETTINGS,
     };
-    shell::main(&program, start)
+    shell::main(&program, check, start)
 }

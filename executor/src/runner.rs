@@ -102,7 +102,7 @@ struct Actor {
 enum Restart {
     No,
     /// The topic was gone, or shorter than what was committed: it was created anew behind the control plane's back.
-    FromEarliest,
+    FromBegin,
 }
 
 /// What a start results in.
@@ -193,7 +193,7 @@ impl Actor {
     fn end_wanted(&self) -> Option<End> {
         let order = self.shard.orders.borrow();
         let is_deleted = order.desired.as_ref().is_some_and(|desired| desired.change == Change::Deleted);
-        order.end.or(is_deleted.then_some(End::Deleted))
+        order.end.or_else(|| is_deleted.then_some(End::Deleted))
     }
 
     async fn begin(&mut self, started: Started) {
@@ -246,7 +246,7 @@ impl Actor {
             Wake::Broken { reason } => self.lifecycle.broken(reason),
             Wake::Gone { reason } => {
                 tracing::info!(shard = %self.shard.id, reason, "the message topic is gone; looking for it again");
-                self.restart = Restart::FromEarliest;
+                self.restart = Restart::FromBegin;
                 self.lifecycle.restart();
             }
         }
@@ -707,15 +707,17 @@ async fn locate(shared: &Shared, shard: ShardId, shard_count: u32) -> Result<Vec
     }
 }
 
-/// Where to begin: at what was committed for this generation of the topic, else at the earliest record.
+/// Where to begin: at what was committed for this generation of the topic, else at its first record.
 async fn starts(
     shared: &Shared,
     partitions: &[TopicPartition],
     generation: u64,
     restart: Restart,
 ) -> Vec<Start> {
-    if restart == Restart::FromEarliest {
-        return vec![Start::Earliest; partitions.len()];
+    // Not `Earliest`: what retention removed before the first start is a gap, and no gap is silent.
+    const BEGIN: Start = Start::Offset(0);
+    if restart == Restart::FromBegin {
+        return vec![BEGIN; partitions.len()];
     }
     let (mut pause, longest) = LOOKUP_PAUSE;
     let commits = loop {
@@ -734,7 +736,7 @@ async fn starts(
         let metadata = CommitMetadata::from_text(&commit.metadata)?;
         (metadata.generation == generation).then_some(Start::Offset(commit.offset))
     };
-    partitions.iter().map(|partition| start(partition).unwrap_or(Start::Earliest)).collect()
+    partitions.iter().map(|partition| start(partition).unwrap_or(BEGIN)).collect()
 }
 
 /// The driver's clock: machines get milliseconds since the process began.

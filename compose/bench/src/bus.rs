@@ -29,6 +29,9 @@ pub(crate) struct Options {
     size: usize,
 }
 
+/// Topics that are created, and written to for the first time, at once.
+const TOGETHER: usize = 100;
+
 pub(crate) async fn run(options: Options) -> Result<()> {
     println!(
         "{} records of {} bytes, one partition per topic, two shared cores",
@@ -73,15 +76,22 @@ async fn measure(
     server: Option<u32>,
 ) -> Result<String> {
     let names: Vec<String> = (0..topics).map(|index| format!("bench-{index}")).collect();
-    for name in &names {
-        let spec = TopicSpec {
-            name: name.clone(),
-            partitions: 1,
-            replication_factor: 1,
-            policy: CleanupPolicy::Delete,
-            settings: Vec::new(),
-        };
-        bus.admin().create_topic(&spec).await?;
+    for some in names.chunks(TOGETHER) {
+        let mut creations = tokio::task::JoinSet::new();
+        for name in some {
+            let spec = TopicSpec {
+                name: name.clone(),
+                partitions: 1,
+                replication_factor: 1,
+                policy: CleanupPolicy::Delete,
+                settings: Vec::new(),
+            };
+            let admin = bus.admin();
+            creations.spawn(async move { admin.create_topic(&spec).await });
+        }
+        while let Some(created) = creations.join_next().await {
+            created??;
+        }
     }
     let config = WriterConfig { linger: Duration::from_millis(1), ..WriterConfig::new("bench-writer") };
     let writer = bus.writer(config).await?;
@@ -91,13 +101,15 @@ async fn measure(
     let mut batch = Vec::new();
 
     // The first record of each topic fetches metadata; it is not measured.
-    let mut done = 0;
-    for (ticket, handle) in handles.iter().enumerate() {
-        submit(&*writer, handle, &value, ticket, &completions).await;
-    }
-    while done < handles.len() {
-        completions.wait(&mut batch).await;
-        done += succeeded(&batch)?;
+    for some in handles.chunks(TOGETHER) {
+        for handle in some {
+            submit(&*writer, handle, &value, 0, &completions).await;
+        }
+        let mut done = 0;
+        while done < some.len() {
+            completions.wait(&mut batch).await;
+            done += succeeded(&batch)?;
+        }
     }
 
     let before = Cost::now(server)?;

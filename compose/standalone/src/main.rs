@@ -23,5 +23,5 @@ fn main() -> ExitCode {
         admin_port: if executor_only { 8082 } else { 8083 },
         settings: &[],
     };
-    shell::run(&program, config::Config::load, config::Config::trees, planes::start)
+    shell::run(&program, config::Config::load, config::Config::trees, planes::check, planes::start)
 }

@@ -10,12 +10,12 @@ use tbmq_bus::{
 };
 use tbmq_proto::{
     ids::{InvalidServiceId, ServiceId},
-    properties,
     topic::Catalogue,
 };
 use tbmq_service::{
+    bus_config::KafkaSettings,
     identity::Identity,
-    shell::{Misconfigured, Running, Shell},
+    shell::{Misconfigured, Running, Shell, ShellConfig},
 };
 
 use crate::{
@@ -50,22 +50,36 @@ impl Log {
     }
 }
 
+/// Says what does not fit together, before a port is bound.
+pub(crate) fn check(config: &Config, shell: &ShellConfig) -> Result<(), Misconfigured> {
+    let roles = Roles::of(shell.service.r#type.as_deref())?;
+    let kafka_settings = &shell.queue.kafka;
+    match kafka_settings.servers() {
+        Some(servers) => drop(kafka(servers, kafka_settings)?),
+        None if roles != Roles::All => {
+            let text = "TB_KAFKA_SERVERS is not set: planes that run apart (TB_SERVICE_TYPE) meet in Kafka, for the \
+                        embedded log serves one process";
+            return Err(Misconfigured::new(text));
+        }
+        None => {}
+    }
+    if roles != Roles::Executor && config.control_plane.names_store() {
+        config.control_plane.store_options().map_err(|error| Misconfigured::new(error.to_string()))?;
+    }
+    Ok(())
+}
+
 /// Starts what the configuration asks for. When a part can't start, those that were started stop again.
 pub(crate) async fn start(mut config: Config, arguments: Arguments, shell: Shell) -> anyhow::Result<Planes> {
     let roles = Roles::of(shell.service.r#type.as_deref())?;
     let servers = shell.kafka.servers();
-    if servers.is_none() && roles != Roles::All {
-        let text = "TB_KAFKA_SERVERS is not set: planes that run apart (TB_SERVICE_TYPE) meet in Kafka, for the \
-                    embedded log serves one process";
-        return Err(Misconfigured::new(text).into());
-    }
     let sqlite = roles != Roles::Executor && !config.control_plane.names_store();
     let data_dir = if servers.is_none() || sqlite { Some(DataDir::open(&arguments.data_dir)?) } else { None };
     if let (true, Some(data_dir)) = (sqlite, &data_dir) {
         config.control_plane.use_sqlite(&data_dir.database());
     }
     let log = match (servers, &data_dir) {
-        (Some(servers), _) => Log::Kafka(kafka(servers, &shell)?),
+        (Some(servers), _) => Log::Kafka(KafkaBus::new(kafka(servers, &shell.kafka)?)?),
         (None, Some(data_dir)) => Log::Embedded(embedded(data_dir, config.own.bus.durability)?),
         (None, None) => anyhow::bail!("neither Kafka nor a data directory"),
     };
@@ -80,12 +94,10 @@ pub(crate) async fn start(mut config: Config, arguments: Arguments, shell: Shell
     }
 }
 
-fn kafka(servers: &str, shell: &Shell) -> anyhow::Result<Arc<KafkaBus>> {
-    let properties = properties::parse(shell.kafka.properties()).map_err(|error| {
+fn kafka(servers: &str, settings: &KafkaSettings) -> Result<KafkaConfig, Misconfigured> {
+    KafkaConfig::parse(servers, settings.properties()).map_err(|error| {
         Misconfigured::new(format!("bad value for TB_KAFKA_DEFAULT_PRODUCER_CONSUMER_CONFIG: {error}"))
-    })?;
-    let config = KafkaConfig { properties, ..KafkaConfig::new(servers) };
-    Ok(KafkaBus::new(config)?)
+    })
 }
 
 fn embedded(data_dir: &DataDir, durability: Durability) -> anyhow::Result<Arc<EmbeddedBus>> {

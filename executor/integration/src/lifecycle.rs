@@ -243,7 +243,7 @@ impl Lifecycle {
             return;
         }
         match (self.phase, self.wanted()) {
-            (Phase::Idle, Some(number)) | (Phase::Failed { .. }, Some(number)) if !matches!(self.phase, Phase::Failed { number: failed, .. } if failed == number) =>
+            (Phase::Idle | Phase::Failed { .. }, Some(number)) if !matches!(self.phase, Phase::Failed { number: failed, .. } if failed == number) =>
             {
                 self.phase = Phase::Starting(number);
                 let desired = self.desired.clone().expect("something is wanted");

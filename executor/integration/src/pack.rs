@@ -866,11 +866,9 @@ mod tests {
                     },
                 };
                 match action {
-                    Action::Take(count) => {
-                        if partition.wants_more() {
-                            partition.take((end..end + count).map(item));
-                            end += count;
-                        }
+                    Action::Take(count) if partition.wants_more() => {
+                        partition.take((end..end + count).map(item));
+                        end += count;
                     }
                     Action::Gap(count) => {
                         partition.gap(end, end + count);

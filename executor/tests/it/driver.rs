@@ -158,7 +158,8 @@ async fn a_restart_goes_on_where_the_last_one_committed() {
 
 #[tokio::test]
 async fn a_crash_loses_nothing_and_what_has_no_answer_is_never_committed() {
-    let world = World::new().await;
+    let mut world = World::new().await;
+    world.config.integrations.destroy.graceful_timeout_ms = 10;
     let id = new_id();
     world.create_messages(id).await;
     world.apply(id, true).await;
@@ -335,6 +336,25 @@ async fn an_unreadable_message_is_skipped_and_a_gap_is_told_once() {
     assert_eq!(errors.len(), 1, "{errors:?}");
     assert_eq!((errors[0].0, errors[0].2), ("expired", 5));
     assert!(errors[0].1.contains("13 to 17"), "{}", errors[0].1);
+}
+
+#[tokio::test]
+async fn what_retention_removed_before_the_first_start_is_told_as_a_gap() {
+    let world = World::new().await;
+    let id = new_id();
+    world.create_messages(id).await;
+    world.publish(id, numbers(0..10)).await;
+    let partition = TopicPartition::new(world.catalogue.messages(id, 1).name, 0);
+    world.bus.admin().delete_records(&partition, 4).await.unwrap();
+    world.apply(id, true).await;
+    let executor = world.executor("ie1").await;
+    world.until("the rest", |state| state.delivered(id).len() == 6).await;
+    world
+        .until("the gap", |state| {
+            state.errors(id).iter().any(|(method, _, count)| (*method, *count) == ("expired", 4))
+        })
+        .await;
+    executor.drain().await;
 }
 
 #[tokio::test]

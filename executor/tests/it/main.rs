@@ -1,4 +1,6 @@
 //! The executor over the bus in memory, with a scripted kind of integration.
 
+#[cfg(test)]
 mod driver;
+#[cfg(test)]
 mod world;

@@ -206,11 +206,13 @@ impl World {
     pub(crate) async fn publish(&self, id: IntegrationId, texts: impl IntoIterator<Item = String>) {
         let topic = self.catalogue.messages(id, 1).name;
         for text in texts {
+            // One that hangs holds back its own key only.
+            let key: &[u8] = if text.starts_with("hang") { b"hang" } else { b"t" };
             let publish =
                 PublishMsgProto { payload: text.into(), topic_name: "t".into(), ..Default::default() };
             let message =
                 PublishIntegrationMsgProto { publish_msg_proto: Some(publish), ..Default::default() };
-            self.put(&topic, b"t", &message.encode_to_vec(), &[]).await;
+            self.put(&topic, key, &message.encode_to_vec(), &[]).await;
         }
     }
 

@@ -28,7 +28,7 @@
 //!         admin_port: 8081,
 //!         settings: SETTINGS,
 //!     };
-//!     shell::main(&program, start)
+//!     shell::main(&program, |_, shell| shell.queue.kafka.required_servers().map(drop), start)
 //! }
 //! ```
 
@@ -187,9 +187,13 @@ struct Arguments<A: Args> {
     own: A,
 }
 
-/// Runs a program whose configuration is one struct. Returns 0 after a drain, 1 after a failure, 2 for a bad
-/// configuration.
-pub fn main<C, R, F>(program: &Program, start: impl FnOnce(C, Shell) -> F) -> ExitCode
+/// Runs a program whose configuration is one struct. `check` says what is wrong with values that are good each by
+/// itself, before a port is bound. Returns 0 after a drain, 1 after a failure, 2 for a bad configuration.
+pub fn main<C, R, F>(
+    program: &Program,
+    check: impl FnOnce(&C, &ShellConfig) -> Result<(), Misconfigured>,
+    start: impl FnOnce(C, Shell) -> F,
+) -> ExitCode
 where
     C: DeserializeOwned + Serialize + Default,
     R: Running,
@@ -199,6 +203,7 @@ where
         program,
         |loader, _: &NoArguments| loader.load(C::default(), &[program.settings]),
         |config| vec![tree(config)],
+        check,
         |config, _, shell| start(config, shell),
     )
 }
@@ -209,6 +214,7 @@ pub fn run<A, C, R, F>(
     program: &Program,
     load: impl FnOnce(&mut Loader, &A) -> C,
     print: impl FnOnce(&C) -> Vec<serde_json::Value>,
+    check: impl FnOnce(&C, &ShellConfig) -> Result<(), Misconfigured>,
     start: impl FnOnce(C, A, Shell) -> F,
 ) -> ExitCode
 where
@@ -226,6 +232,9 @@ where
             ExitCode::SUCCESS
         }
         Ok((shell, config)) => {
+            if let Err(error) = check(&config, &shell) {
+                return complain(&error.to_string(), 2);
+            }
             let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
                 Ok(runtime) => runtime,
                 Err(error) => return complain(&format!("can't start threads: {error}"), 1),

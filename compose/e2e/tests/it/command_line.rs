@@ -101,3 +101,20 @@ async fn a_bad_setting_stops_the_process_before_a_port_is_bound_and_is_named() -
     ensure!(!String::from_utf8_lossy(&output.stdout).contains("listening"));
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_single_plane_without_kafka_says_so_before_a_port_is_bound() -> Result<()> {
+    let folder = process::data_dir()?;
+    // The admin port is taken: whoever tried to bind it would end with another code.
+    let taken = std::net::TcpListener::bind("127.0.0.1:0")?;
+    let port = taken.local_addr()?.port().to_string();
+    for plane in ["tbmq-control-plane", "tbmq-data-plane", "tbmq-executor"] {
+        let environment =
+            [("HTTP_BIND_PORT", port.as_str()), ("DATABASE_URL", "postgres://nobody@127.0.0.1:9/none")];
+        let output = process::run(plane, &[], &environment, folder.path())?;
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{plane}: {stderr}");
+        ensure!(stderr.contains("TB_KAFKA_SERVERS"), "{plane}: {stderr}");
+    }
+    Ok(())
+}

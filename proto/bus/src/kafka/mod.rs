@@ -15,6 +15,8 @@ use rdkafka::{
     error::{KafkaError, RDKafkaErrorCode},
 };
 
+use tbmq_proto::properties::{self, InvalidProperty};
+
 use self::{
     admin::KafkaAdmin, fenced::KafkaFencedWriter, membership::KafkaMembership, reader::KafkaReader,
     writer::KafkaWriter,
@@ -36,6 +38,14 @@ impl KafkaConfig {
     /// Plain text, no further properties.
     pub fn new(servers: impl Into<String>) -> Self {
         Self { servers: servers.into(), properties: Vec::new() }
+    }
+
+    /// With further properties as a property string (`TB_KAFKA_DEFAULT_PRODUCER_CONSUMER_CONFIG`).
+    ///
+    /// # Errors
+    /// The pair that can't be read.
+    pub fn parse(servers: &str, properties: &str) -> Result<Self, InvalidProperty> {
+        Ok(Self { servers: servers.to_owned(), properties: properties::parse(properties)? })
     }
 
     fn client(&self, client_id: &str) -> ClientConfig {

@@ -1,0 +1,4 @@
+//! The machines together, over a model of the bus.
+
+#[cfg(test)]
+mod sim;
