@@ -195,7 +195,7 @@ fn machine_paths(file: &File) -> Vec<Violation> {
         return Vec::new();
     }
     let found = file.text.lines().enumerate().filter(|(_, line)| {
-        ["/home/", "/root/", "/work/"].iter().any(|path| {
+        ["/home/", "/root/", "/Users/"].iter().any(|path| {
             line.match_indices(path)
                 .any(|(at, _)| !line[..at].ends_with(|c: char| c.is_alphanumeric() || c == '.'))
         })
@@ -297,7 +297,7 @@ mod tests {
     #[test]
     fn a_path_of_one_machine_is_found() {
         assert_eq!(rules("README.md", "run /home/me/tbmq"), ["machine"]);
-        assert_eq!(rules("README.md", "see data-plane/work/x and https://a.b/home/"), [""; 0]);
+        assert_eq!(rules("README.md", "see data-plane/home/x and https://a.b/home/"), [""; 0]);
     }
 
     #[test]

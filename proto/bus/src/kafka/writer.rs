@@ -235,6 +235,8 @@ impl KafkaWriter {
 impl Writer for KafkaWriter {
     fn topic(&self, name: &str) -> TopicHandle {
         let topic = self.own(name);
+        // librdkafka begins to look for the topic's leaders now, and not only when the first record waits for them.
+        drop(topic.native(&self.shared.current.read()));
         TopicHandle::new(Arc::clone(&topic.name), Arc::new(topic))
     }
 
