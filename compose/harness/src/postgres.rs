@@ -192,10 +192,22 @@ fn unprivileged(program: &Path) -> Command {
     command
 }
 
-/// A port that is free now.
+/// A port that is free, and that neither another call in this process nor an outgoing connection is given: it lies
+/// below the range from which the system takes ports by itself.
 ///
 /// # Errors
-/// When the system has none.
+/// When none is free.
 pub fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+    const RANGE: std::ops::Range<u32> = 10_000..32_000;
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let size = RANGE.end - RANGE.start;
+    for _ in 0..size {
+        // Processes begin at different places.
+        let step = std::process::id().wrapping_mul(101).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
+        let port = u16::try_from(RANGE.start + step % size)?;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    bail!("no port is free in {RANGE:?}")
 }
