@@ -15,6 +15,8 @@ use crate::{r#gen, servers, tidy};
 pub(crate) fn run(root: &Path) -> Result<()> {
     let is_ci = std::env::var_os("CI").is_some_and(|value| value == "true");
     let mut gate = Gate::default();
+    // Everything, for every platform: cargo-deny looks at all of it without the net.
+    gate.step("fetch", || cargo(root, &["fetch", "--locked", "--quiet"], &[]));
     gate.step("servers", || servers::run(is_ci));
     gate.step("format", || cargo(root, &["fmt", "--all", "--check"], &[]));
     gate.step("generated code", || r#gen::run(root, true));

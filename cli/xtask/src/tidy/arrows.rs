@@ -64,7 +64,7 @@ pub(super) fn read(root: &Path) -> Result<Workspace> {
     }
     for name in PURE {
         let output = Command::new("cargo")
-            .args(["tree", "--offline", "--package", name, "--edges", "normal", "--prefix", "none"])
+            .args(["tree", "--locked", "--package", name, "--edges", "normal", "--prefix", "none"])
             .args(["--format", "{p}"])
             .current_dir(root)
             .output()
