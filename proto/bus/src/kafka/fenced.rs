@@ -1,6 +1,13 @@
 //! Atomic batches: one Kafka transaction each, under a transactional id that fences older writers.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
@@ -45,6 +52,8 @@ impl ProducerContext for Context {
 pub(super) struct KafkaFencedWriter {
     name: String,
     producer: Arc<BaseProducer<Context>>,
+    /// The last transaction could not be aborted: that comes before the next one.
+    unclean: Arc<AtomicBool>,
     /// Why it can't write any more.
     ended: Option<Error>,
 }
@@ -79,7 +88,7 @@ impl KafkaFencedWriter {
                 .map_err(|failure| error("opening the transactional writer", &failure))
         })
         .await?;
-        Ok(Self { name: name.to_owned(), producer, ended: None })
+        Ok(Self { name: name.to_owned(), producer, unclean: Arc::default(), ended: None })
     }
 }
 
@@ -111,8 +120,16 @@ fn send(producer: &BaseProducer<Context>, batch: &[BatchRecord], outcomes: &Outc
 }
 
 /// One transaction.
-fn transact(producer: &BaseProducer<Context>, batch: &[BatchRecord]) -> Result<Vec<Written>, Error> {
+fn transact(
+    producer: &BaseProducer<Context>,
+    unclean: &AtomicBool,
+    batch: &[BatchRecord],
+) -> Result<Vec<Written>, Error> {
     let step = |what: &'static str| move |failure: KafkaError| error(what, &failure);
+    if unclean.load(Ordering::Acquire) {
+        producer.abort_transaction(PATIENCE).map_err(step("aborting the batch before"))?;
+        unclean.store(false, Ordering::Release);
+    }
     producer.begin_transaction().map_err(step("beginning a batch"))?;
     let outcomes: Outcomes = Arc::new(Mutex::new(vec![None; batch.len()]));
     let written = send(producer, batch, &outcomes).and_then(|()| {
@@ -135,21 +152,22 @@ fn transact(producer: &BaseProducer<Context>, batch: &[BatchRecord]) -> Result<V
                 Ok(()) => Ok(written),
                 Err(failure) => {
                     let problem = error("committing a batch", &failure);
-                    abort(producer);
+                    abort(producer, unclean);
                     Err(problem)
                 }
             }
         }
         Err(problem) => {
-            abort(producer);
+            abort(producer, unclean);
             Err(problem)
         }
     }
 }
 
-fn abort(producer: &BaseProducer<Context>) {
+fn abort(producer: &BaseProducer<Context>, unclean: &AtomicBool) {
     if let Err(failure) = producer.abort_transaction(PATIENCE) {
-        tracing::warn!(error = %failure, "a batch could not be aborted; it ends by its timeout");
+        unclean.store(true, Ordering::Release);
+        tracing::warn!(error = %failure, "a batch could not be aborted; that is tried again before the next one");
     }
 }
 
@@ -162,8 +180,8 @@ impl FencedWriter for KafkaFencedWriter {
         if batch.is_empty() {
             return Ok(Vec::new());
         }
-        let producer = Arc::clone(&self.producer);
-        let result = blocking(move || transact(&producer, &batch)).await;
+        let (producer, unclean) = (Arc::clone(&self.producer), Arc::clone(&self.unclean));
+        let result = blocking(move || transact(&producer, &unclean, &batch)).await;
         if let Some((code, text)) = self.producer.client().fatal_error() {
             let problem = by_code(code, format!("{}: {text}", self.name));
             // Whatever was fatal, only a new writer can go on; to open one is the caller's decision, since it fences.
@@ -174,5 +192,49 @@ impl FencedWriter for KafkaFencedWriter {
             self.ended = result.as_ref().err().cloned();
         }
         result
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use rdkafka::{mocking::MockCluster, producer::DefaultProducerContext};
+
+    use super::*;
+
+    fn record(value: &'static str) -> BatchRecord {
+        BatchRecord {
+            topic: "t".into(),
+            partition: Some(0),
+            key: Some(Bytes::from_static(b"k")),
+            value: Some(Bytes::from_static(value.as_bytes())),
+            headers: Vec::new(),
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_writer_goes_on_once_the_bus_answers_again() {
+        let cluster: MockCluster<'_, DefaultProducerContext> = MockCluster::new(1).unwrap();
+        cluster.create_topic("t", 1, 1).unwrap();
+        let mut config = KafkaConfig::new(cluster.bootstrap_servers());
+        config.properties.push(("message.timeout.ms".to_owned(), "1000".to_owned()));
+        let mut writer = KafkaFencedWriter::open(&config, "w").await.unwrap();
+        writer.write(vec![record("first")]).await.unwrap();
+        cluster.broker_down(1).unwrap();
+        for _ in 0..2 {
+            let result = writer.write(vec![record("lost")]).await;
+            assert!(matches!(result, Err(Error::Unavailable(_))), "{result:?}");
+        }
+        cluster.broker_up(1).unwrap();
+        let recovered = async {
+            loop {
+                match writer.write(vec![record("second")]).await {
+                    Ok(written) => return written,
+                    Err(error) => assert!(matches!(error, Error::Unavailable(_)), "{error}"),
+                }
+            }
+        };
+        let written = tokio::time::timeout(Duration::from_secs(60), recovered).await.unwrap();
+        assert_eq!(written[0].partition, 0);
     }
 }

@@ -6,6 +6,7 @@
 #![allow(unsafe_code, reason = "the one module that calls librdkafka directly")]
 
 use std::{
+    any::Any,
     ffi::{CStr, CString, c_void},
     fmt,
     ptr::NonNull,
@@ -29,6 +30,8 @@ const PARTITION_BY_KEY: i32 = -1;
 /// A topic of a producer, found once.
 pub(super) struct NativeTopic {
     pointer: NonNull<sys::rd_kafka_topic_t>,
+    /// The producer, which must not go before its topics; dropped after them.
+    _producer: Arc<dyn Any + Send + Sync>,
 }
 
 // SAFETY: librdkafka's topic objects are reference counted and locked inside; they may be used from any thread.
@@ -37,15 +40,19 @@ unsafe impl Send for NativeTopic {}
 unsafe impl Sync for NativeTopic {}
 
 impl NativeTopic {
-    /// Finds or makes the topic object; `None` for a name that Kafka forbids.
-    pub(super) fn new<C: ProducerContext>(producer: &BaseProducer<C>, name: &str) -> Option<Self> {
+    /// Finds or makes the topic object; `None` for a name that Kafka forbids. `owner` keeps the producer alive.
+    pub(super) fn new<C: ProducerContext>(
+        producer: &BaseProducer<C>,
+        owner: Arc<dyn Any + Send + Sync>,
+        name: &str,
+    ) -> Option<Self> {
         let name = CString::new(name).ok()?;
         // SAFETY: the client lives for the call, the name is a C string, and no topic configuration is given, so
         // none changes hands.
         let pointer = unsafe {
             sys::rd_kafka_topic_new(producer.client().native_ptr(), name.as_ptr(), std::ptr::null_mut())
         };
-        NonNull::new(pointer).map(|pointer| Self { pointer })
+        NonNull::new(pointer).map(|pointer| Self { pointer, _producer: owner })
     }
 }
 
@@ -400,4 +407,12 @@ fn headers(message: &sys::rd_kafka_message_t) -> Vec<Header> {
         headers.push(Header { name, value: copy(value.cast_mut(), size).unwrap_or_default() });
     }
     headers
+}
+
+/// Makes a producer believe that it met a fatal error.
+#[cfg(test)]
+pub(super) fn break_producer<C: ProducerContext>(producer: &BaseProducer<C>) {
+    let code = sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER;
+    // SAFETY: the client is valid and the reason is a C string.
+    unsafe { sys::rd_kafka_test_fatal_error(producer.client().native_ptr(), code, c"a test".as_ptr()) };
 }

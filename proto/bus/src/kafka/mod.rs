@@ -123,7 +123,12 @@ impl Bus for KafkaBus {
 /// What the caller can do about an error of librdkafka.
 fn error(what: &str, error: &KafkaError) -> Error {
     let text = format!("{what}: {error}");
-    match error.rdkafka_error_code() {
+    let code = match error {
+        // The wrapper does not count these among the errors with a code.
+        KafkaError::AdminOp(code) => Some(*code),
+        other => other.rdkafka_error_code(),
+    };
+    match code {
         Some(code) => by_code(code, text),
         None => Error::Refused(text),
     }
@@ -167,5 +172,34 @@ async fn blocking<T: Send + 'static>(
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         Err(error) => Err(Error::Unavailable(format!("a call to Kafka ended early: {error}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_administrative_call_that_got_no_answer_may_be_tried_again() {
+        for code in [RDKafkaErrorCode::OperationTimedOut, RDKafkaErrorCode::BrokerTransportFailure] {
+            let found = error("creating a topic", &KafkaError::AdminOp(code));
+            assert!(matches!(found, Error::Unavailable(_)), "{found:?}");
+        }
+        let found =
+            error("deleting a topic", &KafkaError::AdminOp(RDKafkaErrorCode::TopicAuthorizationFailed));
+        assert!(matches!(found, Error::Refused(_)), "{found:?}");
+    }
+
+    #[test]
+    fn the_configuration_shows_no_secret() {
+        let config = KafkaConfig::parse(
+            "k:9092",
+            "sasl.username:bus;sasl.password:hunter2;ssl.key.password:swordfish",
+        );
+        let shown = format!("{:?}", config.unwrap());
+        assert!(shown.contains("sasl.password"), "{shown}");
+        for secret in ["hunter2", "swordfish"] {
+            assert!(!shown.contains(secret), "{shown}");
+        }
     }
 }

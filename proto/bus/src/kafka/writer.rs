@@ -205,13 +205,14 @@ fn replace(shared: &Weak<Shared>, broken: &Generation) -> bool {
 
 impl Topic {
     /// The handle in this producer.
-    fn native(&self, generation: &Generation) -> Option<Arc<NativeTopic>> {
+    fn native(&self, generation: &Arc<Generation>) -> Option<Arc<NativeTopic>> {
         if let Some((number, native)) = &*self.native.read()
             && *number == generation.number
         {
             return Some(Arc::clone(native));
         }
-        let native = Arc::new(NativeTopic::new(&generation.producer, &self.name)?);
+        let native =
+            Arc::new(NativeTopic::new(&generation.producer, Arc::clone(generation) as _, &self.name)?);
         *self.native.write() = Some((generation.number, Arc::clone(&native)));
         Some(native)
     }
@@ -291,5 +292,36 @@ impl Writer for KafkaWriter {
 
     fn in_flight_bytes(&self) -> usize {
         self.shared.in_flight.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rdkafka::mocking::MockCluster;
+
+    use super::*;
+    use crate::write;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_fatal_error_of_the_producer_is_healed() {
+        let cluster: MockCluster<'_, DefaultProducerContext> = MockCluster::new(1).unwrap();
+        cluster.create_topic("t", 1, 1).unwrap();
+        let kafka = KafkaConfig::new(cluster.bootstrap_servers());
+        let writer = KafkaWriter::new(&kafka, WriterConfig::new("w")).unwrap();
+        let handle = writer.topic("t");
+        let outgoing = Outgoing { partition: Some(0), key: None, value: Some(b"v"), headers: &[] };
+        for round in 0..3_u64 {
+            let written = write(&writer, &handle, outgoing).await.unwrap();
+            assert_eq!(written, Written { partition: 0, offset: round });
+            ffi::break_producer(&writer.shared.current.read().producer);
+            let healed = async {
+                while writer.shared.current.read().number == round {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(30), healed).await.unwrap();
+        }
+        write(&writer, &handle, outgoing).await.unwrap();
+        assert_eq!(writer.in_flight_bytes(), 0);
     }
 }
