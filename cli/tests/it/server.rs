@@ -148,6 +148,16 @@ impl IntegrationService for Fake {
         }))
     }
 
+    type WatchIntegrationsStream =
+        tokio_stream::Empty<Result<tbmq_proto::control::WatchIntegrationsResponse, Status>>;
+
+    async fn watch_integrations(
+        &self,
+        _: Request<tbmq_proto::control::WatchIntegrationsRequest>,
+    ) -> Result<Response<Self::WatchIntegrationsStream>, Status> {
+        Ok(Response::new(tokio_stream::empty()))
+    }
+
     async fn list_kinds(&self, _: Request<ListKindsRequest>) -> Result<Response<ListKindsResponse>, Status> {
         let json_schema = r#"{ "type": "object" }"#.to_owned();
         let kind = Kind { name: "HTTP".to_owned(), json_schema, service_ids: vec![] };

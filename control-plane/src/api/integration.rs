@@ -335,6 +335,16 @@ impl IntegrationService for Integrations {
         let kinds = self.plane.all_kinds().into_iter().filter(announced).map(kind).collect();
         Ok(Response::new(ListKindsResponse { kinds }))
     }
+
+    type WatchIntegrationsStream =
+        std::pin::Pin<Box<dyn futures_util::Stream<Item = Result<proto::WatchIntegrationsResponse, Status>> + Send>>;
+
+    async fn watch_integrations(
+        &self,
+        _request: Request<proto::WatchIntegrationsRequest>,
+    ) -> Result<Response<Self::WatchIntegrationsStream>, Status> {
+        Err(Status::unimplemented("to be filled in by the watch's owner before this lands"))
+    }
 }
 
 /// What a caller wants an integration to be.
@@ -692,6 +702,8 @@ impl Integrations {
                     state: if applied.is_some() { "APPLIED" } else { "BEHIND" }.to_owned(),
                     error: String::new(),
                     update_time: Some(timestamp(node.seen_ms)),
+                    shard: 0,
+                    ownership_epoch: 0,
                 });
             }
             let masked = secret::mask(self.schema(&row.kind).as_deref(), &row.configuration);
@@ -819,6 +831,8 @@ fn status_of(row: &Row, statuses: &[StatusRow], projection: Option<Projection>) 
             state: if shard.event.is_empty() { "PENDING".to_owned() } else { shard.event.clone() },
             error: shard.error.clone(),
             update_time: Some(timestamp(shard.time_ms)),
+            shard: shard.shard,
+            ownership_epoch: shard.epoch,
         })
         .collect();
     status

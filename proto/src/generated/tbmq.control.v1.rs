@@ -535,6 +535,12 @@ pub struct Holder {
     pub error: ::prost::alloc::string::String,
     #[prost(message, optional, tag = "6")]
     pub update_time: ::core::option::Option<::prost_types::Timestamp>,
+    /// The shard that an executor holds; 0 for other roles.
+    #[prost(uint32, tag = "7")]
+    pub shard: u32,
+    /// Offset of the executor's ownership claim: a greater one is a later owner. 0 for other roles.
+    #[prost(uint64, tag = "8")]
+    pub ownership_epoch: u64,
 }
 #[derive(Clone, Copy, PartialEq, ::prost::Message)]
 pub struct Lag {
@@ -691,6 +697,77 @@ pub struct Kind {
     /// Live executors that serve it.
     #[prost(string, repeated, tag = "3")]
     pub service_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WatchIntegrationsRequest {
+    /// Changes after this revision are sent, as a bookmark or an earlier response named it. Absent: every integration is
+    /// sent as ADDED first, and the first bookmark ends that list.
+    #[prost(uint64, optional, tag = "1")]
+    pub after_revision: ::core::option::Option<u64>,
+    /// `integrations/{uuid}`; empty: all.
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct WatchIntegrationsResponse {
+    #[prost(enumeration = "watch_integrations_response::Type", tag = "1")]
+    pub r#type: i32,
+    #[prost(message, optional, tag = "2")]
+    pub integration: ::core::option::Option<Integration>,
+    /// Where to resume.
+    #[prost(uint64, tag = "3")]
+    pub revision: u64,
+}
+/// Nested message and enum types in `WatchIntegrationsResponse`.
+pub mod watch_integrations_response {
+    #[derive(
+        Clone,
+        Copy,
+        Debug,
+        PartialEq,
+        Eq,
+        Hash,
+        PartialOrd,
+        Ord,
+        ::prost::Enumeration
+    )]
+    #[repr(i32)]
+    pub enum Type {
+        Unspecified = 0,
+        Added = 1,
+        /// The configuration or the status has changed; several changes may come as one.
+        Modified = 2,
+        /// `integration` carries only `name` and `uid`.
+        Deleted = 3,
+        /// Nothing else has changed up to `revision`; sent at least every 10 s.
+        Bookmark = 4,
+    }
+    impl Type {
+        /// String value of the enum field names used in the ProtoBuf definition.
+        ///
+        /// The values are not transformed in any way and thus are considered stable
+        /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+        pub fn as_str_name(&self) -> &'static str {
+            match self {
+                Self::Unspecified => "TYPE_UNSPECIFIED",
+                Self::Added => "TYPE_ADDED",
+                Self::Modified => "TYPE_MODIFIED",
+                Self::Deleted => "TYPE_DELETED",
+                Self::Bookmark => "TYPE_BOOKMARK",
+            }
+        }
+        /// Creates an enum from field names used in the ProtoBuf definition.
+        pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+            match value {
+                "TYPE_UNSPECIFIED" => Some(Self::Unspecified),
+                "TYPE_ADDED" => Some(Self::Added),
+                "TYPE_MODIFIED" => Some(Self::Modified),
+                "TYPE_DELETED" => Some(Self::Deleted),
+                "TYPE_BOOKMARK" => Some(Self::Bookmark),
+                _ => None,
+            }
+        }
+    }
 }
 /// Generated client implementations.
 #[cfg(feature = "grpc")]
@@ -1045,6 +1122,36 @@ pub mod integration_service_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// Streams changes of integrations and of their status, in the order of their revisions, from any replica.
+        pub async fn watch_integrations(
+            &mut self,
+            request: impl tonic::IntoRequest<super::WatchIntegrationsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::WatchIntegrationsResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/tbmq.control.v1.IntegrationService/WatchIntegrations",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "tbmq.control.v1.IntegrationService",
+                        "WatchIntegrations",
+                    ),
+                );
+            self.inner.server_streaming(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -1113,6 +1220,23 @@ pub mod integration_service_server {
             request: tonic::Request<super::ListKindsRequest>,
         ) -> std::result::Result<
             tonic::Response<super::ListKindsResponse>,
+            tonic::Status,
+        >;
+        /// Server streaming response type for the WatchIntegrations method.
+        type WatchIntegrationsStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<
+                    super::WatchIntegrationsResponse,
+                    tonic::Status,
+                >,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Streams changes of integrations and of their status, in the order of their revisions, from any replica.
+        async fn watch_integrations(
+            &self,
+            request: tonic::Request<super::WatchIntegrationsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<Self::WatchIntegrationsStream>,
             tonic::Status,
         >;
     }
@@ -1669,6 +1793,57 @@ pub mod integration_service_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/tbmq.control.v1.IntegrationService/WatchIntegrations" => {
+                    #[allow(non_camel_case_types)]
+                    struct WatchIntegrationsSvc<T: IntegrationService>(pub Arc<T>);
+                    impl<
+                        T: IntegrationService,
+                    > tonic::server::ServerStreamingService<
+                        super::WatchIntegrationsRequest,
+                    > for WatchIntegrationsSvc<T> {
+                        type Response = super::WatchIntegrationsResponse;
+                        type ResponseStream = T::WatchIntegrationsStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::WatchIntegrationsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as IntegrationService>::watch_integrations(
+                                        &inner,
+                                        request,
+                                    )
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = WatchIntegrationsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)
