@@ -198,7 +198,9 @@ impl Actor {
 
     async fn begin(&mut self, started: Started) {
         let shared = self.shard.shared.clone();
-        let metadata = CommitMetadata { generation: started.generation, epoch: self.shard.epoch }.to_text();
+        let metadata =
+            CommitMetadata { generation: started.generation, epoch: self.shard.epoch, topic: String::new() }
+                .to_text();
         let mut lanes = Vec::with_capacity(started.partitions.len());
         for (index, (partition, start)) in started.partitions.into_iter().enumerate() {
             let pack = pack::Partition::new(started.settings.clone(), index as u8);
