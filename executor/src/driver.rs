@@ -180,15 +180,23 @@ impl Driver {
                 self.hand_over(partitions.iter().map(|partition| partition.partition), Some(release));
             }
             MembershipEvent::Lost(partitions) => {
-                tracing::warn!(kind = %self.group.kind, partitions = partitions.len(), "lost partitions");
-                for partition in partitions {
-                    let Some(owned) = self.forget(partition.partition) else { continue };
-                    // They see it at once, and nothing waits for them.
-                    for handle in owned.shards.into_values() {
-                        handle.orders.send_modify(|order| order.end = Some(End::Lost));
-                        self.handing_over.push(Box::pin(async move { handle.orders.closed().await }));
-                    }
-                }
+                self.lost(partitions.iter().map(|partition| partition.partition).collect());
+            }
+            MembershipEvent::Fenced { reason } => {
+                tracing::error!(kind = %self.group.kind, reason, "another executor has this service id");
+                self.lost(self.owned.keys().copied().collect());
+            }
+        }
+    }
+
+    fn lost(&mut self, partitions: Vec<u32>) {
+        tracing::warn!(kind = %self.group.kind, partitions = partitions.len(), "lost partitions");
+        for partition in partitions {
+            let Some(owned) = self.forget(partition) else { continue };
+            // They see it at once, and nothing waits for them.
+            for handle in owned.shards.into_values() {
+                handle.orders.send_modify(|order| order.end = Some(End::Lost));
+                self.handing_over.push(Box::pin(async move { handle.orders.closed().await }));
             }
         }
     }

@@ -10,6 +10,7 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc};
 
@@ -386,18 +387,20 @@ impl Membership for FaultMembership {
                 MembershipEvent::Revoked { partitions, .. } | MembershipEvent::Lost(partitions) => {
                     self.held.retain(|partition| !partitions.contains(partition));
                 }
+                MembershipEvent::Fenced { .. } => self.held.clear(),
             }
             return event;
         }
     }
 
-    async fn commit(&mut self, commits: Vec<Commit>) -> Result<(), Error> {
-        let commits = self.faults.spoil(commits)?;
-        match &mut self.inner {
-            Some(inner) if self.losses == self.faults.losses(&self.config.group) => {
-                inner.commit(commits).await
-            }
-            _ => Err(Error::Fenced("planted loss of the membership".to_owned())),
+    fn commit(&self, commits: Vec<Commit>) -> BoxFuture<'static, Result<(), Error>> {
+        let commits = match self.faults.spoil(commits) {
+            Ok(commits) => commits,
+            Err(error) => return Box::pin(async { Err(error) }),
+        };
+        match &self.inner {
+            Some(inner) if self.losses == self.faults.losses(&self.config.group) => inner.commit(commits),
+            _ => Box::pin(async { Err(Error::Fenced("planted loss of the membership".to_owned())) }),
         }
     }
 

@@ -10,6 +10,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 use parking_lot::{Condvar, Mutex};
 use rdkafka::{
     ClientContext, TopicPartitionList,
@@ -29,6 +30,8 @@ const EVENTS: usize = 1024;
 
 struct Context {
     events: mpsc::Sender<MembershipEvent>,
+    /// The last event was sent.
+    ended: AtomicBool,
 }
 
 /// Opens when the caller has let go.
@@ -40,8 +43,16 @@ struct Gate {
 
 impl Context {
     fn send(&self, event: MembershipEvent) {
+        if self.ended.load(Ordering::Acquire) {
+            return;
+        }
         // Nobody listens any more when the member is leaving; a release that is dropped here opens its gate.
         drop(self.events.blocking_send(event));
+    }
+
+    fn end(&self, reason: String) {
+        self.send(MembershipEvent::Fenced { reason });
+        self.ended.store(true, Ordering::Release);
     }
 }
 
@@ -126,7 +137,7 @@ impl KafkaMembership {
         let (sender, events) = mpsc::channel(EVENTS);
         let consumer: BaseConsumer<Context> = kafka
             .finish(client)
-            .create_with_context(Context { events: sender })
+            .create_with_context(Context { events: sender, ended: AtomicBool::new(false) })
             .map_err(|failure| error("group member", &failure))?;
         let topics: Vec<&str> = config.topics.iter().map(String::as_str).collect();
         consumer.subscribe(&topics).map_err(|failure| error("subscribing", &failure))?;
@@ -137,15 +148,32 @@ impl KafkaMembership {
             .name("kafka-member".to_owned())
             .spawn(move || {
                 // Polling is what keeps the member alive and runs the callbacks; partitions are paused, so that the
-                // only results are errors that librdkafka gets over by itself.
+                // only results are errors. librdkafka gets over all but fatal ones by itself.
                 while !stop.load(Ordering::Acquire) {
-                    if let Some(Err(error)) = polled.poll(Duration::from_millis(50)) {
-                        tracing::warn!(%error, "the group member reports an error");
+                    let Some(Err(error)) = polled.poll(Duration::from_millis(50)) else { continue };
+                    tracing::warn!(%error, "the group member reports an error");
+                    if let Some((_, reason)) = polled.client().fatal_error() {
+                        polled.context().end(reason);
                     }
                 }
             })
             .map_err(|error| Error::Unavailable(format!("no thread for the group member: {error}")))?;
         Ok(Self { group: config.group, consumer, events, leaving, poller: Some(poller) })
+    }
+}
+
+/// librdkafka would commit for a partition that was taken away; the group has the last word only on the generation.
+fn holds(consumer: &BaseConsumer<Context>, commits: &[Commit]) -> Result<(), Error> {
+    if consumer.assignment_lost() {
+        return Err(Error::Fenced("the group has moved on without this member".to_owned()));
+    }
+    let owned = consumer.assignment().map_err(|failure| error("assignment", &failure))?;
+    let is_foreign = |commit: &&Commit| {
+        owned.find_partition(&commit.partition.topic, commit.partition.partition as i32).is_none()
+    };
+    match commits.iter().find(is_foreign) {
+        Some(commit) => Err(Error::Fenced(format!("{} is not ours", commit.partition))),
+        None => Ok(()),
     }
 }
 
@@ -159,21 +187,18 @@ impl Membership for KafkaMembership {
         }
     }
 
-    async fn commit(&mut self, commits: Vec<Commit>) -> Result<(), Error> {
+    fn commit(&self, commits: Vec<Commit>) -> BoxFuture<'static, Result<(), Error>> {
         let consumer = Arc::clone(&self.consumer);
-        blocking(move || {
-            // librdkafka would commit for a partition that was taken away; the group would have the last word only on
-            // the generation.
-            let owned = consumer.assignment().map_err(|failure| error("assignment", &failure))?;
-            let foreign = commits.iter().find(|commit| {
-                owned.find_partition(&commit.partition.topic, commit.partition.partition as i32).is_none()
-            });
-            if let Some(commit) = foreign {
-                return Err(Error::Fenced(format!("{} is not ours", commit.partition)));
+        Box::pin(blocking(move || {
+            holds(&consumer, &commits)?;
+            let committed = reader::commit(&consumer, &commits);
+            if let Some((_, reason)) = consumer.client().fatal_error() {
+                return Err(Error::Fenced(reason));
             }
-            reader::commit(&consumer, &commits)
-        })
-        .await
+            committed?;
+            // A commit that had to wait for the group's coordinator may have been made by a later membership.
+            holds(&consumer, &commits)
+        }))
     }
 
     async fn leave(mut self: Box<Self>) {
