@@ -1,6 +1,6 @@
 //! What an executor measures: TBMQ's names (spec §8) and our own counters of drops and limits.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use prometheus_client::{
@@ -46,6 +46,9 @@ pub(crate) struct Metrics {
     pub(crate) commands_refused: Counter,
     pub(crate) commands_expired: Counter,
     pub(crate) restarts_after_panic: Counter,
+    pub(crate) renewals_failed: Counter,
+    pub(crate) superseded_claims: Counter,
+    restore_ms: Family<[(&'static str, String); 1], Gauge>,
 }
 
 impl Metrics {
@@ -66,7 +69,22 @@ impl Metrics {
             ("tbmq_executor_commands_refused", "Requests over the queue's limit", &m.commands_refused),
             ("tbmq_executor_commands_expired", "Requests past their deadline", &m.commands_expired),
             ("tbmq_executor_panics", "Integrations that were started anew", &m.restarts_after_panic),
+            (
+                "tbmq_executor_lease_renewals_failed",
+                "Renewals that the group did not take",
+                &m.renewals_failed,
+            ),
+            (
+                "tbmq_executor_superseded_claims",
+                "Partitions that another executor claimed",
+                &m.superseded_claims,
+            ),
         ];
+        registry.register(
+            "tbmq_executor_restore_milliseconds",
+            "From the last assignment until all configuration was known",
+            m.restore_ms.clone(),
+        );
         for (name, help, counter) in counters {
             registry.register(name, help, counter.clone());
         }
@@ -83,6 +101,11 @@ impl Metrics {
     /// Number of started (`is_success`) or failed integrations of a kind.
     pub(crate) fn states(&self, is_success: bool, kind: &str, by: i64) {
         self.states.get_or_create(&labels("start", is_success, kind)).inc_by(by);
+    }
+
+    /// All configuration of a kind is known, so long after it was assigned.
+    pub(crate) fn restored(&self, kind: &str, elapsed: Duration) {
+        self.restore_ms.get_or_create(&[("type", kind.to_owned())]).set(elapsed.as_millis() as i64);
     }
 
     pub(crate) fn published(&self, name: &'static str, by: u64) {
