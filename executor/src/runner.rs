@@ -222,7 +222,7 @@ impl Actor {
                 credits: 0,
                 told: Processor::default(),
                 told_late: 0,
-                told_expired: 0,
+                told_settled: pack::Settled::default(),
             };
             lanes.push(lane);
         }
@@ -300,12 +300,12 @@ impl Actor {
                 shared.metrics.count("msgUplink", true, self.shard.kind.as_str(), delivered);
                 shared.metrics.count("msgUplink", false, self.shard.kind.as_str(), errors);
             }
-            let (late, expired) = (lane.pack.late(), lane.pack.settled().expired);
+            let (late, settled) = (lane.pack.late(), lane.pack.settled());
             shared.metrics.late_answers.inc_by(late - std::mem::replace(&mut lane.told_late, late));
-            shared
-                .metrics
-                .expired_messages
-                .inc_by(expired - std::mem::replace(&mut lane.told_expired, expired));
+            let settled_before = std::mem::replace(&mut lane.told_settled, settled);
+            if settled_before != settled {
+                shared.metrics.settled(self.shard.id.integration, &settled_before, &settled);
+            }
             while let Some(notice) = lane.pack.poll_notice() {
                 let event = error_event(lane.registration.partition(), notice);
                 let admission = shared.admit(self.shard.id.integration);
@@ -462,7 +462,7 @@ struct Lane {
     credits: usize,
     told: Processor,
     told_late: u64,
-    told_expired: u64,
+    told_settled: pack::Settled,
 }
 
 enum Wake {
