@@ -140,28 +140,3 @@ async fn a_record_that_is_held_past_its_deadline_is_unavailable_and_never_writte
     assert_eq!(bus.admin().bounds(&[at]).await.unwrap()[0].end, 0);
     assert_eq!(writer.in_flight_bytes(), 0);
 }
-
-#[tokio::test]
-async fn a_second_member_with_the_same_instance_id_replaces_the_first() {
-    let bus = MemoryBus::new();
-    let at = topic(&bus, CleanupPolicy::Delete, &[]).await;
-    let config = MembershipConfig {
-        group: "g".to_owned(),
-        client_id: "c".to_owned(),
-        instance_id: Some("static".to_owned()),
-        topics: vec!["t".to_owned()],
-        session_timeout: Duration::from_secs(60),
-    };
-    let mut first = bus.membership(config.clone()).await.unwrap();
-    assert!(matches!(first.next().await, MembershipEvent::Assigned(_)));
-    let mut second = bus.membership(config.clone()).await.unwrap();
-    assert!(matches!(first.next().await, MembershipEvent::Fenced { .. }));
-    assert!(matches!(first.commit(vec![]).await, Err(Error::Fenced(_))));
-    assert!(matches!(second.next().await, MembershipEvent::Assigned(got) if got == [at.clone()]));
-    drop(first);
-    second.commit(vec![]).await.unwrap();
-    // Gone without leaving: its place is kept for the session.
-    drop(second);
-    let mut third = bus.membership(config).await.unwrap();
-    assert!(matches!(third.next().await, MembershipEvent::Assigned(got) if got == [at]));
-}
