@@ -1,9 +1,10 @@
 //! Memberships: how a member hears of its group and answers.
 
-use std::{sync::Arc, task::Poll, time::Instant};
+use std::{sync::Arc, task::Poll};
 
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
+use tokio::time::Instant;
 
 use super::{
     Log,

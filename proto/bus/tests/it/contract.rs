@@ -87,6 +87,8 @@ macro_rules! contract {
             a_member_commits_what_it_holds
             a_member_commits_while_it_waits_for_changes
             a_newer_member_of_the_same_id_fences_the_older_one
+            a_static_member_that_leaves_gives_all_away_at_once
+            a_static_member_that_vanishes_keeps_its_place_for_its_session
             an_expired_member_loses_all_and_is_fenced
             a_topic_has_another_id_when_it_is_created_anew
             everything_is_there_after_a_restart
@@ -685,6 +687,13 @@ pub(crate) async fn a_deleted_topic_is_gone_and_its_successor_is_empty<F: Fixtur
     assert_eq!(within(PATIENCE, "a topic", admin.create_topic(&spec)).await, Ok(true));
     assert_eq!(within(PATIENCE, "a topic", admin.create_topic(&spec)).await, Ok(false));
     assert_eq!(read_all(f, &at, Start::Earliest).await, (vec![], 0));
+    let forgotten = async {
+        // Kafka forgets them a little later.
+        while admin.committed(&group, std::slice::from_ref(&at)).await != Ok(vec![]) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    within(PATIENCE, "no commits of the deleted topic", forgotten).await;
     let written = async {
         // The handle is as good for the successor, once its news have spread.
         loop {
@@ -942,6 +951,39 @@ pub(crate) async fn a_topic_has_another_id_when_it_is_created_anew<F: Fixture>(f
     within(PATIENCE, "a topic", admin.create_topic(&spec)).await.unwrap();
     let anew = within(PATIENCE, "a description", admin.topic(&name)).await.unwrap().unwrap();
     assert!(!anew.id.is_empty() && anew.id != first.id, "{anew:?} after {first:?}");
+}
+
+pub(crate) async fn a_static_member_that_leaves_gives_all_away_at_once<F: Fixture>(f: &mut F) {
+    let (name, group) = (topic(f, 4).await, f.unique("g"));
+    let mut members = vec![Member::join_as(f, &group, &name, "one", Some("one")).await];
+    settle(&mut members, &[4]).await;
+    members.push(Member::join_as(f, &group, &name, "two", Some("two")).await);
+    settle(&mut members, &[2, 2]).await;
+    let gone = members.remove(0);
+    let all_moved = async {
+        gone.membership.leave().await;
+        settle(&mut members, &[4]).await;
+    };
+    // The session would last for 6 s more.
+    within(Duration::from_secs(2), "all partitions", all_moved).await;
+    members.push(Member::join_as(f, &group, &name, "one", Some("one")).await);
+    settle(&mut members, &[2, 2]).await;
+}
+
+pub(crate) async fn a_static_member_that_vanishes_keeps_its_place_for_its_session<F: Fixture>(f: &mut F) {
+    let (name, group) = (topic(f, 4).await, f.unique("g"));
+    let mut members = vec![Member::join_as(f, &group, &name, "one", Some("one")).await];
+    settle(&mut members, &[4]).await;
+    members.push(Member::join_as(f, &group, &name, "two", Some("two")).await);
+    settle(&mut members, &[2, 2]).await;
+    let vanished = members.remove(0);
+    let held = vanished.held.clone();
+    drop(vanished);
+    let early = tokio::time::timeout(Duration::from_secs(2), members[0].membership.next()).await;
+    assert!(early.is_err(), "{early:?} though the other may come back");
+    members.push(Member::join_as(f, &group, &name, "one", Some("one")).await);
+    settle(&mut members, &[2, 2]).await;
+    assert_eq!(members[1].held, held);
 }
 
 pub(crate) async fn an_expired_member_loses_all_and_is_fenced<F: Fixture>(f: &mut F) {
