@@ -28,6 +28,8 @@ mod reconcile;
 mod relayer;
 mod secret;
 pub mod store;
+#[cfg(test)]
+mod testing;
 mod validate;
 mod watchdog;
 

@@ -605,41 +605,10 @@ pub(crate) fn only_partition(topic: &str) -> TopicPartition {
 
 #[cfg(test)]
 mod tests {
-    use std::{num::NonZeroU32, path::Path};
-
     use tbmq_bus::{Bus, ReaderConfig, ReaderEvent, Start, memory::MemoryBus};
-    use tbmq_proto::topic::Catalogue;
-    use tbmq_service::{admin::Health, drain::Drain, identity::Identity};
 
     use super::*;
-    use crate::{
-        Config, Context,
-        plane::Kinds,
-        store::{New, Store},
-    };
-
-    async fn plane(folder: &Path, bus: &Arc<MemoryBus>, id: &str) -> Arc<Plane> {
-        let mut config = Config::default();
-        config.use_sqlite(&folder.join("control.db"));
-        config.spring.datasource.maximum_pool_size = NonZeroU32::MIN;
-        let store = Store::open(&config.store_options().unwrap()).await.unwrap();
-        let context = Context {
-            bus: bus.clone(),
-            catalogue: Catalogue::new(""),
-            replication_factor: 1,
-            identity: Identity::of("control-plane", Some(id)),
-            metrics: tbmq_service::metrics::Metrics::default(),
-            health: Health::default(),
-        };
-        let id = id.parse().unwrap();
-        Arc::new(Plane::new(config, context, id, store, Kinds::new(Vec::new()), Drain::new()))
-    }
-
-    async fn relayer(plane: &Arc<Plane>) -> Relayer {
-        plane.ensure(&plane.catalogue.integration_subscriptions()).await.unwrap();
-        let writer = plane.bus.fenced_writer(&plane.catalogue.relayer()).await.unwrap();
-        Relayer::new(plane.clone(), writer)
-    }
+    use crate::testing::{new, plane, relayer};
 
     async fn revisions(bus: &MemoryBus, topic: &str) -> Vec<u64> {
         let mut reader = bus.reader(ReaderConfig::new("test", None)).await.unwrap();
@@ -666,17 +635,7 @@ mod tests {
             (plane(folder.path(), &bus, "cp1").await, plane(folder.path(), &bus, "cp2").await);
         let topic = first.catalogue.integration_subscriptions().name;
         let old = relayer(&first).await;
-        let new = New {
-            id: IntegrationId(uuid::Uuid::new_v4()),
-            name: "one".to_owned(),
-            kind: "HTTP".parse().unwrap(),
-            enabled: true,
-            configuration: r#"{"topicFilters":["a"],"clientConfiguration":{}}"#.to_owned(),
-            labels: BTreeMap::new(),
-            description: String::new(),
-            shards: 1,
-        };
-        let row = first.store.create(new, first.saved(None)).await.unwrap();
+        let row = first.store.create(new("one"), first.saved(None)).await.unwrap();
         let mut deferred = BTreeMap::new();
         assert!(old.relay_round(&mut deferred).await.unwrap());
         assert_eq!(revisions(&bus, &topic).await, [row.revision]);

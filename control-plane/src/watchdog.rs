@@ -172,7 +172,81 @@ async fn look(
 
 #[cfg(test)]
 mod tests {
+    use tbmq_bus::{Admin, memory::MemoryBus, spec_of};
+    use tbmq_integration::cleanup::{Goal, Stage, TopicLife};
+    use tbmq_proto::topic::Topic;
+
     use super::*;
+    use crate::testing::{new, plane, relayer};
+
+    async fn replace(admin: &dyn Admin, topic: &Topic) {
+        assert!(admin.delete_topic(&topic.name).await.unwrap());
+        assert!(admin.create_topic(&spec_of(topic, 1)).await.unwrap());
+    }
+
+    fn live(generation: u64) -> TopicLife {
+        TopicLife { goal: Goal::Keep, stage: Stage::Live, generation }
+    }
+
+    #[tokio::test]
+    async fn a_message_topic_that_others_replaced_is_kept_under_the_next_generation() {
+        let (folder, bus) = (tempfile::tempdir().unwrap(), MemoryBus::new());
+        let plane = plane(folder.path(), &bus, "cp1").await;
+        let relayer = relayer(&plane).await;
+        let row = plane.store.create(new("one"), plane.saved(None)).await.unwrap();
+        let mut deferred = BTreeMap::new();
+        relayer.relay_round(&mut deferred).await.unwrap();
+        let mut watchdog = Watchdog::default();
+        watchdog.round(&relayer).await.unwrap();
+        relayer.relay_round(&mut deferred).await.unwrap();
+        assert_eq!(plane.store.life(row.id).await.unwrap().unwrap().life, live(1));
+
+        let topic = plane.catalogue.messages(row.id, 1);
+        replace(&*plane.admin, &topic).await;
+        let id = plane.admin.topic(&topic.name).await.unwrap().unwrap().id;
+        for _ in 0..2 {
+            watchdog.round(&relayer).await.unwrap();
+            relayer.relay_round(&mut deferred).await.unwrap();
+        }
+        assert_eq!(plane.store.life(row.id).await.unwrap().unwrap().life, live(2), "once");
+        assert_eq!(plane.admin.topic(&topic.name).await.unwrap().unwrap().id, id, "with what it holds");
+        assert!(plane.store.get(row.id).await.unwrap().revision > row.revision);
+
+        // What we delete and create ourselves is no surprise.
+        let mut life = plane.store.life(row.id).await.unwrap().unwrap();
+        life.life.lost();
+        plane.store.save_life(&mut life).await.unwrap();
+        replace(&*plane.admin, &topic).await;
+        plane.store.mark_anew(row.id, 0).await.unwrap();
+        relayer.relay_round(&mut deferred).await.unwrap();
+        watchdog.round(&relayer).await.unwrap();
+        assert_eq!(plane.store.life(row.id).await.unwrap().unwrap().life, live(3));
+    }
+
+    #[tokio::test]
+    async fn configuration_is_reconciled_at_first_and_again_only_when_something_was_lost() {
+        let (folder, bus) = (tempfile::tempdir().unwrap(), MemoryBus::new());
+        let plane = plane(folder.path(), &bus, "cp1").await;
+        let relayer = relayer(&plane).await;
+        plane.store.create(new("one"), plane.saved(None)).await.unwrap();
+        let mut deferred = BTreeMap::new();
+        let mut watchdog = Watchdog::default();
+        let mut round = async || {
+            let before = plane.metrics.repairs.get();
+            watchdog.round(&relayer).await.unwrap();
+            relayer.relay_round(&mut deferred).await.unwrap();
+            plane.metrics.repairs.get() - before
+        };
+        assert_eq!(round().await, 1, "it was not there yet");
+        assert_eq!(round().await, 0);
+        let subscriptions = plane.catalogue.integration_subscriptions();
+        replace(&*plane.admin, &subscriptions).await;
+        assert_eq!(round().await, 1, "it is empty");
+        assert_eq!(round().await, 0);
+        plane.admin.delete_topic(&plane.catalogue.downlink(&"HTTP".parse().unwrap()).name).await.unwrap();
+        assert_eq!(round().await, 1, "it is missing");
+        assert_eq!(round().await, 0);
+    }
 
     #[test]
     fn a_topic_has_lost_something_when_it_is_gone_replaced_shorter_or_parted_differently() {

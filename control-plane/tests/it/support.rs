@@ -1,7 +1,7 @@
 //! A cluster of control planes, and an executor and a data plane that do what a test tells them.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -30,7 +30,7 @@ use tbmq_proto::{
     integration::{ComponentLifecycleEventProto as Event, LifecycleEvent, NativeEvent, native_event::Body},
     node::node_session_service_client::NodeSessionServiceClient,
     topic::{Catalogue, REVISION_HEADER},
-    wire::{AppliedPosition, KindAnnouncement, NodeApplied, Role},
+    wire::{AppliedPosition, KindAnnouncement, NodeApplied, OwnerClaim, Role},
 };
 use tbmq_service::{admin::Health, identity::Identity, metrics::Metrics};
 use tempfile::TempDir;
@@ -106,6 +106,11 @@ impl Cluster {
 
     /// The latest value of each key of a topic, with its revision.
     pub(crate) async fn latest(&self, topic: &str) -> BTreeMap<String, (Option<u64>, Option<Bytes>)> {
+        self.places(topic).await.into_iter().map(|((key, _), record)| (key, record)).collect()
+    }
+
+    /// The latest value of each key in each partition of a topic, with its revision.
+    pub(crate) async fn places(&self, topic: &str) -> BTreeMap<(String, u32), (Option<u64>, Option<Bytes>)> {
         let mut latest = BTreeMap::new();
         let partitions = self.bus.admin().topic(topic).await.unwrap().map_or(0, |info| info.partitions);
         let mut reader = self.bus.reader(ReaderConfig::new("test", None)).await.unwrap();
@@ -115,11 +120,11 @@ impl Cluster {
         let mut open = partitions;
         while open > 0 {
             match reader.next().await {
-                ReaderEvent::Batch { records, .. } => {
+                ReaderEvent::Batch { partition, records } => {
                     for record in records {
                         let key = String::from_utf8(record.key.clone().unwrap().to_vec()).unwrap();
                         let revision = record.header(REVISION_HEADER).map(|text| text.parse().unwrap());
-                        latest.insert(key, (revision, record.value));
+                        latest.insert((key, partition.partition), (revision, record.value));
                     }
                 }
                 ReaderEvent::End { partition, .. } => {
@@ -166,10 +171,28 @@ impl Cluster {
     }
 
     pub(crate) async fn put(&self, topic: &str, key: &str, value: &[u8]) {
+        self.put_at(topic, None, key, Some(value)).await;
+    }
+
+    pub(crate) async fn put_at(&self, topic: &str, partition: Option<u32>, key: &str, value: Option<&[u8]>) {
         let writer = self.writer().await;
-        let record =
-            Outgoing { partition: None, key: Some(key.as_bytes()), value: Some(value), headers: &[] };
+        let record = Outgoing { partition, key: Some(key.as_bytes()), value, headers: &[] };
         write(&*writer, &writer.topic(topic), record).await.unwrap();
+    }
+
+    /// Claims a downlink partition; returns the epoch.
+    pub(crate) async fn claim(&self, executor: &str, partition: u32) -> u64 {
+        let claim = OwnerClaim {
+            service_id: executor.to_owned(),
+            incarnation: "1".to_owned(),
+            time_ms: tbmq_service::time::now_ms(),
+        };
+        let writer = self.writer().await;
+        let key = Catalogue::owner_key(&"HTTP".parse().unwrap(), partition);
+        let value = claim.encode_to_vec();
+        let record =
+            Outgoing { partition: None, key: Some(key.as_bytes()), value: Some(&value), headers: &[] };
+        write(&*writer, &writer.topic(&self.catalogue.owners().name), record).await.unwrap().offset
     }
 }
 
@@ -291,6 +314,7 @@ pub(crate) struct Executor {
     pub(crate) desired: Arc<Mutex<BTreeMap<ShardId, Desired>>>,
     pub(crate) requests: Arc<Mutex<Vec<ValidationRequest>>>,
     verdict: Arc<Mutex<Verdict>>,
+    ignored: Arc<Mutex<BTreeSet<ShardId>>>,
     events: Events,
     task: JoinHandle<()>,
 }
@@ -373,9 +397,11 @@ impl Executor {
         let desired: Arc<Mutex<BTreeMap<ShardId, Desired>>> = Arc::default();
         let requests: Arc<Mutex<Vec<ValidationRequest>>> = Arc::default();
         let verdict = Arc::new(Mutex::new(verdict));
+        let ignored: Arc<Mutex<BTreeSet<ShardId>>> = Arc::default();
         let task = tokio::spawn({
             let (desired, requests, verdict, events) =
                 (desired.clone(), requests.clone(), verdict.clone(), events.clone());
+            let ignored = ignored.clone();
             let catalogue = cluster.catalogue.clone();
             async move {
                 loop {
@@ -399,6 +425,7 @@ impl Executor {
                                     answer(&events, &catalogue, &request, verdict == Verdict::Refuse).await;
                                 }
                             }
+                            Downlink::Desired(state) if ignored.lock().contains(&state.shard) => {}
                             Downlink::Desired(state) => obey(&events, &desired, state).await,
                             Downlink::Withdrawn => {}
                         }
@@ -406,11 +433,16 @@ impl Executor {
                 }
             }
         });
-        Self { desired, requests, verdict, events, task }
+        Self { desired, requests, verdict, ignored, events, task }
     }
 
     pub(crate) fn decide(&self, verdict: Verdict) {
         *self.verdict.lock() = verdict;
+    }
+
+    /// Takes no more notice of a shard.
+    pub(crate) fn ignore(&self, shard: ShardId) {
+        self.ignored.lock().insert(shard);
     }
 
     pub(crate) fn events(&self) -> &Events {
