@@ -53,6 +53,11 @@ struct Status {
 struct Holder {
     service_id: String,
     role: String,
+    /// Of an executor: which shard it holds, and since which claim.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    shard: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ownership_epoch: Option<u64>,
     observed_revision: u64,
     state: String,
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -98,9 +103,12 @@ impl From<&control::Integration> for Integration {
 
 impl From<control::Holder> for Holder {
     fn from(from: control::Holder) -> Self {
+        let is_executor = from.role == "EXECUTOR";
         Self {
             service_id: from.service_id,
             role: from.role,
+            shard: is_executor.then_some(from.shard),
+            ownership_epoch: is_executor.then_some(from.ownership_epoch),
             observed_revision: from.observed_revision,
             state: from.state,
             error: from.error,

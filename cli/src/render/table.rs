@@ -63,16 +63,20 @@ pub(crate) fn integration(one: &Integration) -> String {
     );
     if !status.holders.is_empty() {
         let rows = status.holders.iter().map(|holder| {
+            // Only executors own shards.
+            let own = |number: String| if holder.role == "EXECUTOR" { number } else { "-".to_owned() };
             vec![
                 holder.service_id.clone(),
                 holder.role.clone(),
+                own(holder.shard.to_string()),
+                own(holder.ownership_epoch.to_string()),
                 holder.observed_revision.to_string(),
                 holder.state.clone(),
                 holder.error.clone(),
             ]
         });
         text.push('\n');
-        text.push_str(&table(&["HOLDER", "ROLE", "REVISION", "STATE", "ERROR"], rows));
+        text.push_str(&table(&["HOLDER", "ROLE", "SHARD", "EPOCH", "REVISION", "STATE", "ERROR"], rows));
     }
     text
 }
@@ -185,13 +189,24 @@ mod tests {
             status: Some(IntegrationStatus {
                 phase: Phase::Active.into(),
                 lag: Some(Lag { messages: 3, seconds: 1.25 }),
-                holders: vec![Holder {
-                    service_id: "ie1".to_owned(),
-                    role: "EXECUTOR".to_owned(),
-                    observed_revision: 7,
-                    state: "STARTED".to_owned(),
-                    ..Holder::default()
-                }],
+                holders: vec![
+                    Holder {
+                        service_id: "ie1".to_owned(),
+                        role: "EXECUTOR".to_owned(),
+                        observed_revision: 7,
+                        state: "STARTED".to_owned(),
+                        shard: 1,
+                        ownership_epoch: 12,
+                        ..Holder::default()
+                    },
+                    Holder {
+                        service_id: "dp1".to_owned(),
+                        role: "DATA_PLANE".to_owned(),
+                        observed_revision: 7,
+                        state: "APPLIED".to_owned(),
+                        ..Holder::default()
+                    },
+                ],
                 ..IntegrationStatus::default()
             }),
             ..Integration::default()
@@ -221,8 +236,9 @@ Lag:       3 messages, the oldest 1.2 s old
 Filters:   a/#, b
 Revision:  7
 
-HOLDER  ROLE      REVISION  STATE    ERROR
-ie1     EXECUTOR  7         STARTED
+HOLDER  ROLE        SHARD  EPOCH  REVISION  STATE    ERROR
+ie1     EXECUTOR    1      12     7         STARTED
+dp1     DATA_PLANE  -      -      7         APPLIED
 ";
         assert_eq!(integration(&sensors()), expected);
     }
