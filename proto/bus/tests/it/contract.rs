@@ -85,7 +85,12 @@ macro_rules! contract {
             members_share_partitions_and_hand_them_over
             nobody_gets_a_revoked_partition_before_its_release
             a_member_commits_what_it_holds
+            a_member_commits_while_it_waits_for_changes
+            a_newer_member_of_the_same_id_fences_the_older_one
+            a_static_member_that_leaves_gives_all_away_at_once
+            a_static_member_that_vanishes_keeps_its_place_for_its_session
             an_expired_member_loses_all_and_is_fenced
+            a_topic_has_another_id_when_it_is_created_anew
             everything_is_there_after_a_restart
         }
     };
@@ -682,6 +687,13 @@ pub(crate) async fn a_deleted_topic_is_gone_and_its_successor_is_empty<F: Fixtur
     assert_eq!(within(PATIENCE, "a topic", admin.create_topic(&spec)).await, Ok(true));
     assert_eq!(within(PATIENCE, "a topic", admin.create_topic(&spec)).await, Ok(false));
     assert_eq!(read_all(f, &at, Start::Earliest).await, (vec![], 0));
+    let forgotten = async {
+        // Kafka forgets them a little later.
+        while admin.committed(&group, std::slice::from_ref(&at)).await != Ok(vec![]) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    within(PATIENCE, "no commits of the deleted topic", forgotten).await;
     let written = async {
         // The handle is as good for the successor, once its news have spread.
         loop {
@@ -728,19 +740,30 @@ struct Member {
     membership: Box<dyn Membership>,
     held: std::collections::BTreeSet<TopicPartition>,
     lost: usize,
+    fenced: bool,
 }
 
 impl Member {
     async fn join(f: &impl Fixture, group: &str, topic: &str, client_id: &str) -> Self {
+        Self::join_as(f, group, topic, client_id, None).await
+    }
+
+    async fn join_as(
+        f: &impl Fixture,
+        group: &str,
+        topic: &str,
+        client_id: &str,
+        instance_id: Option<&str>,
+    ) -> Self {
         let config = MembershipConfig {
             group: group.to_owned(),
             client_id: client_id.to_owned(),
-            instance_id: None,
+            instance_id: instance_id.map(str::to_owned),
             topics: vec![topic.to_owned()],
             session_timeout: Duration::from_secs(6),
         };
         let membership = within(PATIENCE, "a membership", f.bus().membership(config)).await.unwrap();
-        Self { membership, held: std::collections::BTreeSet::new(), lost: 0 }
+        Self { membership, held: std::collections::BTreeSet::new(), lost: 0, fenced: false }
     }
 
     async fn step(&mut self) {
@@ -761,6 +784,10 @@ impl Member {
                 for partition in partitions {
                     self.held.remove(&partition);
                 }
+            }
+            MembershipEvent::Fenced { .. } => {
+                self.held.clear();
+                self.fenced = true;
             }
         }
     }
@@ -842,6 +869,121 @@ pub(crate) async fn a_member_commits_what_it_holds<F: Fixture>(f: &mut F) {
     let commits = vec![commit(&at, 1, "meta")];
     within(PATIENCE, "a commit", member.membership.commit(commits.clone())).await.unwrap();
     assert_eq!(within(PATIENCE, "commits", f.bus().admin().committed(&group, &[at])).await, Ok(commits));
+}
+
+pub(crate) async fn a_member_commits_while_it_waits_for_changes<F: Fixture>(f: &mut F) {
+    let (name, group) = (topic(f, 2).await, f.unique("g"));
+    let mut member = Member::join(f, &group, &name, "one").await;
+    settle(std::slice::from_mut(&mut member), &[2]).await;
+    let [one, two] = [0, 1].map(|partition| TopicPartition::new(name.as_str(), partition));
+    let commits = [commit(&one, 3, "a"), commit(&two, 4, "b")];
+    let under_way = commits.clone().map(|commit| member.membership.commit(vec![commit]));
+    let results = async {
+        tokio::select! {
+            event = member.membership.next() => panic!("{event:?}"),
+            results = futures_util::future::join_all(under_way) => results,
+        }
+    };
+    assert_eq!(within(PATIENCE, "two commits", results).await, [Ok(()), Ok(())]);
+    let mut found =
+        within(PATIENCE, "commits", f.bus().admin().committed(&group, &[one, two])).await.unwrap();
+    found.sort_by_key(|commit| commit.partition.partition);
+    assert_eq!(found, commits);
+    let foreign = TopicPartition::new(name.as_str(), 2);
+    let refused =
+        within(PATIENCE, "an answer", member.membership.commit(vec![commit(&foreign, 1, "")])).await;
+    assert!(matches!(refused, Err(Error::Fenced(_))), "{refused:?}");
+}
+
+pub(crate) async fn a_newer_member_of_the_same_id_fences_the_older_one<F: Fixture>(f: &mut F) {
+    let (name, group) = (topic(f, 2).await, f.unique("g"));
+    let mut older = Member::join_as(f, &group, &name, "one", Some("id")).await;
+    settle(std::slice::from_mut(&mut older), &[2]).await;
+    let at = TopicPartition::new(name.as_str(), 0);
+    within(PATIENCE, "a commit", older.membership.commit(vec![commit(&at, 1, "old")])).await.unwrap();
+    let mut newer = Member::join_as(f, &group, &name, "two", Some("id")).await;
+    settle(std::slice::from_mut(&mut newer), &[2]).await;
+    let stale = vec![commit(&at, 2, "stale")];
+    let fenced = within(PATIENCE, "an answer", older.membership.commit(stale.clone())).await;
+    assert!(matches!(fenced, Err(Error::Fenced(_))), "{fenced:?}");
+    let told = async {
+        while !older.fenced {
+            older.step().await;
+        }
+    };
+    within(PATIENCE, "the end of the membership", told).await;
+    let fenced = within(PATIENCE, "an answer", older.membership.commit(stale)).await;
+    assert!(matches!(fenced, Err(Error::Fenced(_))), "{fenced:?}");
+    let more = tokio::time::timeout(Duration::from_millis(300), older.membership.next()).await;
+    assert!(more.is_err(), "{more:?} after the end");
+    let fresh = vec![commit(&at, 3, "new")];
+    within(PATIENCE, "a commit", newer.membership.commit(fresh.clone())).await.unwrap();
+    within(PATIENCE, "leaving", older.membership.leave()).await;
+    within(PATIENCE, "a commit", newer.membership.commit(fresh.clone())).await.unwrap();
+    let found = within(PATIENCE, "commits", f.bus().admin().committed(&group, &[at])).await;
+    assert_eq!(found, Ok(fresh));
+}
+
+pub(crate) async fn a_topic_has_another_id_when_it_is_created_anew<F: Fixture>(f: &mut F) {
+    let (name, other) = (topic(f, 1).await, topic(f, 2).await);
+    let missing = f.unique("missing");
+    let admin = f.bus().admin();
+    let names = [&*name, &*missing, &*other, &*name];
+    let found = within(PATIENCE, "a description", admin.describe(&names)).await.unwrap();
+    let [Some(first), None, Some(second), Some(again)] = &found[..] else { panic!("{found:?}") };
+    assert_eq!((first, second.partitions), (again, 2));
+    assert!(!first.id.is_empty() && first.id != second.id, "{first:?} {second:?}");
+    assert_eq!(within(PATIENCE, "a description", admin.topic(&name)).await, Ok(Some(first.clone())));
+    assert!(within(PATIENCE, "topics", admin.topics()).await.unwrap().contains(first));
+    let reopened = f.reopen().await;
+    let admin = f.bus().admin();
+    if reopened.is_some() {
+        assert_eq!(within(PATIENCE, "a description", admin.topic(&name)).await, Ok(Some(first.clone())));
+    }
+    let spec = TopicSpec {
+        name: name.clone(),
+        partitions: 1,
+        replication_factor: 1,
+        policy: CleanupPolicy::Delete,
+        settings: Vec::new(),
+    };
+    within(PATIENCE, "a deletion", admin.delete_topic(&name)).await.unwrap();
+    within(PATIENCE, "a topic", admin.create_topic(&spec)).await.unwrap();
+    let anew = within(PATIENCE, "a description", admin.topic(&name)).await.unwrap().unwrap();
+    assert!(!anew.id.is_empty() && anew.id != first.id, "{anew:?} after {first:?}");
+}
+
+pub(crate) async fn a_static_member_that_leaves_gives_all_away_at_once<F: Fixture>(f: &mut F) {
+    let (name, group) = (topic(f, 4).await, f.unique("g"));
+    let mut members = vec![Member::join_as(f, &group, &name, "one", Some("one")).await];
+    settle(&mut members, &[4]).await;
+    members.push(Member::join_as(f, &group, &name, "two", Some("two")).await);
+    settle(&mut members, &[2, 2]).await;
+    let gone = members.remove(0);
+    let all_moved = async {
+        gone.membership.leave().await;
+        settle(&mut members, &[4]).await;
+    };
+    // The session would last for 6 s more.
+    within(Duration::from_secs(2), "all partitions", all_moved).await;
+    members.push(Member::join_as(f, &group, &name, "one", Some("one")).await);
+    settle(&mut members, &[2, 2]).await;
+}
+
+pub(crate) async fn a_static_member_that_vanishes_keeps_its_place_for_its_session<F: Fixture>(f: &mut F) {
+    let (name, group) = (topic(f, 4).await, f.unique("g"));
+    let mut members = vec![Member::join_as(f, &group, &name, "one", Some("one")).await];
+    settle(&mut members, &[4]).await;
+    members.push(Member::join_as(f, &group, &name, "two", Some("two")).await);
+    settle(&mut members, &[2, 2]).await;
+    let vanished = members.remove(0);
+    let held = vanished.held.clone();
+    drop(vanished);
+    let early = tokio::time::timeout(Duration::from_secs(2), members[0].membership.next()).await;
+    assert!(early.is_err(), "{early:?} though the other may come back");
+    members.push(Member::join_as(f, &group, &name, "one", Some("one")).await);
+    settle(&mut members, &[2, 2]).await;
+    assert_eq!(members[1].held, held);
 }
 
 pub(crate) async fn an_expired_member_loses_all_and_is_fenced<F: Fixture>(f: &mut F) {
