@@ -31,12 +31,17 @@ pub(crate) struct Net {
 impl Net {
     pub(crate) fn new() -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+        let runtime = runtime.expect("a runtime of one thread needs nothing");
         let clock = Arc::new(AtomicI64::new(EPOCH_MS));
         let read = Arc::clone(&clock);
+        let memory = {
+            let _entered = runtime.enter();
+            MemoryBus::with_clock(move || read.load(Ordering::Relaxed))
+        };
         let net = Self {
-            runtime: runtime.expect("a runtime of one thread needs nothing"),
+            runtime,
             clock,
-            memory: MemoryBus::with_clock(move || read.load(Ordering::Relaxed)),
+            memory,
             catalogue: Catalogue::new(""),
             kind: "HTTP".parse().expect("HTTP is a kind"),
         };
@@ -84,7 +89,7 @@ impl Net {
 
     /// Has the bus compact and expire everything it may.
     pub(crate) fn clean(&self) {
-        self.runtime.block_on(self.memory.clean_now()).expect("the memory bus cleans");
+        self.ask(self.memory.clean_now()).expect("the memory bus cleans");
     }
 
     /// The topic of an integration's messages.
@@ -152,6 +157,15 @@ impl Host {
 
     pub(crate) fn is_away(&self) -> bool {
         self.weather == Weather::Away
+    }
+
+    /// Wakes it when its time has come; `true` when it has just woken.
+    pub(crate) fn thaw(&mut self, now: Millis) -> bool {
+        let is_due = self.frozen_until.is_some_and(|until| until <= now);
+        if is_due {
+            self.frozen_until = None;
+        }
+        is_due
     }
 
     pub(crate) fn is_frozen(&self) -> bool {

@@ -76,6 +76,10 @@ impl Lead {
         }
     }
 
+    pub(super) fn is_about_to_write(&self) -> bool {
+        matches!(self.relay, Relay::Rows(_) | Relay::Prepared(_))
+    }
+
     /// Begins anew with a writer of its own.
     fn reset(&mut self, now: Millis) {
         self.writer = None;
@@ -121,7 +125,8 @@ impl Replica {
             lead.is_reconciled = true;
             return reconcile::reconcile(self, env, lead);
         }
-        if env.now.since(lead.looked) >= LOOK_EVERY {
+        // Not while a round of marks is under way: a mark that is left again must not be cleared with it.
+        if env.now.since(lead.looked) >= LOOK_EVERY && matches!(lead.relay, Relay::Idle) {
             lead.looked = env.now;
             env.sql.park_disabled(env.now);
             return self.look_for_topics(env);

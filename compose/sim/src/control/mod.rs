@@ -73,6 +73,8 @@ pub(crate) struct Replica {
     seen_lease: Option<(Lease, Millis)>,
     contended: Option<Millis>,
     lead: Option<Lead>,
+    /// Another process has our service id.
+    pub(crate) is_over: bool,
 }
 
 struct Node {
@@ -127,6 +129,7 @@ impl Replica {
             seen_lease: None,
             contended: None,
             lead: None,
+            is_over: false,
         }
     }
 
@@ -136,6 +139,11 @@ impl Replica {
 
     pub(crate) fn is_leading(&self) -> bool {
         self.lead.is_some()
+    }
+
+    /// It has read the store and not yet written.
+    pub(crate) fn is_about_to_write(&self) -> bool {
+        self.lead.as_ref().is_some_and(Lead::is_about_to_write)
     }
 
     /// Nothing is pending.
@@ -388,6 +396,11 @@ impl Replica {
                 MembershipEvent::Revoked { partitions, release } => {
                     partitions.iter().for_each(|partition| self.uplink_reader.remove(partition));
                     drop(release);
+                }
+                MembershipEvent::Fenced { reason } => {
+                    note!(env, "{} {} is over: {reason}", self.host.service, self.host.incarnation);
+                    self.is_over = true;
+                    return;
                 }
                 MembershipEvent::Lost(partitions) => {
                     partitions.iter().for_each(|partition| self.uplink_reader.remove(partition));

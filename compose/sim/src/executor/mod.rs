@@ -220,18 +220,35 @@ impl Executor {
                     for partition in &partitions {
                         self.forget(*partition, End::Lost);
                     }
-                    // Those that were being handed over are lost as well.
-                    for handing_over in &self.handing_over {
-                        for actor in &handing_over.actors {
-                            if let Some(shard) = self.actors.get_mut(actor) {
-                                shard.end(End::Lost);
-                            }
-                        }
-                    }
+                    self.lose_handing_over(&partitions);
                     self.ownership.gone(partitions);
+                }
+                MembershipEvent::Fenced { reason } => {
+                    note!(env, "{} {} is over: {reason}", self.host.service, self.host.incarnation);
+                    let partitions: Vec<u32> = self.ownership.partitions().collect();
+                    for partition in &partitions {
+                        self.forget(*partition, End::Lost);
+                    }
+                    self.lose_handing_over(&partitions);
+                    self.ownership.gone(partitions);
+                    self.is_over = true;
                 }
             }
             self.act(env);
+        }
+    }
+
+    /// What was being handed over is lost instead: another assignment of it is not to be given up for this one.
+    fn lose_handing_over(&mut self, partitions: &[u32]) {
+        for handing_over in &mut self.handing_over {
+            if handing_over.partitions.iter().any(|partition| partitions.contains(partition)) {
+                handing_over.partitions.retain(|partition| !partitions.contains(partition));
+                for actor in &handing_over.actors {
+                    if let Some(shard) = self.actors.get_mut(actor) {
+                        shard.end(End::Lost);
+                    }
+                }
+            }
         }
     }
 
@@ -679,6 +696,11 @@ impl Executor {
         for shard in self.actors.values() {
             shard.abandon(env);
         }
+    }
+
+    /// A commit was checked and not yet sent.
+    pub(crate) fn is_about_to_commit(&self) -> bool {
+        self.committing.as_ref().is_some_and(|committing| !committing.commits.is_empty())
     }
 
     /// Those that run a shard: revision and epoch of each.
