@@ -186,6 +186,9 @@ pub(crate) async fn follow_uplink(plane: Arc<Plane>) -> anyhow::Result<()> {
                     drop(release);
                 }
                 MembershipEvent::Lost(partitions) => remove(reader.as_mut(), &partitions),
+                MembershipEvent::Fenced { reason } => {
+                    anyhow::bail!("another control plane has the service id {}: {reason}", plane.service_id);
+                }
             },
             event = reader.next() => match event {
                 ReaderEvent::Batch { partition, records } => {

@@ -218,10 +218,24 @@ impl Kafka {
         self.launch()
     }
 
+    /// Whether the server runs; it ends by itself when its disk is full.
+    ///
+    /// # Errors
+    /// When the system does not tell.
+    pub fn is_running(&self) -> Result<bool> {
+        let mut state = self.state.lock().expect("no step panics");
+        match state.server.as_mut() {
+            Some((child, _)) => Ok(child.try_wait()?.is_none()),
+            None => Ok(false),
+        }
+    }
+
     fn end(&self, how: Signal) -> Result<()> {
         let mut state = self.state.lock().expect("no step panics");
         let (mut child, guard) = state.server.take().context("Kafka is not running")?;
-        signal(child.id(), how)?;
+        if child.try_wait()?.is_none() {
+            signal(child.id(), how)?;
+        }
         child.wait()?;
         drop(guard);
         Ok(())

@@ -336,8 +336,9 @@ impl IntegrationService for Integrations {
         Ok(Response::new(ListKindsResponse { kinds }))
     }
 
-    type WatchIntegrationsStream =
-        std::pin::Pin<Box<dyn futures_util::Stream<Item = Result<proto::WatchIntegrationsResponse, Status>> + Send>>;
+    type WatchIntegrationsStream = std::pin::Pin<
+        Box<dyn futures_util::Stream<Item = Result<proto::WatchIntegrationsResponse, Status>> + Send>,
+    >;
 
     async fn watch_integrations(
         &self,

@@ -2,11 +2,9 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 #![allow(clippy::print_stdout, reason = "an audit is worth reading when its test passes, too")]
 
-mod api;
 mod clients;
 mod command_line;
 mod crash;
-mod deployment;
 mod planted;
 mod scenarios;
-mod work;
+mod several;
