@@ -11,3 +11,4 @@ mod replicas;
 mod rolling;
 mod scenarios;
 mod several;
+mod twins;
