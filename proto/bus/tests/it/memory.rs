@@ -172,7 +172,8 @@ async fn simulated() -> Vec<String> {
     put(&bus, "k", b"v").await;
     while tasks.join_next().await.is_some() {}
     tokio::time::sleep(Duration::from_mins(2)).await;
-    log.lock().push(format!("{:?} start {}", begun.elapsed(), start_of(&bus, &at).await));
+    let last = format!("{:?} start {}", begun.elapsed(), start_of(&bus, &at).await);
+    log.lock().push(last);
     Arc::into_inner(log).unwrap().into_inner()
 }
 
