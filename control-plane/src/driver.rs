@@ -27,8 +27,24 @@ use crate::{
 /// How often a control plane says that it lives.
 const ANNOUNCE_EVERY: Duration = Duration::from_secs(5);
 
-/// A node that was not seen for so long is forgotten (architecture §4.27).
-const FORGET_AFTER: Duration = Duration::from_hours(7 * 24);
+/// Another process with our service id has taken over (architecture §4.27).
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{by} of service id {service_id} has taken over from this one, {own}; if they are two processes, give each a \
+     TB_SERVICE_ID of its own"
+)]
+struct Superseded {
+    service_id: String,
+    own: String,
+    by: String,
+}
+
+impl Superseded {
+    fn new(plane: &Plane, by: String) -> Self {
+        let identity = &plane.identity;
+        Self { service_id: identity.service_id.clone(), own: identity.incarnation.clone(), by }
+    }
+}
 
 /// Follows `tbmq.node.applied`. `caught_up` becomes true at the end that was there at the start.
 pub(crate) async fn follow_nodes(plane: Arc<Plane>, caught_up: watch::Sender<bool>) -> anyhow::Result<()> {
@@ -37,12 +53,12 @@ pub(crate) async fn follow_nodes(plane: Arc<Plane>, caught_up: watch::Sender<boo
     follow(&plane, &followed, &caught_up).await
 }
 
-fn take_node(plane: &Plane, record: &Record, live: bool) -> Result<Option<KindRow>, String> {
+fn take_node(plane: &Plane, record: &Record, live: bool) -> Result<Taken, String> {
     let Some(value) = record.value.clone().filter(|value| !value.is_empty()) else {
         if let Some(id) = record.key.as_ref().and_then(|key| std::str::from_utf8(key).ok()) {
             plane.nodes.remove(id);
         }
-        return Ok(None);
+        return Ok(Taken::Done);
     };
     let applied = NodeApplied::decode(value).map_err(|error| error.to_string())?;
     if applied.service_id.is_empty() {
@@ -52,10 +68,17 @@ fn take_node(plane: &Plane, record: &Record, live: bool) -> Result<Option<KindRo
     // Live records are dated by our own clock; those from before our start only have the writer's.
     let age = if live { 0 } else { now_ms.saturating_sub(applied.time_ms).max(0) };
     let age = Duration::from_millis(age.cast_unsigned());
-    if age < FORGET_AFTER && !plane.nodes.record(applied, age, now_ms) {
+    // A predecessor whose clock was ahead of ours has left a greater incarnation, and is gone.
+    if live
+        && applied.service_id == plane.identity.service_id
+        && applied.incarnation > plane.identity.incarnation
+    {
+        return Ok(Taken::Superseded(format!("incarnation {}", applied.incarnation)));
+    }
+    if !plane.nodes.record(applied, age, now_ms) {
         plane.metrics.nodes_dropped.inc();
     }
-    Ok(None)
+    Ok(Taken::Done)
 }
 
 /// Follows `tbmq.ie.kinds`.
@@ -70,22 +93,21 @@ pub(crate) async fn follow_owners(plane: Arc<Plane>, caught_up: watch::Sender<bo
     let followed = Followed {
         topic: plane.catalogue.owners(),
         client: "ie-owner-consumer",
-        take: |plane, record, _live| plane.claims.take(record).map(|()| None),
+        take: |plane, record, _live| plane.claims.take(record).map(|()| Taken::Done),
         // Epochs begin anew with it.
         vanished: |plane| plane.claims.clear(),
     };
     follow(&plane, &followed, &caught_up).await
 }
 
-/// Returns the kind if it is to be kept in the store.
-fn take_kind(plane: &Plane, record: &Record, _live: bool) -> Result<Option<KindRow>, String> {
+fn take_kind(plane: &Plane, record: &Record, _live: bool) -> Result<Taken, String> {
     // A withdrawn kind stays known: its secrets are masked as long as there may be integrations.
-    let Some(value) = record.value.clone().filter(|value| !value.is_empty()) else { return Ok(None) };
+    let Some(value) = record.value.clone().filter(|value| !value.is_empty()) else { return Ok(Taken::Done) };
     let announced = KindAnnouncement::decode(value).map_err(|error| error.to_string())?;
     announced.kind.parse::<tbmq_proto::ids::Kind>().map_err(|error| error.to_string())?;
     let known = plane.kinds.get(&announced.kind);
     if known.is_some_and(|known| *known.json_schema == *announced.json_schema) {
-        return Ok(None);
+        return Ok(Taken::Done);
     }
     let row = KindRow {
         name: announced.kind,
@@ -93,7 +115,7 @@ fn take_kind(plane: &Plane, record: &Record, _live: bool) -> Result<Option<KindR
         schema_hash: announced.schema_hash.chars().take(64).collect(),
     };
     if plane.kinds.put(&row) {
-        Ok(Some(row))
+        Ok(Taken::Kind(row))
     } else {
         Err(format!("the schema of kind {} is no JSON, or there are too many kinds", row.name))
     }
@@ -129,13 +151,23 @@ pub(crate) async fn follow_replies(plane: Arc<Plane>, position: u64) -> anyhow::
 struct Followed {
     topic: Topic,
     client: &'static str,
-    /// Takes a record, told whether it was written after our start; returns a kind that is to be kept in the store.
-    take: fn(&Plane, &Record, bool) -> Result<Option<KindRow>, String>,
+    /// Takes a record, told whether it was written after our start.
+    take: fn(&Plane, &Record, bool) -> Result<Taken, String>,
     /// The topic has vanished.
     vanished: fn(&Plane),
 }
 
-/// Follows a topic from its beginning.
+/// What a record brought.
+enum Taken {
+    /// Nothing that is left to be done.
+    Done,
+    /// A kind that is to be kept in the store.
+    Kind(KindRow),
+    /// Somebody has taken our place.
+    Superseded(String),
+}
+
+/// Follows a topic from its beginning. Ends only when somebody has taken our place.
 async fn follow(
     plane: &Arc<Plane>,
     followed: &Followed,
@@ -150,8 +182,9 @@ async fn follow(
             ReaderEvent::Batch { partition, records } => {
                 for record in records {
                     match (followed.take)(plane, &record, live) {
-                        Ok(None) => {}
-                        Ok(Some(kind)) => {
+                        Ok(Taken::Done) => {}
+                        Ok(Taken::Superseded(by)) => return Err(Superseded::new(plane, by).into()),
+                        Ok(Taken::Kind(kind)) => {
                             let now_ms = tbmq_service::time::now_ms();
                             persist(|| plane.store.save_kind(&kind, now_ms)).await;
                         }
@@ -212,7 +245,7 @@ pub(crate) async fn follow_uplink(plane: Arc<Plane>) -> anyhow::Result<()> {
                 }
                 MembershipEvent::Lost(partitions) => remove(reader.as_mut(), &partitions),
                 MembershipEvent::Fenced { reason } => {
-                    anyhow::bail!("another control plane has the service id {}: {reason}", plane.service_id);
+                    return Err(Superseded::new(&plane, format!("another process ({reason})")).into());
                 }
             },
             event = reader.next() => match event {

@@ -136,7 +136,7 @@ async fn lead(plane: &Arc<Plane>, holder: &str, lease: Lease) {
     };
     tokio::select! {
         () = renewing => tracing::warn!(fencing = lease.fencing, "the relayer's lease is lost"),
-        () = work(plane) => {}
+        () = Box::pin(work(plane)) => {}
         () = plane.drain.begun() => {
             if let Err(error) = plane.store.release_lease(LEASE, lease).await {
                 tracing::debug!(%error, "the lease was not given back");

@@ -246,7 +246,8 @@ impl Store {
         Ok(saved)
     }
 
-    /// Begins to park the topics of integrations that have been disabled since before `before_ms`; tells how many.
+    /// Begins to park the topics of integrations that have been disabled since before `before_ms`, [`PAGE_ROWS_MAX`] of
+    /// them at most; tells how many.
     ///
     /// # Errors
     /// The database's.
