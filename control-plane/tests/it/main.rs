@@ -6,6 +6,7 @@ mod api;
 mod ownership;
 mod postgres;
 mod relay;
+mod replicas;
 mod shards;
 mod store;
 mod support;
