@@ -638,7 +638,8 @@ impl Executor {
         let mut commits = Vec::new();
         if gate.is_open {
             for (actor, shard) in &self.actors {
-                if !shard.is_lost() {
+                // What has been flushed once is not committed again: its successor may have begun.
+                if !shard.is_lost() && (!shard.is_flushing() || flushed.contains(actor)) {
                     commits.extend(shard.due().into_iter().map(|(lane, commit)| (*actor, lane, commit)));
                 }
             }
