@@ -245,6 +245,8 @@ pub struct Usage {
     pub cpu: Duration,
     /// Resident memory, bytes.
     pub resident_bytes: u64,
+    /// Threads.
+    pub threads: u64,
 }
 
 impl Usage {
@@ -259,12 +261,14 @@ impl Usage {
             stat.rsplit_once(')').context("no name in stat")?.1.split_whitespace().collect();
         let ticks: u64 = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
         let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or("0 kB");
-        let kibibytes: u64 = resident.trim().trim_end_matches(" kB").trim().parse()?;
+        let value =
+            |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map_or("0", str::trim);
+        let kibibytes: u64 = value("VmRSS:").trim_end_matches(" kB").trim().parse()?;
         let ticks_per_second = rustix::param::clock_ticks_per_second();
         Ok(Self {
             cpu: Duration::from_micros(ticks * 1_000_000 / ticks_per_second),
             resident_bytes: kibibytes * 1024,
+            threads: value("Threads:").parse()?,
         })
     }
 }

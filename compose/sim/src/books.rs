@@ -176,8 +176,10 @@ pub(crate) struct Books {
     pub(crate) violation: Option<Violation>,
     pub(crate) counts: Counts,
     reader: Box<dyn Reader>,
-    /// Message topics that exist: which creation.
-    existing: BTreeMap<IntegrationId, u64>,
+    /// Message topics that exist: which creation, and what the bus calls it.
+    existing: BTreeMap<IntegrationId, (u64, String)>,
+    /// What the bus calls the creations that there were.
+    topics: BTreeMap<String, u64>,
     creations: u64,
     parts: BTreeMap<(IntegrationId, u64, u32), Part>,
     names: BTreeMap<Arc<str>, IntegrationId>,
@@ -185,7 +187,8 @@ pub(crate) struct Books {
     written: BTreeMap<IntegrationId, BTreeSet<u64>>,
     handed: BTreeMap<ShardId, Handed>,
     accepted: BTreeMap<Uuid, String>,
-    committed: BTreeMap<(IntegrationId, u64, u32, u64), u64>,
+    /// By topic, creation, partition and generation: the offset, and whether it was sent after a freeze.
+    committed: BTreeMap<(IntegrationId, u64, u32, u64), (u64, bool)>,
     /// Of each key of a configuration topic.
     revisions: BTreeMap<(Arc<str>, Vec<u8>), u64>,
     started: BTreeMap<(String, ShardId), u64>,
@@ -206,6 +209,7 @@ impl Books {
             counts: Counts::default(),
             reader,
             existing: BTreeMap::new(),
+            topics: BTreeMap::new(),
             creations: 0,
             parts: BTreeMap::new(),
             names: BTreeMap::new(),
@@ -228,8 +232,11 @@ impl Books {
     pub(crate) fn topic_created(&mut self, net: &Net, id: IntegrationId, partitions: u32) {
         self.observe(net);
         self.creations += 1;
-        self.existing.insert(id, self.creations);
         let name: Arc<str> = net.messages(id, 1).name.into();
+        let found = net.ask(net.memory.admin().topic(&name)).expect("the memory bus answers");
+        let found = found.expect("it was just created");
+        self.topics.insert(found.id.clone(), self.creations);
+        self.existing.insert(id, (self.creations, found.id));
         for partition in 0..partitions {
             self.parts.insert((id, self.creations, partition), Part::default());
             let at = TopicPartition::new(Arc::clone(&name), partition);
@@ -247,7 +254,12 @@ impl Books {
 
     /// Which creation of its topic an integration has now.
     pub(crate) fn creation(&self, id: IntegrationId) -> Option<u64> {
-        self.existing.get(&id).copied()
+        self.existing.get(&id).map(|(creation, _)| *creation)
+    }
+
+    /// The creation of a topic that the bus calls so.
+    pub(crate) fn creation_of(&self, topic: &str) -> u64 {
+        self.topics.get(topic).copied().unwrap_or(0)
     }
 
     pub(crate) fn end(&self, id: IntegrationId, creation: u64, partition: u32) -> u64 {
@@ -261,7 +273,10 @@ impl Books {
             if let Some(id) = self.names.get(&partition.topic).copied() {
                 let Some(creation) = self.creation(id) else { continue };
                 for record in records {
-                    self.message(Place { id, creation, partition: partition.partition, offset: record.offset }, &record);
+                    self.message(
+                        Place { id, creation, partition: partition.partition, offset: record.offset },
+                        &record,
+                    );
                 }
             } else {
                 for record in records {
@@ -283,7 +298,9 @@ impl Books {
 
     fn configuration(&mut self, topic: &Arc<str>, record: &Record) {
         let Some(key) = &record.key else { return };
-        let Some(revision) = record.header(REVISION_HEADER).and_then(|text| text.parse().ok()) else { return };
+        let Some(revision) = record.header(REVISION_HEADER).and_then(|text| text.parse().ok()) else {
+            return;
+        };
         let held = self.revisions.entry((Arc::clone(topic), key.to_vec())).or_default();
         if revision < *held {
             let held = *held;
@@ -324,8 +341,7 @@ impl Books {
             self.violate(Invariant::OneOwner, text);
             return;
         }
-        let handed =
-            Handed { epoch, service: service.to_owned(), incarnation: incarnation.to_owned() };
+        let handed = Handed { epoch, service: service.to_owned(), incarnation: incarnation.to_owned() };
         self.handed.insert(shard, handed);
     }
 
@@ -352,7 +368,7 @@ impl Books {
         }
     }
 
-    /// An offset was committed; `frozen` if the process was frozen between its check and the commit.
+    /// An offset was committed; `is_window` if the process was frozen between its check and the commit.
     pub(crate) fn committed(
         &mut self,
         id: IntegrationId,
@@ -362,17 +378,18 @@ impl Books {
         is_window: bool,
     ) {
         self.counts.commits += 1;
-        let Some(creation) = self.creation(id) else { return };
+        let Some((creation, topic)) = self.existing.get(&id).cloned() else { return };
         let Some(metadata) = CommitMetadata::from_text(metadata) else { return };
         // It speaks of another creation, and nobody begins there.
-        if !metadata.is_of(metadata.generation, &creation.to_string()) {
+        if !metadata.is_of(metadata.generation, &topic) {
             return;
         }
         let held = self.committed.entry((id, creation, partition, metadata.generation)).or_default();
-        let before = std::mem::replace(held, offset);
+        let (before, was_window) = std::mem::replace(held, (offset, is_window));
         if offset < before {
             self.counts.commits_gone_back += 1;
-            if !is_window {
+            // One of the two was checked before a freeze and sent after it.
+            if !is_window && !was_window {
                 let text = format!("{id}-{partition}: {offset} was committed after {before}");
                 self.violate(Invariant::OffsetsRise, text);
             }
@@ -413,7 +430,10 @@ impl Books {
         self.counts.saved += 1;
         let accepted = request.and_then(|request| self.accepted.get(&request));
         if accepted.is_none_or(|accepted| accepted != configuration) {
-            self.violate(Invariant::Accepted, format!("{configuration} was saved, and nobody has accepted it"));
+            self.violate(
+                Invariant::Accepted,
+                format!("{configuration} was saved, and nobody has accepted it"),
+            );
         }
     }
 

@@ -31,12 +31,17 @@ pub(crate) struct Net {
 impl Net {
     pub(crate) fn new() -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+        let runtime = runtime.expect("a runtime of one thread needs nothing");
         let clock = Arc::new(AtomicI64::new(EPOCH_MS));
         let read = Arc::clone(&clock);
+        let memory = {
+            let _entered = runtime.enter();
+            MemoryBus::with_clock(move || read.load(Ordering::Relaxed))
+        };
         let net = Self {
-            runtime: runtime.expect("a runtime of one thread needs nothing"),
+            runtime,
             clock,
-            memory: MemoryBus::with_clock(move || read.load(Ordering::Relaxed)),
+            memory,
             catalogue: Catalogue::new(""),
             kind: "HTTP".parse().expect("HTTP is a kind"),
         };
@@ -84,7 +89,7 @@ impl Net {
 
     /// Has the bus compact and expire everything it may.
     pub(crate) fn clean(&self) {
-        self.runtime.block_on(self.memory.clean_now()).expect("the memory bus cleans");
+        self.ask(self.memory.clean_now()).expect("the memory bus cleans");
     }
 
     /// The topic of an integration's messages.
@@ -154,6 +159,15 @@ impl Host {
         self.weather == Weather::Away
     }
 
+    /// Wakes it when its time has come; `true` when it has just woken.
+    pub(crate) fn thaw(&mut self, now: Millis) -> bool {
+        let is_due = self.frozen_until.is_some_and(|until| until <= now);
+        if is_due {
+            self.frozen_until = None;
+        }
+        is_due
+    }
+
     pub(crate) fn is_frozen(&self) -> bool {
         self.frozen_until.is_some()
     }
@@ -179,7 +193,8 @@ impl Member {
             topics: vec![topic],
             session_timeout: std::time::Duration::from_secs(3600),
         };
-        let inner = net.ask(tbmq_bus::Bus::membership(&*host.bus, config)).expect("the memory bus has groups");
+        let inner =
+            net.ask(tbmq_bus::Bus::membership(&*host.bus, config)).expect("the memory bus has groups");
         Self { group, client, inner, heard: now, is_expired: false }
     }
 
@@ -190,7 +205,12 @@ impl Member {
         net.poll(self.inner.next())
     }
 
-    pub(crate) fn commit(&mut self, net: &Net, now: Millis, commits: Vec<tbmq_bus::Commit>) -> Result<(), tbmq_bus::Error> {
+    pub(crate) fn commit(
+        &mut self,
+        net: &Net,
+        now: Millis,
+        commits: Vec<tbmq_bus::Commit>,
+    ) -> Result<(), tbmq_bus::Error> {
         self.heard = now;
         net.ask(self.inner.commit(commits))
     }

@@ -52,6 +52,8 @@ pub(crate) struct World {
     starts: u64,
     publishes: u64,
     sql_until: Millis,
+    /// Somebody is to be frozen at a tender point.
+    is_lurking: bool,
 }
 
 /// One of the processes.
@@ -87,6 +89,7 @@ impl World {
             starts: 0,
             publishes: 0,
             sql_until: Millis(0),
+            is_lurking: false,
         };
         world.ids = (0..INTEGRATIONS).map(|_| IntegrationId(world.env.uuid())).collect();
         world
@@ -160,11 +163,17 @@ impl World {
                     }
                 }
             }
-            if let Which::Executor(index) = which
-                && self.executors[index].is_over
-            {
+            let is_over = match which {
+                Which::Control(index) => self.controls[index].is_over,
+                Which::Executor(index) => self.executors[index].is_over,
+                Which::Data => false,
+            };
+            if is_over {
                 return self.crash(which);
             }
+        }
+        if self.is_lurking {
+            self.lurk(which);
         }
     }
 
@@ -218,16 +227,23 @@ impl World {
             self.env.sql.is_down = false;
         }
         for host in self.hosts() {
-            host.frozen_until = host.frozen_until.filter(|until| *until > now);
             if host.weather != Weather::Clear && host.weather_until <= now {
                 host.set_weather(Weather::Clear);
             }
         }
+        for control in &mut self.controls {
+            control.host.thaw(now);
+        }
+        if let Some(data) = &mut self.data {
+            data.host.thaw(now);
+        }
         for executor in &mut self.executors {
+            // One that has just woken does whatever comes first.
             if !executor.host.is_frozen() {
                 executor.finish_calls(&mut self.env);
                 executor.poll_membership(&mut self.env);
             }
+            executor.host.thaw(now);
         }
         // The members that the bus has not heard of for too long.
         for executor in &mut self.executors {
@@ -237,6 +253,7 @@ impl World {
             control.member().expire_if_silent(&self.env.net, now);
         }
         self.ghosts.retain(|ghost| !ghost.expire_if_silent(&self.env.net, now));
+        self.bury_replaced();
     }
 
     // --- operators and clients -----------------------------------------------------------------------------------
@@ -261,9 +278,8 @@ impl World {
                 Call::Delete { id }
             }
         };
-        let awake: Vec<usize> = (0..self.controls.len())
-            .filter(|index| !self.controls[*index].host.is_frozen())
-            .collect();
+        let awake: Vec<usize> =
+            (0..self.controls.len()).filter(|index| !self.controls[*index].host.is_frozen()).collect();
         if let Some(index) = awake.choose(&mut self.env.rng).copied() {
             self.controls[index].call(&mut self.env, call);
         }
@@ -343,11 +359,32 @@ impl World {
         }
     }
 
+    /// Now, or when somebody is at a tender point.
     fn freeze(&mut self) {
+        if self.env.rng.random() {
+            self.is_lurking = true;
+        } else if let Some(which) = self.pick(true) {
+            self.freeze_now(which, 500);
+        }
+    }
+
+    /// Freezes a relayer between the store and the bus, or an executor with a commit on its way.
+    fn lurk(&mut self, which: Which) {
+        let is_tender = match which {
+            Which::Control(index) => self.controls.get(index).is_some_and(Replica::is_about_to_write),
+            Which::Executor(index) => self.executors.get(index).is_some_and(Executor::is_about_to_commit),
+            Which::Data => false,
+        };
+        if is_tender && self.env.rng.random_range(0..3) == 0 {
+            self.is_lurking = false;
+            self.freeze_now(which, SESSION.as_millis() as u64);
+        }
+    }
+
+    fn freeze_now(&mut self, which: Which, shortest: u64) {
         let longest = SESSION.as_millis() as u64 * 3;
-        let millis = self.env.rng.random_range(500..longest);
+        let millis = self.env.rng.random_range(shortest..longest);
         let until = self.env.now + Duration::from_millis(millis);
-        let Some(which) = self.pick(true) else { return };
         let Some(host) = self.host(which) else { return };
         host.frozen_until = Some(until);
         host.freezes += 1;
@@ -416,6 +453,18 @@ impl World {
 
     /// A second process with the id of one that runs.
     fn start_twin(&mut self) {
+        if self.env.rng.random_range(0..3) == 0 {
+            if let Some(service) = self.controls.choose(&mut self.env.rng).map(|c| c.host.service.clone())
+                && self.controls.len() < CONTROLS.len() + 1
+            {
+                self.env.books.counts.twins += 1;
+                note!(self.env, "{service} is started twice");
+                let host = self.new_host(&service);
+                let control = Replica::start(&mut self.env, host);
+                self.controls.push(control);
+            }
+            return;
+        }
         let Some(service) = self.executors.choose(&mut self.env.rng).map(|e| e.host.service.clone()) else {
             return;
         };
@@ -478,9 +527,7 @@ impl World {
             self.pass(Duration::from_millis(if round < 50 { 100 } else { 250 }));
             self.controls.iter_mut().for_each(|control| control.turn_all(&mut self.env));
             self.executors.iter_mut().for_each(|executor| executor.turn_all(&mut self.env));
-            while let Some(index) = self.executors.iter().position(|executor| executor.is_over) {
-                self.crash(Which::Executor(index));
-            }
+            self.bury_replaced();
             if let Some(data) = &mut self.data {
                 data.turn_all(&mut self.env);
             }
@@ -497,6 +544,16 @@ impl World {
         }
         self.env.books.violate(Invariant::Settles, format!("{when}: {unsettled}"));
         false
+    }
+
+    /// Processes whose id another one has taken over end by themselves.
+    fn bury_replaced(&mut self) {
+        while let Some(index) = self.executors.iter().position(|executor| executor.is_over) {
+            self.crash(Which::Executor(index));
+        }
+        while let Some(index) = self.controls.iter().position(|control| control.is_over) {
+            self.crash(Which::Control(index));
+        }
     }
 
     /// What is not yet as it should be.
@@ -537,17 +594,17 @@ impl World {
                     return Some(format!("{shard} of {row:?}: {what}"));
                 }
             }
-            if row.enabled && let Some(open) = self.env.books.first_open(row.id) {
+            if row.enabled
+                && let Some(open) = self.env.books.first_open(row.id)
+            {
                 return Some(format!("{} has no fate: {open:?}", row.id));
             }
         }
-        let is_orphan =
-            |executor: &Executor, life: &crate::sql::Life| self.env.sql.row(life.id).is_none() && executor.is_running(life.id);
-        let orphan = self
-            .env
-            .sql
-            .lives()
-            .find(|life| self.executors.iter().any(|executor| is_orphan(executor, life)));
+        let is_orphan = |executor: &Executor, life: &crate::sql::Life| {
+            self.env.sql.row(life.id).is_none() && executor.is_running(life.id)
+        };
+        let orphan =
+            self.env.sql.lives().find(|life| self.executors.iter().any(|executor| is_orphan(executor, life)));
         orphan.map(|life| format!("{} is deleted, and runs", life.id))
     }
 
@@ -575,15 +632,19 @@ impl World {
             || status.order.0 != *epoch
             || status.revision != revision
         {
-            return Some(format!("{} runs it under {epoch}, its status is {status:?}", executor.host.service));
+            return Some(format!(
+                "{} runs it under {epoch}, its status is {status:?}",
+                executor.host.service
+            ));
         }
         let partitions = crate::settings::DOWNLINK_PARTITIONS;
         let partition = tbmq_proto::partition::for_key(shard.downlink_key().as_bytes(), partitions);
         let names_owner = |control: &Replica| {
-            control.claimant(partition).is_some_and(|(claim, service)| claim == epoch && *service == executor.host.service)
+            control
+                .claimant(partition)
+                .is_some_and(|(claim, service)| claim == epoch && *service == executor.host.service)
         };
         let all = self.controls.iter().all(names_owner);
         (!all).then(|| "a control plane names another owner".to_owned())
     }
 }
-

@@ -493,7 +493,10 @@ pub trait Membership: Send + fmt::Debug {
     /// order. Ends within about two session timeouts.
     fn commit(&self, commits: Vec<Commit>) -> BoxFuture<'static, Result<(), Error>>;
 
-    /// Leaves the group, handing over what is held. Waits until the others may have it.
+    /// Leaves the group, a static member too, handing over what is held and what is not released yet. Waits until the
+    /// others may have it.
+    ///
+    /// A membership that is dropped without leaving has crashed: a static member keeps its place for its session.
     async fn leave(self: Box<Self>);
 }
 

@@ -5,6 +5,10 @@
 mod clients;
 mod command_line;
 mod crash;
+mod fencing;
 mod planted;
+mod replicas;
+mod rolling;
 mod scenarios;
 mod several;
+mod twins;

@@ -76,6 +76,10 @@ impl Lead {
         }
     }
 
+    pub(super) fn is_about_to_write(&self) -> bool {
+        matches!(self.relay, Relay::Rows(_) | Relay::Prepared(_))
+    }
+
     /// Begins anew with a writer of its own.
     fn reset(&mut self, now: Millis) {
         self.writer = None;
@@ -121,7 +125,8 @@ impl Replica {
             lead.is_reconciled = true;
             return reconcile::reconcile(self, env, lead);
         }
-        if env.now.since(lead.looked) >= LOOK_EVERY {
+        // Not while a round of marks is under way: a mark that is left again must not be cleared with it.
+        if env.now.since(lead.looked) >= LOOK_EVERY && matches!(lead.relay, Relay::Idle) {
             lead.looked = env.now;
             env.sql.park_disabled(env.now);
             return self.look_for_topics(env);
@@ -362,11 +367,8 @@ pub(super) fn subscription_record(
 
 /// The downlink records that a row stands for, one for each shard.
 pub(super) fn desired(env: &Env, row: &Row, life: &Life) -> Vec<BatchRecord> {
-    let target = Target {
-        name: "n".into(),
-        enabled: row.enabled,
-        configuration: row.configuration.as_str().into(),
-    };
+    let target =
+        Target { name: "n".into(), enabled: row.enabled, configuration: row.configuration.as_str().into() };
     let change = Change::Apply { cause: row.cause, target };
     downlink_records(env, life, row.revision, life.life.generation, Some(&change))
 }

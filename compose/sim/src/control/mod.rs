@@ -73,6 +73,8 @@ pub(crate) struct Replica {
     seen_lease: Option<(Lease, Millis)>,
     contended: Option<Millis>,
     lead: Option<Lead>,
+    /// Another process has our service id.
+    pub(crate) is_over: bool,
 }
 
 struct Node {
@@ -106,7 +108,8 @@ impl Replica {
         let group = net.catalogue.uplink_group();
         let uplink_reader = reader("uplink", Some(group.clone()));
         let uplink_member = Member::join(net, &host, env.now, group, net.catalogue.uplink().name);
-        let writer = net.ask(host.bus.writer(WriterConfig::new("requests"))).expect("the memory bus has writers");
+        let writer =
+            net.ask(host.bus.writer(WriterConfig::new("requests"))).expect("the memory bus has writers");
         note!(env, "{} {} starts", host.service, host.incarnation);
         Self {
             host,
@@ -127,6 +130,7 @@ impl Replica {
             seen_lease: None,
             contended: None,
             lead: None,
+            is_over: false,
         }
     }
 
@@ -136,6 +140,11 @@ impl Replica {
 
     pub(crate) fn is_leading(&self) -> bool {
         self.lead.is_some()
+    }
+
+    /// It has read the store and not yet written.
+    pub(crate) fn is_about_to_write(&self) -> bool {
+        self.lead.as_ref().is_some_and(Lead::is_about_to_write)
     }
 
     /// Nothing is pending.
@@ -264,8 +273,9 @@ impl Replica {
     }
 
     fn send(&mut self, env: &mut Env, exchange: ExchangeId, request: Uuid, deadline: Millis) {
-        let Some(Call::Create { id, enabled, configuration, .. } | Call::Update { id, enabled, configuration }) =
-            self.calls.get(&exchange)
+        let Some(
+            Call::Create { id, enabled, configuration, .. } | Call::Update { id, enabled, configuration },
+        ) = self.calls.get(&exchange)
         else {
             return;
         };
@@ -315,11 +325,7 @@ impl Replica {
         }
     }
 
-    fn poll_records(
-        &mut self,
-        env: &Env,
-        reader: impl Fn(&mut Self) -> &mut Box<dyn Reader>,
-    ) -> Vec<Record> {
+    fn poll_records(&mut self, env: &Env, reader: impl Fn(&mut Self) -> &mut Box<dyn Reader>) -> Vec<Record> {
         if self.host.is_away() {
             return Vec::new();
         }
@@ -378,7 +384,8 @@ impl Replica {
         while let Some(event) = self.uplink_member.poll(&env.net, env.now) {
             match event {
                 MembershipEvent::Assigned(partitions) => {
-                    let committed = env.net.ask(self.uplink_reader.committed(&partitions)).unwrap_or_default();
+                    let committed =
+                        env.net.ask(self.uplink_reader.committed(&partitions)).unwrap_or_default();
                     for partition in &partitions {
                         let found = committed.iter().find(|commit| commit.partition == *partition);
                         let start = found.map_or(Start::Earliest, |commit| Start::Offset(commit.offset));
@@ -388,6 +395,11 @@ impl Replica {
                 MembershipEvent::Revoked { partitions, release } => {
                     partitions.iter().for_each(|partition| self.uplink_reader.remove(partition));
                     drop(release);
+                }
+                MembershipEvent::Fenced { reason } => {
+                    note!(env, "{} {} is over: {reason}", self.host.service, self.host.incarnation);
+                    self.is_over = true;
+                    return;
                 }
                 MembershipEvent::Lost(partitions) => {
                     partitions.iter().for_each(|partition| self.uplink_reader.remove(partition));
@@ -484,7 +496,15 @@ fn store_event(env: &mut Env, record: &Record) {
     };
     let shard = ShardId { integration, index: event.shard };
     if let Some(status) = &status {
-        note!(env, "{}/{} {} of {} under {:?}", short(integration), shard.index, status.event, status.service, status.order);
+        note!(
+            env,
+            "{}/{} {} of {} under {:?}",
+            short(integration),
+            shard.index,
+            status.event,
+            status.service,
+            status.order
+        );
     }
     env.sql.store_event(event_id.as_u128(), shard, status);
 }

@@ -59,7 +59,6 @@ pub(super) struct Shard {
 
 struct Running {
     desired: Desired,
-    creation: u64,
     sink: Sink,
     lanes: Vec<Lane>,
     has_gone: bool,
@@ -81,6 +80,7 @@ enum Flush {
 /// One message partition.
 struct Lane {
     at: TopicPartition,
+    creation: u64,
     pack: pack::Partition<Message>,
     metadata: String,
     begin: u64,
@@ -146,16 +146,20 @@ impl Shard {
             match step {
                 Step::Start(desired) => {
                     if self.starting.is_some() || self.running.is_some() {
-                        env.books.violate(Invariant::OneOwner, format!("{} is started while it runs", self.id));
+                        env.books
+                            .violate(Invariant::OneOwner, format!("{} is started while it runs", self.id));
                     }
-                    env.books.started(format!("{} {} {}", process.0, process.1, self.epoch), self.id, desired.revision);
+                    env.books.started(
+                        format!("{} {} {}", process.0, process.1, self.epoch),
+                        self.id,
+                        desired.revision,
+                    );
                     self.starting = Some(desired);
                     self.look_at = env.now;
                 }
                 Step::Stop => {
                     self.starting = None;
-                    self.stopping =
-                        Some(Stopping { deadline: env.now + STOP_TIMEOUT, flush: Flush::Wanted });
+                    self.stopping = Some(Stopping { deadline: env.now + STOP_TIMEOUT, flush: Flush::Wanted });
                 }
                 Step::Tell(event) => self.tell(env, process, uplink, event),
                 Step::End => return true,
@@ -175,8 +179,7 @@ impl Shard {
             Event::Failed { text } => (ComponentLifecycleEventProto::Failed, Some(text)),
             Event::Reinit => (ComponentLifecycleEventProto::Reinit, None),
         };
-        let body =
-            Body::Lifecycle(LifecycleEvent { event: word.into(), success: error.is_none(), error });
+        let body = Body::Lifecycle(LifecycleEvent { event: word.into(), success: error.is_none(), error });
         let revision = self.lifecycle.desired().map_or(0, |desired| desired.revision);
         self.seq += 1;
         uplink.tell(env, process, self.id, (self.epoch, self.seq), revision, body);
@@ -203,7 +206,7 @@ impl Shard {
             return;
         }
         for lane in &mut running.lanes {
-            if let Err(reason) = lane.take(env, id, running.creation, &mut self.pauses) {
+            if let Err(reason) = lane.take(env, id, &mut self.pauses) {
                 note!(env, "{} {id}: the topic is gone: {reason}", host.service);
                 running.has_gone = true;
             }
@@ -258,7 +261,7 @@ impl Shard {
         let admin = host.bus.admin();
         let topic: Arc<str> = env.net.messages(self.id.integration, 1).name.into();
         let found = env.net.ask(admin.topic(&topic)).ok().flatten();
-        let (Some(found), Some(creation)) = (found, env.books.creation(self.id.integration)) else {
+        let Some(found) = found else {
             // The control plane makes it.
             self.look_at = env.now + Duration::from_millis(100);
             return;
@@ -268,12 +271,9 @@ impl Shard {
         let group = env.net.catalogue.messages_group();
         let commits = env.net.ask(admin.committed(&group, &partitions)).unwrap_or_default();
         self.starting = None;
-        let creation_text = creation.to_string();
-        let metadata = CommitMetadata {
-            generation: desired.generation,
-            epoch: self.epoch,
-            topic: creation_text.clone(),
-        };
+        let creation = env.books.creation_of(&found.id);
+        let metadata =
+            CommitMetadata { generation: desired.generation, epoch: self.epoch, topic: found.id.clone() };
         let settings = settings_of(env, &target.configuration);
         let mut lanes = Vec::new();
         for (index, at) in partitions.into_iter().enumerate() {
@@ -281,13 +281,15 @@ impl Shard {
             let is_valid = |commit: &&Commit| {
                 env.has(Bug::TrustOldCommits)
                     || CommitMetadata::from_text(&commit.metadata)
-                        .is_some_and(|metadata| metadata.is_of(desired.generation, &creation_text))
+                        .is_some_and(|metadata| metadata.is_of(desired.generation, &found.id))
             };
-            let begin = commit.filter(is_valid).filter(|_| !self.from_begin).map_or(0, |commit| commit.offset);
+            let begin =
+                commit.filter(is_valid).filter(|_| !self.from_begin).map_or(0, |commit| commit.offset);
             note!(env, "{} {}: reads {at} from {begin}", host.service, self.id);
             self.readings.push(((at.clone(), index), Start::Offset(begin)));
             lanes.push(Lane {
                 at,
+                creation,
                 pack: pack::Partition::new(settings.clone(), index as u8),
                 metadata: metadata.to_text(),
                 begin,
@@ -299,7 +301,7 @@ impl Shard {
                 open: Vec::new(),
             });
         }
-        self.running = Some(Running { desired, creation, sink: Sink::default(), lanes, has_gone: false });
+        self.running = Some(Running { desired, sink: Sink::default(), lanes, has_gone: false });
         self.lifecycle.started();
     }
 
@@ -399,7 +401,7 @@ impl Shard {
         let Some(running) = &self.running else { return false };
         self.stopping.is_none()
             && running.lanes.iter().all(|lane| {
-                let end = env.books.end(self.id.integration, running.creation, lane.at.partition);
+                let end = env.books.end(self.id.integration, lane.creation, lane.at.partition);
                 lane.read == end && lane.pack.unsettled() == 0 && lane.committed.unwrap_or(lane.begin) == end
             })
     }
@@ -413,7 +415,7 @@ impl Shard {
             env.books.violate(Invariant::Books, text);
         }
         for lane in &running.lanes {
-            lane.check(env, self.id, running.creation);
+            lane.check(env, self.id);
         }
     }
 }
@@ -424,13 +426,12 @@ impl Lane {
         &mut self,
         env: &mut Env,
         id: ShardId,
-        creation: u64,
         pauses: &mut Vec<(TopicPartition, bool)>,
     ) -> Result<(), String> {
         while self.pack.wants_more()
             && let Some(event) = self.inbox.pop_front()
         {
-            let partition = self.at.partition;
+            let (creation, partition) = (self.creation, self.at.partition);
             let place = |offset| Place { id: id.integration, creation, partition, offset };
             match event {
                 ReaderEvent::Batch { records, .. } => {
@@ -477,7 +478,10 @@ impl Lane {
         if is_told {
             env.books.removed(from, to);
         } else {
-            env.books.violate(Invariant::Books, format!("{}: a gap from {} to {to} is not told", self.at, from.offset));
+            env.books.violate(
+                Invariant::Books,
+                format!("{}: a gap from {} to {to} is not told", self.at, from.offset),
+            );
         }
     }
 
@@ -514,8 +518,7 @@ impl Lane {
         while let Some(notice) = self.pack.poll_notice() {
             if notice.is_given_up_of(offset) {
                 let fate = if is_rejected { Fate::Rejected } else { Fate::Skipped };
-                let count =
-                    if is_rejected { &mut self.settled.rejected } else { &mut self.settled.skipped };
+                let count = if is_rejected { &mut self.settled.rejected } else { &mut self.settled.skipped };
                 *count += 1;
                 env.books.settled(place, fate);
             }
@@ -524,12 +527,11 @@ impl Lane {
 
     fn settle(&mut self, env: &mut Env, offset: u64, fate: Fate) {
         let Some(id) = env.net.catalogue.integration_of_messages(&self.at.topic) else { return };
-        let creation = CommitMetadata::from_text(&self.metadata).and_then(|text| text.topic.parse().ok());
-        let Some(creation) = creation else { return };
-        env.books.settled(Place { id, creation, partition: self.at.partition, offset }, fate);
+        env.books.settled(Place { id, creation: self.creation, partition: self.at.partition, offset }, fate);
     }
 
-    fn check(&self, env: &mut Env, id: ShardId, creation: u64) {
+    fn check(&self, env: &mut Env, id: ShardId) {
+        let creation = self.creation;
         let (pack, end) = (&self.pack, env.books.end(id.integration, creation, self.at.partition));
         let unsettled = pack.unsettled() as u64;
         let settled = pack.settled();
