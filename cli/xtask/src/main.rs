@@ -2,6 +2,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command line speaks on stdout")]
 
 mod bench;
+mod chaos;
 mod ci;
 mod r#gen;
 mod servers;
@@ -48,6 +49,12 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
         arguments: Vec<String>,
     },
+    /// Inject faults into a running system under load, and have the ledger judge; `chaos --help` lists the options.
+    Chaos {
+        /// `--rounds N --seed S`, `--only FAULT`, `--write`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
 }
 
 fn main() -> Result<()> {
@@ -60,6 +67,7 @@ fn main() -> Result<()> {
         Task::Gen { check } => r#gen::run(&root, check),
         Task::Servers { install } => servers::run(install),
         Task::Bench { arguments } => bench::run(&root, &arguments),
+        Task::Chaos { arguments } => chaos::run(&root, &arguments),
     }
 }
 

@@ -6,10 +6,14 @@
 //! | [`deployment`] | a system: start, kill -9, drain, freeze and thaw by instance; a second process under one id |
 //! | [`api`] | the control plane's gRPC services, and waiting for what they report |
 //! | [`work`] | load with marks, and everything that the ledger wants to know about it |
+//! | [`chaos`] | the fault tool, `cargo xtask chaos` |
 //!
 //! The tests are in `tests/it`. Nothing here is part of the product.
 
+#![allow(clippy::print_stderr, reason = "test infrastructure speaks on stderr")]
+
 pub mod api;
+pub mod chaos;
 pub mod deployment;
 pub mod instance;
 pub mod work;
