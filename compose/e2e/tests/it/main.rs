@@ -8,3 +8,4 @@ mod crash;
 mod planted;
 mod scenarios;
 mod several;
+mod storm;
