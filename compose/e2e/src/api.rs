@@ -136,14 +136,26 @@ impl Api {
         self.integrations.delete_integration(request).await.map(drop)
     }
 
-    /// The latest 1000 lifecycle events of an integration.
+    /// The latest 1000 lifecycle events of an integration, newest first.
     ///
     /// # Errors
     /// What the control plane answers.
     pub async fn lifecycle(&mut self, integration: &str) -> Result<Vec<Event>, Status> {
+        self.list(integration, EventType::Lifecycle).await
+    }
+
+    /// The latest 1000 error events of an integration, newest first.
+    ///
+    /// # Errors
+    /// What the control plane answers.
+    pub async fn errors(&mut self, integration: &str) -> Result<Vec<Event>, Status> {
+        self.list(integration, EventType::Error).await
+    }
+
+    async fn list(&mut self, integration: &str, event_type: EventType) -> Result<Vec<Event>, Status> {
         let request = ListEventsRequest {
             integration: integration.to_owned(),
-            r#type: EventType::Lifecycle.into(),
+            r#type: event_type.into(),
             page_size: 1000,
             ..Default::default()
         };

@@ -2,7 +2,8 @@
 
 use std::{
     collections::BTreeMap,
-    net::SocketAddr,
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::ExitStatus,
     sync::Arc,
@@ -28,6 +29,9 @@ use crate::{api::Api, instance::Instance};
 
 /// How long a process may take to end after SIGTERM.
 const DRAIN: Duration = Duration::from_secs(30);
+
+/// How long a scrape may take.
+const SCRAPE: Duration = Duration::from_secs(2);
 
 /// What a deployment over Kafka and PostgreSQL consists of: one process per plane unless told otherwise.
 #[derive(Clone, Debug)]
@@ -106,11 +110,7 @@ impl Layout {
     /// When one does not come up.
     pub fn start(self, kafka: &Kafka, postgres: &Postgres) -> Result<Deployment> {
         let mut deployment = self.prepare(kafka, postgres)?;
-        for plane in [Plane::Control, Plane::Executor, Plane::Data] {
-            for instance in deployment.instances(plane) {
-                deployment.start(instance)?;
-            }
-        }
+        deployment.start_all()?;
         Ok(deployment)
     }
 }
@@ -300,6 +300,36 @@ impl Deployment {
         let process = self.launch(instance, &environment)?;
         self.member_mut(instance)?.process = Some(process);
         Ok(())
+    }
+
+    /// Starts every process that does not run: control planes, executors, data planes.
+    ///
+    /// # Errors
+    /// When one does not come up.
+    pub fn start_all(&mut self) -> Result<()> {
+        for plane in [Plane::Control, Plane::Executor, Plane::Data] {
+            for instance in self.instances(plane) {
+                if !self.is_running(instance)? {
+                    self.start(instance)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What an instance's `/metrics` says.
+    ///
+    /// # Errors
+    /// When it does not answer within 2 s.
+    pub fn metrics(&self, instance: impl Into<Instance>) -> Result<String> {
+        let mut stream = TcpStream::connect_timeout(&self.address(instance, "http")?, SCRAPE)?;
+        stream.set_read_timeout(Some(SCRAPE))?;
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        let (head, body) = answer.split_once("\r\n\r\n").context("no answer")?;
+        ensure!(head.starts_with("HTTP/1.1 200"), "{head}");
+        Ok(body.to_owned())
     }
 
     /// A second process under the same service id as `instance`, with ports of its own; blocks until it listens.

@@ -191,6 +191,16 @@ impl Kafka {
         self.end(Signal::KILL)
     }
 
+    /// Sends the server a signal (STOP, CONT).
+    ///
+    /// # Errors
+    /// When it is not running.
+    pub fn signal(&self, which: Signal) -> Result<()> {
+        let state = self.state.lock().expect("no step panics");
+        let (child, _) = state.server.as_ref().context("Kafka is not running")?;
+        signal(child.id(), which)
+    }
+
     /// Starts a stopped or killed server again, with its data and on its port.
     ///
     /// # Errors

@@ -273,7 +273,10 @@ impl Books {
             if let Some(id) = self.names.get(&partition.topic).copied() {
                 let Some(creation) = self.creation(id) else { continue };
                 for record in records {
-                    self.message(Place { id, creation, partition: partition.partition, offset: record.offset }, &record);
+                    self.message(
+                        Place { id, creation, partition: partition.partition, offset: record.offset },
+                        &record,
+                    );
                 }
             } else {
                 for record in records {
@@ -295,7 +298,9 @@ impl Books {
 
     fn configuration(&mut self, topic: &Arc<str>, record: &Record) {
         let Some(key) = &record.key else { return };
-        let Some(revision) = record.header(REVISION_HEADER).and_then(|text| text.parse().ok()) else { return };
+        let Some(revision) = record.header(REVISION_HEADER).and_then(|text| text.parse().ok()) else {
+            return;
+        };
         let held = self.revisions.entry((Arc::clone(topic), key.to_vec())).or_default();
         if revision < *held {
             let held = *held;
@@ -336,8 +341,7 @@ impl Books {
             self.violate(Invariant::OneOwner, text);
             return;
         }
-        let handed =
-            Handed { epoch, service: service.to_owned(), incarnation: incarnation.to_owned() };
+        let handed = Handed { epoch, service: service.to_owned(), incarnation: incarnation.to_owned() };
         self.handed.insert(shard, handed);
     }
 
@@ -426,7 +430,10 @@ impl Books {
         self.counts.saved += 1;
         let accepted = request.and_then(|request| self.accepted.get(&request));
         if accepted.is_none_or(|accepted| accepted != configuration) {
-            self.violate(Invariant::Accepted, format!("{configuration} was saved, and nobody has accepted it"));
+            self.violate(
+                Invariant::Accepted,
+                format!("{configuration} was saved, and nobody has accepted it"),
+            );
         }
     }
 

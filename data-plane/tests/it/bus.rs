@@ -122,8 +122,8 @@ impl Admin for TestAdmin {
         self.reached()?.delete_topic(name).await
     }
 
-    async fn topic(&self, name: &str) -> Result<Option<TopicInfo>, Error> {
-        self.reached()?.topic(name).await
+    async fn describe(&self, names: &[&str]) -> Result<Vec<Option<TopicInfo>>, Error> {
+        self.reached()?.describe(names).await
     }
 
     async fn topics(&self) -> Result<Vec<TopicInfo>, Error> {

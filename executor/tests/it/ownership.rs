@@ -230,3 +230,30 @@ async fn what_was_lost_while_it_was_handed_over_and_assigned_again_runs_again() 
     drop(two);
     drop(one);
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_offset_that_a_late_commit_set_back_is_committed_anew() {
+    let world = World::new().await;
+    let id = new_id();
+    world.create_messages(id).await;
+    let revision = world.apply(id, true).await;
+    let executor = world.executor("ie1").await;
+    world.until_word(id, Word::Started, revision).await;
+    world.publish(id, numbers(0..10)).await;
+    let until_committed = async || {
+        let committed = async {
+            while commit_of(&world, id).await.is_none_or(|(offset, _)| offset != 10) {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), committed).await.expect("all is committed");
+    };
+    until_committed().await;
+    let partition = TopicPartition::new(world.catalogue.messages(id, 1).name, 0);
+    let group = Some(world.catalogue.messages_group());
+    let mut frozen = world.bus.reader(tbmq_bus::ReaderConfig::new("frozen", group)).await.unwrap();
+    let metadata = CommitMetadata { generation: 1, epoch: 0, topic: String::new() }.to_text();
+    frozen.commit(vec![Commit { partition, offset: 3, metadata }]).await.unwrap();
+    until_committed().await;
+    executor.drain().await;
+}

@@ -5,7 +5,11 @@
 mod clients;
 mod command_line;
 mod crash;
+mod fencing;
 mod planted;
+mod replicas;
+mod rolling;
 mod scenarios;
 mod several;
 mod storm;
+mod twins;

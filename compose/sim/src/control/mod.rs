@@ -108,7 +108,8 @@ impl Replica {
         let group = net.catalogue.uplink_group();
         let uplink_reader = reader("uplink", Some(group.clone()));
         let uplink_member = Member::join(net, &host, env.now, group, net.catalogue.uplink().name);
-        let writer = net.ask(host.bus.writer(WriterConfig::new("requests"))).expect("the memory bus has writers");
+        let writer =
+            net.ask(host.bus.writer(WriterConfig::new("requests"))).expect("the memory bus has writers");
         note!(env, "{} {} starts", host.service, host.incarnation);
         Self {
             host,
@@ -272,8 +273,9 @@ impl Replica {
     }
 
     fn send(&mut self, env: &mut Env, exchange: ExchangeId, request: Uuid, deadline: Millis) {
-        let Some(Call::Create { id, enabled, configuration, .. } | Call::Update { id, enabled, configuration }) =
-            self.calls.get(&exchange)
+        let Some(
+            Call::Create { id, enabled, configuration, .. } | Call::Update { id, enabled, configuration },
+        ) = self.calls.get(&exchange)
         else {
             return;
         };
@@ -323,11 +325,7 @@ impl Replica {
         }
     }
 
-    fn poll_records(
-        &mut self,
-        env: &Env,
-        reader: impl Fn(&mut Self) -> &mut Box<dyn Reader>,
-    ) -> Vec<Record> {
+    fn poll_records(&mut self, env: &Env, reader: impl Fn(&mut Self) -> &mut Box<dyn Reader>) -> Vec<Record> {
         if self.host.is_away() {
             return Vec::new();
         }
@@ -386,7 +384,8 @@ impl Replica {
         while let Some(event) = self.uplink_member.poll(&env.net, env.now) {
             match event {
                 MembershipEvent::Assigned(partitions) => {
-                    let committed = env.net.ask(self.uplink_reader.committed(&partitions)).unwrap_or_default();
+                    let committed =
+                        env.net.ask(self.uplink_reader.committed(&partitions)).unwrap_or_default();
                     for partition in &partitions {
                         let found = committed.iter().find(|commit| commit.partition == *partition);
                         let start = found.map_or(Start::Earliest, |commit| Start::Offset(commit.offset));
@@ -497,7 +496,15 @@ fn store_event(env: &mut Env, record: &Record) {
     };
     let shard = ShardId { integration, index: event.shard };
     if let Some(status) = &status {
-        note!(env, "{}/{} {} of {} under {:?}", short(integration), shard.index, status.event, status.service, status.order);
+        note!(
+            env,
+            "{}/{} {} of {} under {:?}",
+            short(integration),
+            shard.index,
+            status.event,
+            status.service,
+            status.order
+        );
     }
     env.sql.store_event(event_id.as_u128(), shard, status);
 }
