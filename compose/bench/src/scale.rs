@@ -256,14 +256,17 @@ impl System {
         Ok(all)
     }
 
-    /// Integrations that the executor says are started.
-    async fn started(&self) -> Result<u32> {
+    /// What the executor's admin endpoint says of the first line that begins and goes on like this; 0 without one.
+    async fn metric(&self, name: &str, label: &str) -> Result<u32> {
         let url = format!("http://{}/metrics", self.executor().address("http"));
         let text = reqwest::get(url).await?.text().await?;
-        let line = text
-            .lines()
-            .find(|line| line.starts_with("integration_stats_gauge{") && line.contains(r#"state="success""#));
+        let line = text.lines().find(|line| line.starts_with(name) && line.contains(label));
         Ok(line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or(0))
+    }
+
+    /// Integrations that the executor says are started.
+    async fn started(&self) -> Result<u32> {
+        self.metric("integration_stats_gauge{", r#"state="success""#).await
     }
 
     async fn await_started(&self, count: u32) -> Result<()> {
@@ -492,7 +495,11 @@ async fn restore(system: &mut System, options: &Options, restart: u32) -> Result
         None => print!(", MQTT serves {:.2} s", mqtt.as_secs_f64()),
     }
     println!(", all started {:.2} s, all ACTIVE {:.2} s", started.as_secs_f64(), active.as_secs_f64());
-    println!("  {name}: {}", told(system.executor().usage()?));
+    let restore_ms = system.metric("tbmq_executor_restore_milliseconds{", r#"type="HTTP""#).await?;
+    println!(
+        "  {name}: says that from the assignment to the known configuration it took {restore_ms} ms; {}",
+        told(system.executor().usage()?)
+    );
     Ok(())
 }
 
