@@ -7,6 +7,7 @@
 //! | `validate` | requests to executors and their replies |
 //! | `relayer`, `reconcile`, `jobs` | what is in the store is written to the bus, by one control plane at a time |
 //! | `driver` | readers of events, replies, kinds and nodes |
+//! | `changes` | wakes the watches of this replica, whoever has written |
 //! | `nodes` | who lives, and what each node has applied |
 //! | `secret` | secrets in configuration documents |
 //! | [`config`] | settings |
@@ -16,6 +17,7 @@
 #![warn(missing_docs)]
 
 mod api;
+mod changes;
 pub mod config;
 mod driver;
 mod jobs;
@@ -118,6 +120,13 @@ pub async fn start(config: Config, context: Context) -> anyhow::Result<Running> 
         let plane = plane.clone();
         async move {
             relayer::run(plane).await;
+            Ok(())
+        }
+    });
+    tasks.spawn({
+        let plane = plane.clone();
+        async move {
+            changes::follow(plane).await;
             Ok(())
         }
     });

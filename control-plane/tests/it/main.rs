@@ -7,3 +7,4 @@ mod postgres;
 mod relay;
 mod store;
 mod support;
+mod watch;
