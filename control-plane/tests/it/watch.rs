@@ -195,7 +195,7 @@ async fn a_slow_watcher_is_cut_and_resumes_without_loss() {
     let store = shared.store().await;
     let mut all = BTreeSet::new();
     for i in 0..COUNT {
-        all.insert(store.create(new(&format!("n{i}"), 40_000), saved(1)).await.unwrap().id.to_string());
+        all.insert(store.create(new(&format!("n{i}"), 40_000), now()).await.unwrap().id.to_string());
     }
     // Windows that are soon full.
     let (_, address) = slow.running.addresses()[0];
@@ -240,11 +240,11 @@ async fn a_place_that_is_not_kept_or_not_there_yet_is_refused() {
     let shared = Shared::sqlite();
     let plane = shared.replica("cp1", |_| {}).await;
     let store = shared.store().await;
-    let first = store.create(new("first", 0), saved(1)).await.unwrap();
-    let second = store.create(new("second", 0), saved(1)).await.unwrap();
+    let first = store.create(new("first", 0), now()).await.unwrap();
+    let second = store.create(new("second", 0), now()).await.unwrap();
     let present = store.revision().await.unwrap();
     let mut open = Watch::begin(&plane, Some(present), "").await.unwrap();
-    assert_eq!(store.compact_changes(2).await.unwrap(), 2);
+    assert_eq!(store.compact_changes(i64::MAX).await.unwrap(), 2);
     let status = Watch::begin(&plane, Some(first.revision), "").await.err().unwrap();
     assert_eq!(reason(&status), (Code::OutOfRange, "REVISION_COMPACTED".to_owned()));
     assert!(status.message().contains("watch without after_revision"), "{}", status.message());
@@ -254,7 +254,7 @@ async fn a_place_that_is_not_kept_or_not_there_yet_is_refused() {
     assert_eq!((status.code(), fields(&status)), (Code::InvalidArgument, vec!["name".to_owned()]));
     // Whoever has seen everything that was removed goes on.
     let mut resumed = Watch::begin(&plane, Some(second.revision), "").await.unwrap();
-    store.delete(first.id, None, saved(3)).await.unwrap();
+    store.delete(first.id, None, now()).await.unwrap();
     for watch in [&mut open, &mut resumed] {
         let (what, integration, _) = watch.told().await;
         assert_eq!((what, integration.uid), (Type::Deleted, first.id.to_string()));
@@ -267,14 +267,13 @@ async fn an_idle_watch_says_how_far_it_has_come() {
     let plane = shared.replica("cp1", |_| {}).await;
     let store = shared.store().await;
     let mut watch = Watch::begin(&plane, None, "").await.unwrap();
-    let present = store.revision().await.unwrap();
-    assert_eq!(watch.bookmark().await, present, "the list of nothing is complete");
-    assert_eq!(watch.bookmark().await, present);
+    assert!(watch.bookmark().await < 100, "the list of nothing is complete");
     // Numbers without changes are passed.
-    store.raise_revision(present + 9).await.unwrap();
-    while watch.bookmark().await < present + 9 {}
-    let row = store.create(new("one", 0), saved(1)).await.unwrap();
-    let mut resumed = Watch::begin(&plane, Some(present + 9), "").await.unwrap();
+    store.raise_revision(100).await.unwrap();
+    while watch.bookmark().await < 100 {}
+    let place = watch.bookmark().await;
+    let row = store.create(new("one", 0), now()).await.unwrap();
+    let mut resumed = Watch::begin(&plane, Some(place), "").await.unwrap();
     for watch in [&mut watch, &mut resumed] {
         let (what, _, revision) = watch.told().await;
         assert_eq!((what, revision), (Type::Added, row.revision));
@@ -286,12 +285,12 @@ async fn a_watch_of_one_integration_hears_of_no_other() {
     let shared = Shared::sqlite();
     let plane = shared.replica("cp1", |_| {}).await;
     let store = shared.store().await;
-    let one = store.create(new("one", 0), saved(1)).await.unwrap();
+    let one = store.create(new("one", 0), now()).await.unwrap();
     let mut watch = Watch::begin(&plane, None, &format!("integrations/{}", one.id)).await.unwrap();
     assert_eq!(watch.told().await.1.uid, one.id.to_string());
-    let two = store.create(new("two", 0), saved(1)).await.unwrap();
+    let two = store.create(new("two", 0), now()).await.unwrap();
     while watch.bookmark().await < two.revision {}
-    let restarted = store.restart(one.id, saved(2)).await.unwrap();
+    let restarted = store.restart(one.id, now()).await.unwrap();
     let (what, integration, revision) = watch.told().await;
     assert_eq!((what, integration.uid), (Type::Modified, one.id.to_string()));
     assert_eq!(revision, restarted.revision);
@@ -324,6 +323,11 @@ async fn a_replica_that_stops_ends_its_watches_at_once() {
     draining.await.unwrap();
     assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
     assert!(Watch::begin(&other, Some(place), "").await.unwrap().bookmark().await >= place);
+}
+
+/// Not so long ago that the leader removes the change.
+fn now() -> Saved<'static> {
+    saved(tbmq_service::time::now_ms())
 }
 
 fn saved(now_ms: i64) -> Saved<'static> {
@@ -411,6 +415,8 @@ async fn every_write_leaves_its_change(store: &Store) {
 }
 
 async fn compaction_removes_a_beginning_and_knows_its_end(store: &Store) {
+    // Those of statuses have the time of day.
+    store.compact_changes(i64::MAX).await.unwrap();
     let begin = store.revision().await.unwrap();
     let mut seqs = Vec::new();
     // The clock of the third writer is late.
