@@ -94,7 +94,8 @@ pub(crate) async fn follow(plane: Arc<Plane>) {
 /// Removes changes that are older than a day.
 pub(crate) async fn compact(plane: &Plane) {
     let before_ms = tbmq_service::time::now_ms() - KEEP.as_millis() as i64;
-    match plane.store.compact_changes(before_ms).await {
+    // Boxed: the jobs are a large future already.
+    match Box::pin(plane.store.compact_changes(before_ms)).await {
         Ok(0) => {}
         Ok(removed) => tracing::debug!(removed, "old changes removed"),
         Err(error) => tracing::warn!(%error, "can't remove old changes"),

@@ -190,7 +190,7 @@ tree! {
     }
     /// Concurrency.
     Manage {
-        /// Integrations whose topics are looked up at a time.
+        /// Integrations that connect at a time.
         lifecycle_threads_count: NonZeroUsize = NonZeroUsize::new(4).expect("4 is not 0"),
         /// Validations and connection checks at a time.
         command_threads_count: NonZeroUsize = NonZeroUsize::new(4).expect("4 is not 0"),

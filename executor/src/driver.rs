@@ -1,5 +1,5 @@
-//! The executors' half of the protocol for one kind: membership, ownership claims, restoration, shards
-//! (architecture §4.17-19).
+//! The executors' half of the protocol for one kind: membership, claims, the lease, restoration, shards
+//! (architecture §4.17-19). What is ours is decided by [`Ownership`].
 
 use std::{
     collections::HashMap,
@@ -8,32 +8,34 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
-use futures_util::{StreamExt, stream::FuturesUnordered};
-use prost::Message as _;
+use futures_util::{FutureExt as _, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use tbmq_bus::{
-    Bus, CompletionQueue, Membership, MembershipConfig, MembershipEvent, Outgoing, Reader, ReaderConfig,
-    ReaderEvent, Record, Release, Start, TopicPartition, Writer, spec_of,
+    Bus, Commit, Membership, MembershipConfig, MembershipEvent, Reader, ReaderConfig, ReaderEvent, Record,
+    Release, Start, TopicPartition, Writer, spec_of,
 };
 use tbmq_integration::{
+    Millis,
     lifecycle::End,
+    ownership::{self, Ownership, Renewal},
     restore::{self, Step},
     wire::{Change, Desired},
 };
 use tbmq_proto::{
     ids::{Kind, ShardId},
-    topic::{Catalogue, REVISION_HEADER},
-    wire::OwnerClaim,
+    topic::REVISION_HEADER,
 };
 use tbmq_service::{admin::Component, drain::Drain};
 use tokio::{
     sync::watch,
     task::{AbortHandle, Id, JoinError, JoinSet},
+    time::MissedTickBehavior,
 };
 
 use crate::{
     commands::Commands,
     executor::Shared,
+    lease::Lease,
+    owners::{self, Claims},
     runner::{Order, Shard},
 };
 
@@ -43,7 +45,21 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 /// How long leaving the group may take.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Renewals of the lease in a session timeout.
+const RENEWALS: u32 = 10;
+
 type Future<T> = Pin<Box<dyn std::future::Future<Output = T> + Send>>;
+
+/// Another process with our service id has taken over.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "another process with the service id {service_id} has taken its partitions over ({reason}); this one ends. Give \
+     each process a TB_SERVICE_ID of its own"
+)]
+pub(crate) struct Replaced {
+    service_id: String,
+    reason: String,
+}
 
 /// What a group needs.
 pub(crate) struct Group {
@@ -58,13 +74,13 @@ pub(crate) struct Group {
 
 impl Group {
     /// Serves the kind until the drain, then hands everything over.
-    pub(crate) async fn run(self) {
+    pub(crate) async fn run(self) -> Result<(), Replaced> {
         let drain = self.drain.clone();
         let (mut pause, longest) = PAUSE;
         let driver = loop {
             let opened = tokio::select! {
                 opened = self.open() => opened,
-                () = drain.begun() => return,
+                () = drain.begun() => return Ok(()),
             };
             match opened {
                 Ok((membership, reader)) => break Driver::new(self, membership, reader),
@@ -75,10 +91,10 @@ impl Group {
             }
             tokio::select! {
                 () = tokio::time::sleep(pause) => pause = (pause * 2).min(longest),
-                () = drain.begun() => return,
+                () = drain.begun() => return Ok(()),
             }
         };
-        driver.run(drain).await;
+        driver.run(drain).await
     }
 
     async fn open(&self) -> Result<(Box<dyn Membership>, Box<dyn Reader>), tbmq_bus::Error> {
@@ -95,9 +111,17 @@ impl Group {
             client_id,
             instance_id: Some(shared.identity.service_id.clone()),
             topics: vec![topic.name],
-            session_timeout: shared.config.queue.integration_downlink.session_timeout,
+            session_timeout: self.session_timeout(),
         };
         Ok((self.bus.membership(config).await?, reader))
+    }
+
+    fn session_timeout(&self) -> Duration {
+        self.shared.config.queue.integration_downlink.session_timeout
+    }
+
+    fn shards_max(&self) -> usize {
+        self.shared.config.queue.integration_downlink.shards_per_partition_max.get()
     }
 }
 
@@ -106,22 +130,42 @@ struct Driver {
     topic: Arc<str>,
     membership: Box<dyn Membership>,
     reader: Box<dyn Reader>,
+    ownership: Ownership,
+    /// What the shards look at.
+    lease: Lease,
+    lease_until: watch::Sender<Millis>,
+    claims: watch::Receiver<Claims>,
     owned: HashMap<u32, Owned>,
-    preparing: FuturesUnordered<Future<Vec<Prepared>>>,
-    handing_over: FuturesUnordered<Future<()>>,
+    claiming: FuturesUnordered<Future<Claimed>>,
+    renewing: Option<BoxFuture<'static, (Renewal, Result<(), tbmq_bus::Error>)>>,
+    remaking: FuturesUnordered<Future<u32>>,
+    handing_over: FuturesUnordered<Future<HandedOver>>,
+    /// Partitions whose shards are being stopped for the next owner.
+    leaving: HashMap<u32, Leaving>,
+    hand_overs: u64,
     actors: JoinSet<()>,
     by_task: HashMap<Id, (u32, ShardId)>,
-    assignments: u64,
+    /// When partitions were assigned whose restoration has not been told yet.
+    restoring_since: Option<Millis>,
 }
 
 /// An assigned partition.
+#[derive(Default)]
 struct Owned {
-    /// Tells this assignment from earlier ones of the same partition.
-    assignment: u64,
     epoch: u64,
+    /// Its end when it was claimed.
+    end: u64,
     /// `None` until the claim is written.
     restoration: Option<restore::Partition>,
     shards: HashMap<ShardId, Handle>,
+    /// What the group has as our position.
+    committed: Option<u64>,
+}
+
+impl Owned {
+    fn is_restored(&self) -> bool {
+        self.restoration.as_ref().is_some_and(restore::Partition::is_restored)
+    }
 }
 
 /// The driver's end of a shard.
@@ -133,92 +177,254 @@ struct Handle {
     abort: AbortHandle,
 }
 
-/// A partition whose claim is written.
-struct Prepared {
-    partition: u32,
-    assignment: u64,
-    epoch: u64,
-    end: u64,
+/// What came of an attempt to claim.
+struct Claimed {
+    attempt: u64,
+    partitions: Vec<TopicPartition>,
+    /// The epoch of each, and where it ended then; `None`: not written.
+    written: Option<Vec<(u64, u64)>>,
+    /// Before the next try.
+    pause: Duration,
+}
+
+/// A partition that is being handed over.
+struct Leaving {
+    /// By which hand-over.
+    number: u64,
+    shards: Vec<watch::Sender<Order>>,
+}
+
+/// Partitions whose shards have stopped; they are the next owner's when this is dropped.
+struct HandedOver {
+    number: u64,
+    partitions: Vec<u32>,
+    _release: Option<Release>,
 }
 
 impl Driver {
     fn new(group: Group, membership: Box<dyn Membership>, reader: Box<dyn Reader>) -> Self {
         group.health.up();
+        let (lease_until, lease) = Lease::new(group.shared.clock);
+        let claims = group.shared.owners.of(&group.kind).expect("every served kind has its claims");
         Self {
             topic: group.shared.catalogue.downlink(&group.kind).name.into(),
+            ownership: Ownership::new(group.session_timeout()),
             group,
             membership,
             reader,
+            lease,
+            lease_until,
+            claims,
             owned: HashMap::new(),
-            preparing: FuturesUnordered::new(),
+            claiming: FuturesUnordered::new(),
+            renewing: None,
+            remaking: FuturesUnordered::new(),
             handing_over: FuturesUnordered::new(),
+            leaving: HashMap::new(),
+            hand_overs: 0,
             actors: JoinSet::new(),
             by_task: HashMap::new(),
-            assignments: 0,
+            restoring_since: None,
         }
     }
 
-    async fn run(mut self, drain: Drain) {
+    async fn run(mut self, drain: Drain) -> Result<(), Replaced> {
+        let mut ticks = tokio::time::interval(self.group.session_timeout() / RENEWALS);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            self.act();
             tokio::select! {
                 () = drain.begun() => break,
-                event = self.membership.next() => self.membership_event(event),
-                event = self.reader.next() => self.reader_event(event).await,
-                Some(prepared) = self.preparing.next() => self.prepared(prepared),
-                Some(()) = self.handing_over.next() => {}
+                event = self.membership.next() => self.membership_event(event)?,
+                event = self.reader.next() => self.reader_event(event),
+                changed = self.claims.changed() => if changed.is_ok() { self.contest() },
+                Some(claimed) = self.claiming.next() => self.claimed(claimed),
+                (renewal, result) = renewed(&mut self.renewing) => self.renewed(renewal, result),
+                Some(partition) = self.remaking.next() => self.read_again(partition),
+                Some(handed_over) = self.handing_over.next() => self.handed_over(&handed_over),
                 Some(ended) = self.actors.join_next_with_id() => self.ended(ended),
-            }
-        }
-        self.leave().await;
-    }
-
-    fn membership_event(&mut self, event: MembershipEvent) {
-        match event {
-            MembershipEvent::Assigned(partitions) => self.assigned(partitions),
-            MembershipEvent::Revoked { partitions, release } => {
-                tracing::info!(kind = %self.group.kind, partitions = partitions.len(), "handing partitions over");
-                self.hand_over(partitions.iter().map(|partition| partition.partition), Some(release));
-            }
-            MembershipEvent::Lost(partitions) => {
-                tracing::warn!(kind = %self.group.kind, partitions = partitions.len(), "lost partitions");
-                for partition in partitions {
-                    let Some(owned) = self.forget(partition.partition) else { continue };
-                    // They see it at once, and nothing waits for them.
-                    for handle in owned.shards.into_values() {
-                        handle.orders.send_modify(|order| order.end = Some(End::Lost));
-                        self.handing_over.push(Box::pin(async move { handle.orders.closed().await }));
-                    }
+                _ = ticks.tick() => {
+                    self.tell_health();
+                    self.renew();
                 }
             }
         }
+        self.leave(ticks).await
     }
 
-    fn assigned(&mut self, partitions: Vec<TopicPartition>) {
-        self.assignments += 1;
-        let assignment = self.assignments;
-        tracing::info!(kind = %self.group.kind, partitions = partitions.len(), "got partitions");
-        for partition in &partitions {
-            let owned = Owned { assignment, epoch: 0, restoration: None, shards: HashMap::new() };
-            self.owned.insert(partition.partition, owned);
+    fn now(&self) -> Millis {
+        self.group.shared.clock.now()
+    }
+
+    fn membership_event(&mut self, event: MembershipEvent) -> Result<(), Replaced> {
+        match event {
+            MembershipEvent::Assigned(partitions) => self.assigned(&partitions),
+            MembershipEvent::Revoked { partitions, release } => {
+                tracing::info!(kind = %self.group.kind, partitions = partitions.len(), "handing partitions over");
+                let partitions = partitions.iter().map(|partition| partition.partition).collect();
+                self.hand_over(partitions, Some(release));
+            }
+            MembershipEvent::Lost(partitions) => {
+                tracing::warn!(kind = %self.group.kind, partitions = partitions.len(), "lost partitions");
+                self.lost(partitions.iter().map(|partition| partition.partition).collect());
+            }
+            MembershipEvent::Fenced { reason } => {
+                self.lost(self.ownership.partitions().collect());
+                let service_id = self.group.shared.identity.service_id.clone();
+                return Err(Replaced { service_id, reason });
+            }
         }
-        let (shared, writer) = (self.group.shared.clone(), self.group.writer.clone());
-        let kind = self.group.kind.clone();
-        self.preparing.push(Box::pin(prepare(shared, writer, kind, partitions, assignment)));
+        Ok(())
     }
 
-    fn prepared(&mut self, prepared: Vec<Prepared>) {
-        let limit = self.group.shared.config.queue.integration_downlink.shards_per_partition_max.get();
-        for Prepared { partition, assignment, epoch, end } in prepared {
-            let Some(owned) = self.owned.get_mut(&partition) else { continue };
-            if owned.assignment == assignment {
-                owned.epoch = epoch;
-                owned.restoration = Some(restore::Partition::new(end, limit));
-                self.reader.add(&TopicPartition::new(self.topic.clone(), partition), Start::Earliest);
+    fn assigned(&mut self, partitions: &[TopicPartition]) {
+        tracing::info!(kind = %self.group.kind, partitions = partitions.len(), "got partitions");
+        for partition in partitions {
+            // It can only be assigned again if it was lost before it was handed over.
+            self.forget(partition.partition);
+            self.owned.insert(partition.partition, Owned::default());
+        }
+        self.restoring_since.get_or_insert_with(|| self.group.shared.clock.now());
+        self.ownership.assigned(partitions.iter().map(|partition| partition.partition));
+        self.renew();
+    }
+
+    /// Takes these away from their shards, who see it at once; nothing waits for them.
+    fn lost(&mut self, partitions: Vec<u32>) {
+        for partition in &partitions {
+            self.forget(*partition);
+        }
+        self.ownership.gone(partitions);
+    }
+
+    /// Carries out what was decided.
+    fn act(&mut self) {
+        while let Some(step) = self.ownership.poll() {
+            match step {
+                ownership::Step::Claim { attempt, partitions } => {
+                    let partitions = partitions
+                        .into_iter()
+                        .map(|partition| TopicPartition::new(self.topic.clone(), partition));
+                    self.claim(attempt, partitions.collect(), Duration::ZERO);
+                }
+                ownership::Step::Begin { partition, epoch } => {
+                    let limit = self.group.shards_max();
+                    let Some(owned) = self.owned.get_mut(&partition) else { continue };
+                    owned.epoch = epoch;
+                    owned.restoration = Some(restore::Partition::new(owned.end, limit));
+                    self.reader.add(&TopicPartition::new(self.topic.clone(), partition), Start::Earliest);
+                }
+                // One that is being handed over anyway is not begun again either.
+                ownership::Step::Stop { partition } if self.owned.contains_key(&partition) => {
+                    tracing::warn!(kind = %self.group.kind, partition, "another executor has claimed a partition");
+                    self.group.shared.metrics.superseded_claims.inc();
+                    self.forget(partition);
+                    self.owned.insert(partition, Owned::default());
+                }
+                ownership::Step::Stop { .. } => {}
+            }
+        }
+        self.lease_until.send_if_modified(|until| {
+            std::mem::replace(until, self.ownership.lease_until()) != self.ownership.lease_until()
+        });
+    }
+
+    fn claim(&mut self, attempt: u64, partitions: Vec<TopicPartition>, pause: Duration) {
+        let (shared, writer) = (self.group.shared.clone(), self.group.writer.clone());
+        self.claiming.push(Box::pin(claim(
+            shared,
+            writer,
+            self.group.kind.clone(),
+            attempt,
+            partitions,
+            pause,
+        )));
+    }
+
+    fn claimed(&mut self, Claimed { attempt, partitions, written, pause }: Claimed) {
+        let Some(written) = written else {
+            // A claim that nobody needs would only disturb the next owner.
+            if self.ownership.is_claiming(attempt) {
+                let (first, longest) = PAUSE;
+                self.claim(attempt, partitions, (pause * 2).clamp(first, longest));
+            }
+            return;
+        };
+        for (partition, (epoch, end)) in partitions.iter().zip(written) {
+            if let Some(owned) = self.owned.get_mut(&partition.partition) {
+                owned.end = end;
+            }
+            self.ownership.claimed(attempt, partition.partition, epoch);
+        }
+    }
+
+    fn contest(&mut self) {
+        let claims = self.claims.borrow_and_update();
+        let held: Vec<u32> = self.ownership.partitions().collect();
+        for partition in held {
+            if let Some(claim) = claims.get(&partition).filter(|claim| !claim.is_own) {
+                self.ownership.contested(partition, claim.epoch);
             }
         }
     }
 
-    async fn reader_event(&mut self, event: ReaderEvent) {
+    /// Sends a renewal, unless one is on its way.
+    fn renew(&mut self) {
+        if self.renewing.is_some() {
+            return;
+        }
+        let now = self.now();
+        let Some(renewal) = self.ownership.renew(now) else { return };
+        // Positions are for people to look at; that the group takes one of them is what counts.
+        let mut commits = Vec::new();
+        let mut spare = None;
+        for partition in self.ownership.partitions() {
+            let Some(owned) = self.owned.get(&partition) else { continue };
+            let offset = owned.restoration.as_ref().map_or(0, restore::Partition::position);
+            let partition = TopicPartition::new(self.topic.clone(), partition);
+            let commit = Commit { partition, offset, metadata: String::new() };
+            if owned.committed == Some(offset) { spare = Some(commit) } else { commits.push(commit) }
+        }
+        if commits.is_empty() {
+            // Those whose shards are being handed over are committed no more, but still ours.
+            let any = || self.ownership.partitions().next();
+            let spare = spare.or_else(|| {
+                let partition = TopicPartition::new(self.topic.clone(), any()?);
+                Some(Commit { partition, offset: 0, metadata: String::new() })
+            });
+            commits.extend(spare);
+        }
+        for commit in &commits {
+            if let Some(owned) = self.owned.get_mut(&commit.partition.partition) {
+                owned.committed = Some(commit.offset);
+            }
+        }
+        self.renewing = Some(self.membership.commit(commits).map(move |result| (renewal, result)).boxed());
+    }
+
+    fn renewed(&mut self, renewal: Renewal, result: Result<(), tbmq_bus::Error>) {
+        self.renewing = None;
+        match result {
+            Ok(()) => self.ownership.renewed(renewal),
+            Err(error) => {
+                // A rebalance is under way, or the bus is away; what was lost is told by the membership.
+                tracing::debug!(kind = %self.group.kind, %error, "the lease was not renewed");
+                self.group.shared.metrics.renewals_failed.inc();
+                self.owned.values_mut().for_each(|owned| owned.committed = None);
+            }
+        }
+    }
+
+    fn tell_health(&self) {
+        let is_held = self.ownership.partitions().next().is_some();
+        if is_held && self.ownership.lease_until() > Millis(0) && !self.lease.holds() {
+            self.group.health.down("the group has not confirmed this executor for two thirds of the session timeout; deliveries wait");
+        } else {
+            self.group.health.up();
+        }
+    }
+
+    fn reader_event(&mut self, event: ReaderEvent) {
         match event {
             ReaderEvent::Batch { partition, records } => {
                 for record in records {
@@ -234,24 +440,51 @@ impl Driver {
                     self.step(partition, step);
                 }
                 self.applied(partition);
+                self.tell_restored();
             }
             // A compacted topic: what was removed was superseded.
             ReaderEvent::Gap { partition, from, to } => tracing::debug!(%partition, from, to, "a gap"),
             ReaderEvent::Gone { partition, reason } => {
                 tracing::error!(%partition, reason, "the downlink topic is gone; making it anew");
-                let shared = &self.group.shared;
+                let shared = self.group.shared.clone();
                 let spec = spec_of(&shared.catalogue.downlink(&self.group.kind), shared.replication_factor);
-                if let Err(error) = shared.admin.create_topic(&spec).await {
-                    tracing::warn!(%error, "can't create the downlink topic");
-                    tokio::time::sleep(PAUSE.0).await;
-                }
-                let limit = shared.config.queue.integration_downlink.shards_per_partition_max.get();
-                if let Some(owned) = self.owned.get_mut(&partition.partition) {
-                    // What runs goes on; the control plane's repair writes the records again.
-                    owned.restoration = Some(restore::Partition::new(0, limit));
-                    self.reader.add(&partition, Start::Earliest);
-                }
+                self.remaking.push(Box::pin(async move {
+                    let (mut pause, longest) = PAUSE;
+                    while let Err(error) = shared.admin.create_topic(&spec).await {
+                        tracing::warn!(%error, "can't create the downlink topic");
+                        tokio::time::sleep(pause).await;
+                        pause = (pause * 2).min(longest);
+                    }
+                    partition.partition
+                }));
             }
+        }
+    }
+
+    /// The topic was made anew. What runs goes on; the control plane's repair writes the records again.
+    fn read_again(&mut self, partition: u32) {
+        let limit = self.group.shards_max();
+        if let Some(owned) = self.owned.get_mut(&partition)
+            && owned.restoration.is_some()
+        {
+            owned.restoration = Some(restore::Partition::new(0, limit));
+            self.reader.add(&TopicPartition::new(self.topic.clone(), partition), Start::Earliest);
+        }
+    }
+
+    /// Tells once that everything assigned is restored.
+    fn tell_restored(&mut self) {
+        if let Some(since) = self.restoring_since
+            && self.owned.values().all(Owned::is_restored)
+        {
+            self.restoring_since = None;
+            let shards: usize = self.owned.values().map(|owned| owned.shards.len()).sum();
+            let elapsed = self.now().since(since);
+            self.group.shared.metrics.restored(self.group.kind.as_str(), elapsed);
+            tracing::info!(
+                kind = %self.group.kind, partitions = self.owned.len(), shards, elapsed_ms = elapsed.as_millis(),
+                "configuration is restored"
+            );
         }
     }
 
@@ -320,6 +553,7 @@ impl Driver {
             id: desired.shard,
             kind: desired.kind.clone(),
             epoch: owned.epoch,
+            lease: self.lease.clone(),
             orders: receiver,
             crash,
         };
@@ -355,17 +589,34 @@ impl Driver {
         }
     }
 
-    fn forget(&mut self, partition: u32) -> Option<Owned> {
-        self.reader.remove(&TopicPartition::new(self.topic.clone(), partition));
-        self.group.shared.applied.remove(&self.topic, partition);
-        self.owned.remove(&partition)
+    /// Ends the shards of a partition at once, as lost; also those that are being handed over.
+    fn forget(&mut self, partition: u32) {
+        let held = self.withdraw(partition).into_iter().map(|handle| handle.orders);
+        let leaving = self.leaving.remove(&partition).map(|leaving| leaving.shards);
+        for orders in held.chain(leaving.into_iter().flatten()) {
+            orders.send_modify(|order| order.end = Some(End::Lost));
+        }
     }
 
-    /// Stops all shards of these partitions; `release` is dropped when they have committed and ended.
-    fn hand_over(&mut self, partitions: impl Iterator<Item = u32>, release: Option<Release>) {
-        let partitions: Vec<_> = partitions.collect();
-        let owned: Vec<_> = partitions.into_iter().filter_map(|partition| self.forget(partition)).collect();
-        let handles: Vec<_> = owned.into_iter().flat_map(|owned| owned.shards.into_values()).collect();
+    /// Stops reading a partition and returns its shards.
+    fn withdraw(&mut self, partition: u32) -> Vec<Handle> {
+        self.reader.remove(&TopicPartition::new(self.topic.clone(), partition));
+        self.group.shared.applied.remove(&self.topic, partition);
+        self.owned.remove(&partition).map(|owned| owned.shards.into_values().collect()).unwrap_or_default()
+    }
+
+    /// Stops all shards of these partitions, which stay ours until they have committed and ended; then `release` is
+    /// dropped.
+    fn hand_over(&mut self, partitions: Vec<u32>, release: Option<Release>) {
+        self.hand_overs += 1;
+        let number = self.hand_overs;
+        let mut handles = Vec::new();
+        for partition in &partitions {
+            let stopping = self.withdraw(*partition);
+            let shards = stopping.iter().map(|handle| handle.orders.clone()).collect();
+            self.leaving.insert(*partition, Leaving { number, shards });
+            handles.extend(stopping);
+        }
         for handle in &handles {
             handle.orders.send_modify(|order| order.end = Some(End::HandOver));
         }
@@ -383,96 +634,83 @@ impl Driver {
                     handle.abort.abort();
                 }
             }
-            drop(release);
+            HandedOver { number, partitions, _release: release }
         }));
     }
 
-    async fn leave(mut self) {
-        self.group.health.down("draining");
-        let partitions: Vec<_> = self.owned.keys().copied().collect();
-        self.hand_over(partitions.into_iter(), None);
-        let bound = self.group.shared.config.integrations.destroy.forced_shutdown_timeout_ms;
-        let all = async { while self.handing_over.next().await.is_some() {} };
-        if tokio::time::timeout(Duration::from_millis(bound), all).await.is_err() {
-            tracing::warn!(kind = %self.group.kind, "integrations did not stop in time and are abandoned");
-            self.actors.abort_all();
-        }
-        if tokio::time::timeout(LEAVE_TIMEOUT, self.membership.leave()).await.is_err() {
-            tracing::warn!(kind = %self.group.kind, "the group could not be left in time");
-        }
-    }
-}
-
-/// Writes the claims, whose offsets are the ownership epochs, and takes the ends. Tries until it succeeds.
-async fn prepare(
-    shared: Arc<Shared>,
-    writer: Arc<dyn Writer>,
-    kind: Kind,
-    partitions: Vec<TopicPartition>,
-    assignment: u64,
-) -> Vec<Prepared> {
-    let (mut pause, longest) = PAUSE;
-    loop {
-        match claim(&shared, &*writer, &kind, &partitions).await {
-            Ok(epochs) => match shared.admin.bounds(&partitions).await {
-                Ok(bounds) => {
-                    let each = partitions.iter().zip(epochs).zip(bounds);
-                    return each
-                        .map(|((partition, epoch), bounds)| Prepared {
-                            partition: partition.partition,
-                            assignment,
-                            epoch,
-                            end: bounds.end,
-                        })
-                        .collect();
-                }
-                Err(error) => tracing::warn!(%kind, %error, "can't take the ends of downlink partitions"),
-            },
-            Err(error) => tracing::warn!(%kind, %error, "can't claim downlink partitions"),
-        }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(longest);
-    }
-}
-
-async fn claim(
-    shared: &Shared,
-    writer: &dyn Writer,
-    kind: &Kind,
-    partitions: &[TopicPartition],
-) -> Result<Vec<u64>, tbmq_bus::Error> {
-    let claim = OwnerClaim {
-        service_id: shared.identity.service_id.clone(),
-        incarnation: shared.identity.incarnation.clone(),
-        time_ms: tbmq_service::time::now_ms(),
-    };
-    let value = Bytes::from(claim.encode_to_vec());
-    let topic = writer.topic(&shared.catalogue.owners().name);
-    let completions = CompletionQueue::new();
-    let mut epochs = vec![0; partitions.len()];
-    let mut submitted = 0;
-    let mut failure = None;
-    for (ticket, partition) in partitions.iter().enumerate() {
-        let key = Catalogue::owner_key(kind, partition.partition);
-        let record =
-            Outgoing { partition: None, key: Some(key.as_bytes()), value: Some(&value), headers: &[] };
-        match writer.submit(&topic, record, ticket as u64, &completions) {
-            Ok(()) => submitted += 1,
-            Err(error) => failure = Some(tbmq_bus::Error::Unavailable(error.to_string())),
-        }
-    }
-    let mut outcomes = Vec::new();
-    while submitted > 0 {
-        completions.wait(&mut outcomes).await;
-        for outcome in outcomes.drain(..) {
-            submitted -= 1;
-            match outcome.result {
-                Ok(written) => epochs[outcome.ticket as usize] = written.offset,
-                Err(error) => failure = Some(error),
+    fn handed_over(&mut self, HandedOver { number, partitions, .. }: &HandedOver) {
+        for partition in partitions {
+            // Unless it was lost, and perhaps assigned again, meanwhile.
+            if self.leaving.get(partition).is_some_and(|leaving| leaving.number == *number) {
+                self.leaving.remove(partition);
+                self.ownership.gone([*partition]);
             }
         }
     }
-    failure.map_or(Ok(epochs), Err)
+
+    async fn leave(mut self, mut ticks: tokio::time::Interval) -> Result<(), Replaced> {
+        self.group.health.down("draining");
+        let partitions: Vec<_> = self.owned.keys().copied().collect();
+        self.hand_over(partitions, None);
+        let bound = self.group.shared.config.integrations.destroy.forced_shutdown_timeout_ms;
+        let deadline = tokio::time::Instant::now() + Duration::from_millis(bound);
+        // What the group takes back meanwhile is let go with everything else.
+        let mut releases = Vec::new();
+        while !self.handing_over.is_empty() {
+            self.act();
+            tokio::select! {
+                Some(handed_over) = self.handing_over.next() => self.handed_over(&handed_over),
+                (renewal, result) = renewed(&mut self.renewing) => self.renewed(renewal, result),
+                _ = ticks.tick() => self.renew(),
+                event = self.membership.next() => match event {
+                    MembershipEvent::Revoked { release, .. } => releases.push(release),
+                    // They began nothing.
+                    MembershipEvent::Assigned(_) => {}
+                    event => self.membership_event(event)?,
+                },
+                () = tokio::time::sleep_until(deadline) => {
+                    tracing::warn!(kind = %self.group.kind, "integrations did not stop in time and are abandoned");
+                    self.actors.abort_all();
+                    break;
+                }
+            }
+        }
+        drop(releases);
+        if tokio::time::timeout(LEAVE_TIMEOUT, self.membership.leave()).await.is_err() {
+            tracing::warn!(kind = %self.group.kind, "the group could not be left in time");
+        }
+        Ok(())
+    }
+}
+
+async fn renewed(
+    renewing: &mut Option<BoxFuture<'static, (Renewal, Result<(), tbmq_bus::Error>)>>,
+) -> (Renewal, Result<(), tbmq_bus::Error>) {
+    match renewing {
+        Some(renewing) => renewing.await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Writes the claims, whose offsets are the ownership epochs, and takes the ends. Begins after `pause`.
+async fn claim(
+    shared: Arc<Shared>,
+    writer: Arc<dyn Writer>,
+    kind: Kind,
+    attempt: u64,
+    partitions: Vec<TopicPartition>,
+    pause: Duration,
+) -> Claimed {
+    tokio::time::sleep(pause).await;
+    let written = async {
+        let epochs = owners::claim(&shared, &*writer, &kind, &partitions).await?;
+        let bounds = shared.admin.bounds(&partitions).await?;
+        Ok::<_, tbmq_bus::Error>(epochs.into_iter().zip(bounds.iter().map(|bounds| bounds.end)).collect())
+    };
+    let written = written.await.inspect_err(|error| {
+        tracing::warn!(%kind, %error, "can't claim downlink partitions");
+    });
+    Claimed { attempt, partitions, written: written.ok(), pause }
 }
 
 fn panic_text(error: JoinError) -> String {

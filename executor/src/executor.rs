@@ -16,7 +16,8 @@ use tbmq_service::identity::Identity;
 use tokio::sync::{Notify, Semaphore};
 
 use crate::{
-    config::Config, messages::Messages, metrics::Metrics, runner::Clock, sink::SinkKind, uplink::Uplink,
+    config::Config, lookup::Lookup, messages::Messages, metrics::Metrics, owners::Owners, runner::Clock,
+    sink::SinkKind, uplink::Uplink,
 };
 
 /// What all parts of an executor share.
@@ -35,8 +36,10 @@ pub(crate) struct Shared {
     /// `None`: no limit on error events.
     pub(crate) limiter: Option<Mutex<ErrorLimiter>>,
     pub(crate) clock: Clock,
-    /// Topics that are looked up at a time.
-    pub(crate) lookups: Semaphore,
+    pub(crate) lookup: Lookup,
+    /// Integrations that connect at a time.
+    pub(crate) connects: Semaphore,
+    pub(crate) owners: Owners,
     /// Bytes of messages that all shards hold.
     pub(crate) held_bytes: Arc<AtomicUsize>,
     pub(crate) applied: Applied,

@@ -5,6 +5,8 @@
 //! | [`config`] | settings, under TBMQ's names |
 //! | `driver` | one kind: membership, claims, restoration, shards |
 //! | `runner` | one shard: lifecycle, sink, message partitions |
+//! | `lease`, `owners` | until when what is ours may be acted upon; who has claimed what |
+//! | `lookup` | message topics and what is committed for them, for many shards in one call |
 //! | `messages` | the one reader of all message topics, and their commits |
 //! | `commands` | validation requests and connection checks |
 //! | `uplink`, `announce` | events; what lives, what was applied, which kinds are served |
@@ -13,7 +15,7 @@
 //! An executor keeps nothing: what it needs is on the bus. What runs is decided by the pure machines of
 //! `tbmq-integration`; the tasks here only carry it out.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use parking_lot::Mutex;
@@ -31,6 +33,7 @@ use crate::{
     commands::Commands,
     driver::Group,
     executor::{Applied, Shared},
+    lookup::Lookup,
     messages::Messages,
     metrics::Metrics,
     runner::Clock,
@@ -45,8 +48,11 @@ pub mod config;
 mod conformance;
 mod driver;
 mod executor;
+mod lease;
+mod lookup;
 mod messages;
 mod metrics;
+mod owners;
 mod runner;
 pub mod sink;
 pub mod sinks;
@@ -80,7 +86,7 @@ pub struct Running {
     shared: Arc<Shared>,
     writer: Arc<dyn Writer>,
     drain: Drain,
-    groups: JoinSet<()>,
+    groups: JoinSet<Result<(), driver::Replaced>>,
     services: JoinSet<()>,
 }
 
@@ -117,7 +123,7 @@ pub async fn start_with(
     let kinds = kinds
         .into_iter()
         .map(|kind| Ok((kind.name().parse::<Kind>()?, kind)))
-        .collect::<anyhow::Result<_>>()?;
+        .collect::<anyhow::Result<BTreeMap<_, _>>>()?;
     let metrics = metrics.register(Metrics::register);
 
     let client = |what: &str| catalogue.client_id(what, &service_id);
@@ -132,6 +138,8 @@ pub async fn start_with(
     let committer = bus.reader(committer).await.context("can't open the committer")?;
     let kinds_reader = ReaderConfig::new(client("ie-kinds-consumer"), None);
     let kinds_reader = bus.reader(kinds_reader).await.context("can't open the reader of kinds")?;
+    let owners_reader = ReaderConfig::new(client("ie-owner-consumer"), None);
+    let owners_reader = bus.reader(owners_reader).await.context("can't open the reader of owners")?;
 
     let mut services = JoinSet::new();
     let (messages, dispatching, committing) =
@@ -148,7 +156,10 @@ pub async fn start_with(
     ));
     let quiet = Duration::from_secs(config.event.error.rate_limits.ttl_minutes.saturating_mul(60));
     let limiter = config.rates()?.map(|rates| Mutex::new(ErrorLimiter::new(&rates, quiet, TOLD_MAX)));
-    let lookups = Semaphore::new(config.integrations.manage.lifecycle_threads_count.get());
+    let (lookup, looking) = Lookup::new(admin.clone(), catalogue.messages_group());
+    services.spawn(looking);
+    let owners = owners::Owners::new(kinds.keys().cloned());
+    let connects = Semaphore::new(config.integrations.manage.lifecycle_threads_count.get());
     let shared = Arc::new(Shared {
         executor_id: identity.service_id.as_str().into(),
         identity,
@@ -162,7 +173,9 @@ pub async fn start_with(
         metrics,
         limiter,
         clock: Clock::new(),
-        lookups,
+        lookup,
+        connects,
+        owners,
         held_bytes: Arc::default(),
         applied: Applied::default(),
         config,
@@ -175,7 +188,8 @@ pub async fn start_with(
             ensure_topics(&shared).await;
             tokio::join!(
                 announce::follow_applied(shared.clone(), writer.clone()),
-                announce::follow_kinds(shared, writer, kinds_reader),
+                announce::follow_kinds(shared.clone(), writer, kinds_reader),
+                owners::follow(shared, owners_reader),
             );
         }
     });
@@ -208,10 +222,16 @@ impl Running {
         Vec::new()
     }
 
-    /// Completes only when it dies. Cancel-safe.
+    /// Completes only when it dies, or another process with its service id has taken over. Cancel-safe.
     pub async fn failed(&mut self) -> anyhow::Error {
         let ended = tokio::select! {
-            Some(ended) = self.groups.join_next() => ended,
+            // What serves the groups ends with them.
+            biased;
+            Some(ended) = self.groups.join_next() => match ended {
+                Ok(Err(replaced)) => return replaced.into(),
+                Ok(Ok(())) => Ok(()),
+                Err(error) => Err(error),
+            },
             Some(ended) = self.services.join_next() => ended,
         };
         match ended {
@@ -224,8 +244,10 @@ impl Running {
     pub async fn drain(mut self) {
         self.drain.begin();
         while let Some(ended) = self.groups.join_next().await {
-            if let Err(error) = ended {
-                tracing::error!(%error, "a group ended");
+            match ended {
+                Ok(Ok(())) => {}
+                Ok(Err(replaced)) => tracing::error!(%replaced, "a group ended"),
+                Err(error) => tracing::error!(%error, "a group ended"),
             }
         }
         let last_words = async {

@@ -20,13 +20,16 @@ use tokio::{
     time::MissedTickBehavior,
 };
 
-use crate::metrics::Metrics;
+use crate::{lease::Lease, metrics::Metrics};
 
 /// Deliveries that a shard may have waiting.
 const CREDITS: usize = 3;
 
 /// Commands that may wait for the reader's task, and hand-overs for the committer's.
 const COMMANDS: usize = 1_024;
+
+/// How often what is committed is compared with what was: a commit of an earlier owner may have come late.
+const VERIFY_EVERY: Duration = Duration::from_secs(30);
 
 /// No position yet.
 const NONE: u64 = u64::MAX;
@@ -72,19 +75,25 @@ struct Board {
 struct Slot {
     partition: TopicPartition,
     metadata: String,
+    lease: Lease,
     position: AtomicU64,
     committed: AtomicU64,
 }
 
 impl Slot {
-    /// What is due, if anything is.
+    /// What is due, if anything is, and still ours to commit.
     fn due(&self) -> Option<Commit> {
         let offset = self.position.load(Ordering::Acquire);
-        (offset != NONE && offset != self.committed.load(Ordering::Acquire)).then(|| Commit {
+        (!self.is_committed() && self.lease.holds()).then(|| Commit {
             partition: self.partition.clone(),
             offset,
             metadata: self.metadata.clone(),
         })
+    }
+
+    fn is_committed(&self) -> bool {
+        let offset = self.position.load(Ordering::Acquire);
+        offset == NONE || offset == self.committed.load(Ordering::Acquire)
     }
 }
 
@@ -146,17 +155,19 @@ impl Messages {
         (Self { commands, flushes, board }, dispatcher.run(), committing)
     }
 
-    /// Begins to read a partition. Its commits carry `metadata`.
+    /// Begins to read a partition. Its commits carry `metadata`, and are made while the lease holds.
     pub(crate) async fn add(
         &self,
         partition: TopicPartition,
         start: Start,
         metadata: String,
+        lease: Lease,
     ) -> Registration {
         let number = self.board.next.fetch_add(1, Ordering::Relaxed);
         let slot = Arc::new(Slot {
             partition: partition.clone(),
             metadata,
+            lease,
             position: AtomicU64::new(NONE),
             committed: AtomicU64::new(NONE),
         });
@@ -167,7 +178,7 @@ impl Messages {
         registration
     }
 
-    /// Commits these now; `false` when the bus did not take it.
+    /// Commits these now; `false` when the bus did not take it, or they are not ours any more.
     pub(crate) async fn flush(&self, registrations: impl Iterator<Item = &Registration>) -> bool {
         let slots: Vec<_> = registrations.map(|registration| registration.slot.clone()).collect();
         let (done, result) = oneshot::channel();
@@ -279,6 +290,8 @@ async fn commit(
 ) {
     let mut ticks = tokio::time::interval(interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut looks = tokio::time::interval(VERIFY_EVERY);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut waiting = Vec::new();
     loop {
         tokio::select! {
@@ -288,10 +301,15 @@ async fn commit(
                     return;
                 }
                 let slots: Vec<_> = waiting.iter().flat_map(|flush| flush.slots.iter().cloned()).collect();
-                let is_done = commit_slots(&mut *reader, &slots, &metrics).await;
+                commit_slots(&mut *reader, &slots, &metrics).await;
                 for flush in waiting.drain(..) {
+                    let is_done = flush.slots.iter().all(|slot| slot.is_committed());
                     flush.done.send(is_done).ok();
                 }
+            }
+            _ = looks.tick() => {
+                let slots: Vec<_> = board.slots.lock().values().cloned().collect();
+                verify(&mut *reader, &slots).await;
             }
             _ = ticks.tick() => {
                 let slots: Vec<_> = board.slots.lock().values().cloned().collect();
@@ -301,38 +319,60 @@ async fn commit(
     }
 }
 
-async fn commit_slots(reader: &mut dyn Reader, slots: &[Arc<Slot>], metrics: &Metrics) -> bool {
+/// Has what was set back committed anew. An owner that froze between its lease's check and its commit may send that
+/// commit when another one has committed more; what it costs is repeated, so it must not stay.
+async fn verify(reader: &mut dyn Reader, slots: &[Arc<Slot>]) {
+    let done = |slot: &&Arc<Slot>| slot.committed.load(Ordering::Acquire) != NONE && slot.lease.holds();
+    let slots: HashMap<&TopicPartition, &Arc<Slot>> =
+        slots.iter().filter(done).map(|slot| (&slot.partition, slot)).collect();
+    if slots.is_empty() {
+        return;
+    }
+    let partitions: Vec<TopicPartition> = slots.keys().map(|partition| (*partition).clone()).collect();
+    match reader.committed(&partitions).await {
+        Ok(commits) => {
+            for commit in commits {
+                let Some(slot) = slots.get(&commit.partition) else { continue };
+                let ours = slot.committed.load(Ordering::Acquire);
+                if commit.offset < ours {
+                    tracing::warn!(partition = %slot.partition, found = commit.offset, ours, "a late commit set the offset back");
+                    slot.committed.store(NONE, Ordering::Release);
+                }
+            }
+        }
+        // The next look is soon enough.
+        Err(error) => tracing::debug!(%error, "can't read what is committed"),
+    }
+}
+
+async fn commit_slots(reader: &mut dyn Reader, slots: &[Arc<Slot>], metrics: &Metrics) {
     let due: Vec<_> = slots.iter().filter_map(|slot| Some((slot, slot.due()?))).collect();
     if due.is_empty() {
-        return true;
+        return;
     }
     match reader.commit(due.iter().map(|(_, commit)| commit.clone()).collect()).await {
         Ok(()) => {
             for (slot, commit) in due {
                 slot.committed.store(commit.offset, Ordering::Release);
             }
-            true
         }
         Err(error @ Error::Unavailable(_)) => {
             metrics.commits_failed.inc();
             tracing::warn!(%error, partitions = due.len(), "can't commit; trying again");
-            false
         }
         Err(error) => {
             // One topic that was deleted must not keep the others from being committed.
             tracing::debug!(%error, "committing one by one");
-            let mut is_done = true;
-            for (slot, commit) in due {
+            for slot in slots {
+                let Some(commit) = slot.due() else { continue };
                 let offset = commit.offset;
                 if let Err(error) = reader.commit(vec![commit]).await {
                     metrics.commits_failed.inc();
-                    is_done = false;
                     tracing::warn!(%error, partition = %slot.partition, offset, "can't commit");
                 } else {
                     slot.committed.store(offset, Ordering::Release);
                 }
             }
-            is_done
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What an executor measures: TBMQ's names (spec §8) and our own counters of drops and limits.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use prometheus_client::{
@@ -8,7 +8,7 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::Registry,
 };
-use tbmq_integration::stats::Processor;
+use tbmq_integration::{pack::Settled, stats::Processor};
 use tbmq_proto::ids::IntegrationId;
 
 /// Labels of `integration_stats_counter` and `integration_stats_gauge`.
@@ -28,6 +28,12 @@ struct TopicLabels {
     topic: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SettledLabels {
+    integration: String,
+    outcome: &'static str,
+}
+
 /// All metrics of an executor. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Metrics {
@@ -41,11 +47,15 @@ pub(crate) struct Metrics {
     pub(crate) error_events_suppressed: Counter,
     pub(crate) events_dropped: Counter,
     pub(crate) late_answers: Counter,
-    pub(crate) expired_messages: Counter,
+    expired_messages: Counter,
     pub(crate) commits_failed: Counter,
     pub(crate) commands_refused: Counter,
     pub(crate) commands_expired: Counter,
     pub(crate) restarts_after_panic: Counter,
+    pub(crate) renewals_failed: Counter,
+    pub(crate) superseded_claims: Counter,
+    settled: Family<SettledLabels, Counter>,
+    restore_ms: Family<[(&'static str, String); 1], Gauge>,
 }
 
 impl Metrics {
@@ -66,7 +76,27 @@ impl Metrics {
             ("tbmq_executor_commands_refused", "Requests over the queue's limit", &m.commands_refused),
             ("tbmq_executor_commands_expired", "Requests past their deadline", &m.commands_expired),
             ("tbmq_executor_panics", "Integrations that were started anew", &m.restarts_after_panic),
+            (
+                "tbmq_executor_lease_renewals_failed",
+                "Renewals that the group did not take",
+                &m.renewals_failed,
+            ),
+            (
+                "tbmq_executor_superseded_claims",
+                "Partitions that another executor claimed",
+                &m.superseded_claims,
+            ),
         ];
+        registry.register(
+            "tbmq_executor_settled_messages",
+            "Messages that have left their partition, by how they did",
+            m.settled.clone(),
+        );
+        registry.register(
+            "tbmq_executor_restore_milliseconds",
+            "From the last assignment until all configuration was known",
+            m.restore_ms.clone(),
+        );
         for (name, help, counter) in counters {
             registry.register(name, help, counter.clone());
         }
@@ -83,6 +113,11 @@ impl Metrics {
     /// Number of started (`is_success`) or failed integrations of a kind.
     pub(crate) fn states(&self, is_success: bool, kind: &str, by: i64) {
         self.states.get_or_create(&labels("start", is_success, kind)).inc_by(by);
+    }
+
+    /// All configuration of a kind is known, so long after it was assigned.
+    pub(crate) fn restored(&self, kind: &str, elapsed: Duration) {
+        self.restore_ms.get_or_create(&[("type", kind.to_owned())]).set(elapsed.as_millis() as i64);
     }
 
     pub(crate) fn published(&self, name: &'static str, by: u64) {
@@ -103,6 +138,17 @@ impl Metrics {
         }
     }
 
+    /// Adds what has been settled since `before`.
+    pub(crate) fn settled(&self, integration: IntegrationId, before: &Settled, after: &Settled) {
+        for ((outcome, before), (_, after)) in outcomes(before).into_iter().zip(outcomes(after)) {
+            if after > before {
+                let labels = SettledLabels { integration: integration.to_string(), outcome };
+                self.settled.get_or_create(&labels).inc_by(after - before);
+            }
+        }
+        self.expired_messages.inc_by(after.expired - before.expired);
+    }
+
     /// Logs what integrations have processed since the last time, as TBMQ does.
     pub(crate) fn print(&self) {
         let interval = std::mem::take(&mut *self.interval.lock());
@@ -118,7 +164,15 @@ impl Metrics {
         for (name, _) in Processor::default().named() {
             self.processor.remove(&processor_labels(integration, name));
         }
+        for (outcome, _) in outcomes(&Settled::default()) {
+            self.settled.remove(&SettledLabels { integration: integration.to_string(), outcome });
+        }
     }
+}
+
+fn outcomes(settled: &Settled) -> [(&'static str, u64); 4] {
+    let Settled { delivered, rejected, skipped, expired } = *settled;
+    [("delivered", delivered), ("rejected", rejected), ("skipped", skipped), ("expired", expired)]
 }
 
 fn labels(name: &'static str, is_success: bool, kind: &str) -> StatsLabels {

@@ -33,6 +33,8 @@ use tokio::sync::watch;
 
 use crate::{
     executor::Shared,
+    lease::Lease,
+    lookup::Found,
     messages::{Delivery, Registration},
     sink::{Message, Outcome, Sink, SinkContext, SinkState},
     uplink::Teller,
@@ -57,6 +59,7 @@ pub(crate) struct Shard {
     pub(crate) id: ShardId,
     pub(crate) kind: Kind,
     pub(crate) epoch: u64,
+    pub(crate) lease: Lease,
     pub(crate) orders: watch::Receiver<Order>,
     pub(crate) teller: Teller,
     /// Why its predecessor ended by itself; the shard begins as failed.
@@ -111,6 +114,8 @@ struct Started {
     settings: pack::Settings,
     partitions: Vec<(TopicPartition, Start)>,
     generation: u64,
+    /// The bus's id of the message topic.
+    topic_id: String,
     revision: u64,
 }
 
@@ -153,6 +158,7 @@ impl Actor {
     async fn wait(&mut self) {
         let deadline = self.next_deadline();
         let clock = self.shard.shared.clock;
+        let is_waiting = self.running.as_ref().is_some_and(|running| running.is_leaseless);
         tokio::select! {
             changed = self.shard.orders.changed() => match changed {
                 Ok(()) => self.order(),
@@ -167,6 +173,7 @@ impl Actor {
                 }
             }
             wake = progress(&mut self.running, clock) => self.progressed(wake).await,
+            () = self.shard.lease.regained(), if is_waiting => self.pump().await,
             () = clock.sleep_until(deadline), if deadline.is_some() => self.tick().await,
         }
     }
@@ -198,18 +205,24 @@ impl Actor {
 
     async fn begin(&mut self, started: Started) {
         let shared = self.shard.shared.clone();
-        let metadata = CommitMetadata { generation: started.generation, epoch: self.shard.epoch }.to_text();
+        let metadata = CommitMetadata {
+            generation: started.generation,
+            epoch: self.shard.epoch,
+            topic: started.topic_id,
+        }
+        .to_text();
         let mut lanes = Vec::with_capacity(started.partitions.len());
         for (index, (partition, start)) in started.partitions.into_iter().enumerate() {
             let pack = pack::Partition::new(started.settings.clone(), index as u8);
-            let registration = shared.messages.add(partition, start, metadata.clone()).await;
+            let lease = self.shard.lease.clone();
+            let registration = shared.messages.add(partition, start, metadata.clone(), lease).await;
             let lane = Lane {
                 pack,
                 registration,
                 credits: 0,
                 told: Processor::default(),
                 told_late: 0,
-                told_expired: 0,
+                told_settled: pack::Settled::default(),
             };
             lanes.push(lane);
         }
@@ -220,8 +233,10 @@ impl Actor {
             revision: started.revision,
             is_away: false,
             is_blocked: false,
+            is_leaseless: false,
             is_stopping: false,
             held_bytes: 0,
+            lease: self.shard.lease.clone(),
             shared,
         });
         self.collector.start(self.now());
@@ -285,12 +300,12 @@ impl Actor {
                 shared.metrics.count("msgUplink", true, self.shard.kind.as_str(), delivered);
                 shared.metrics.count("msgUplink", false, self.shard.kind.as_str(), errors);
             }
-            let (late, expired) = (lane.pack.late(), lane.pack.settled().expired);
+            let (late, settled) = (lane.pack.late(), lane.pack.settled());
             shared.metrics.late_answers.inc_by(late - std::mem::replace(&mut lane.told_late, late));
-            shared
-                .metrics
-                .expired_messages
-                .inc_by(expired - std::mem::replace(&mut lane.told_expired, expired));
+            let settled_before = std::mem::replace(&mut lane.told_settled, settled);
+            if settled_before != settled {
+                shared.metrics.settled(self.shard.id.integration, &settled_before, &settled);
+            }
             while let Some(notice) = lane.pack.poll_notice() {
                 let event = error_event(lane.registration.partition(), notice);
                 let admission = shared.admit(self.shard.id.integration);
@@ -432,8 +447,11 @@ struct Running {
     is_away: bool,
     /// The sink said that it is busy.
     is_blocked: bool,
+    /// Something waits for the lease.
+    is_leaseless: bool,
     is_stopping: bool,
     held_bytes: usize,
+    lease: Lease,
     shared: Arc<Shared>,
 }
 
@@ -444,7 +462,7 @@ struct Lane {
     credits: usize,
     told: Processor,
     told_late: u64,
-    told_expired: u64,
+    told_settled: pack::Settled,
 }
 
 enum Wake {
@@ -513,12 +531,18 @@ impl Running {
 
     fn submit(&mut self, now: Millis) {
         self.is_blocked = false;
+        self.is_leaseless = false;
         if self.is_away || self.is_stopping {
             return;
         }
         let wall_ms = tbmq_service::time::now_ms();
         for lane in &mut self.lanes {
             while let Some((ticket, message)) = lane.pack.next(wall_ms) {
+                // For each message: a process may be frozen at any point.
+                if !self.lease.holds() {
+                    self.is_leaseless = true;
+                    return;
+                }
                 if self.sink.submit(message.clone(), ticket).is_err() {
                     self.is_blocked = true;
                     return;
@@ -646,8 +670,9 @@ async fn start(
     // Kinds whose remote end keeps an order keep it; HTTP's does not (architecture §4.21).
     let ordering = if kind.name() == "HTTP" { pack::Ordering::None } else { pack::Ordering::Key };
     let settings = shared.config.pack(&document.delivery, ordering);
-    let partitions = locate(&shared, shard, desired.shard_count).await?;
-    let starts = starts(&shared, &partitions, desired.generation, restart).await;
+    let (found, partitions) = locate(&shared, shard, desired.shard_count).await?;
+    let starts = partitions.iter().map(|partition| begin_at(&found, partition, desired.generation, restart));
+    let partitions = partitions.iter().cloned().zip(starts).collect();
     let context = SinkContext {
         shard,
         target: target.clone(),
@@ -655,14 +680,17 @@ async fn start(
         executor_id: shared.executor_id.clone(),
         window: settings.window_messages,
     };
+    // The semaphore is never closed.
+    let _permit = shared.connects.acquire().await.ok();
     let sink = kind.connect(&document.client_configuration, context).await.map_err(|error| {
         if error.violations.is_empty() { said(error.text) } else { listed(&error.violations) }
     })?;
     Ok(Started {
         sink,
         settings,
-        partitions: partitions.into_iter().zip(starts).collect(),
+        partitions,
         generation: desired.generation,
+        topic_id: found.info.id,
         revision: desired.revision,
     })
 }
@@ -681,20 +709,23 @@ pub(crate) fn listed(violations: &[Violation]) -> String {
 }
 
 /// The message partitions of a shard. Waits until the topic is there: the control plane makes it.
-async fn locate(shared: &Shared, shard: ShardId, shard_count: u32) -> Result<Vec<TopicPartition>, String> {
+async fn locate(
+    shared: &Shared,
+    shard: ShardId,
+    shard_count: u32,
+) -> Result<(Found, Vec<TopicPartition>), String> {
     let topic = shared.catalogue.messages(shard.integration, shard_count).name;
     let (mut pause, longest) = LOOKUP_PAUSE;
-    let count = loop {
-        let permit = shared.lookups.acquire().await;
-        match shared.admin.topic(&topic).await {
-            Ok(Some(info)) => break info.partitions,
+    let found = loop {
+        match shared.lookup.find(&topic).await {
+            Ok(Some(found)) => break found,
             Ok(None) => tracing::debug!(topic, "the message topic is not there yet"),
             Err(error) => tracing::debug!(topic, %error, "can't look for the message topic"),
         }
-        drop(permit);
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(longest);
     };
+    let count = found.info.partitions;
     let topic: Arc<str> = topic.into();
     let own = (0..count).filter(|partition| partition % shard_count == shard.index);
     let partitions: Vec<_> = own.map(|partition| TopicPartition::new(topic.clone(), partition)).collect();
@@ -702,41 +733,23 @@ async fn locate(shared: &Shared, shard: ShardId, shard_count: u32) -> Result<Vec
         0 => Err(format!(
             "topic {topic} has {count} partitions, none of them for shard {shard} of {shard_count}"
         )),
-        1..=256 => Ok(partitions),
+        1..=256 => Ok((found, partitions)),
         more => Err(format!("topic {topic} has {more} partitions for one shard; at most 256 can be read")),
     }
 }
 
-/// Where to begin: at what was committed for this generation of the topic, else at its first record.
-async fn starts(
-    shared: &Shared,
-    partitions: &[TopicPartition],
-    generation: u64,
-    restart: Restart,
-) -> Vec<Start> {
-    // Not `Earliest`: what retention removed before the first start is a gap, and no gap is silent.
-    const BEGIN: Start = Start::Offset(0);
-    if restart == Restart::FromBegin {
-        return vec![BEGIN; partitions.len()];
-    }
-    let (mut pause, longest) = LOOKUP_PAUSE;
-    let commits = loop {
-        let permit = shared.lookups.acquire().await;
-        match shared.admin.committed(&shared.catalogue.messages_group(), partitions).await {
-            Ok(commits) => break commits,
-            Err(tbmq_bus::Error::UnknownTopic(_)) => break Vec::new(),
-            Err(error) => tracing::debug!(%error, "can't read what was committed"),
-        }
-        drop(permit);
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(longest);
-    };
-    let start = |partition: &TopicPartition| {
-        let commit = commits.iter().find(|commit| commit.partition == *partition)?;
+/// Where to begin: at what was committed for this generation and this creation of the topic, else at its first record.
+fn begin_at(found: &Found, partition: &TopicPartition, generation: u64, restart: Restart) -> Start {
+    let committed = || {
+        let commit = found.commits.iter().find(|commit| commit.partition == *partition)?;
         let metadata = CommitMetadata::from_text(&commit.metadata)?;
-        (metadata.generation == generation).then_some(Start::Offset(commit.offset))
+        metadata.is_of(generation, &found.info.id).then_some(commit.offset)
     };
-    partitions.iter().map(|partition| start(partition).unwrap_or(BEGIN)).collect()
+    // Not `Earliest`: what retention removed before the first start is a gap, and no gap is silent.
+    match restart {
+        Restart::FromBegin => Start::Offset(0),
+        Restart::No => Start::Offset(committed().unwrap_or(0)),
+    }
 }
 
 /// The driver's clock: machines get milliseconds since the process began.

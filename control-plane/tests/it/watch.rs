@@ -348,6 +348,7 @@ fn new(name: &str, bytes: usize) -> New {
         configuration,
         labels: BTreeMap::new(),
         description: String::new(),
+        shards: 1,
     }
 }
 

@@ -7,6 +7,7 @@
 //! | [`validation`] | control plane: requests, second requests, replies, deadlines |
 //! | [`cleanup`] | control plane: the life of an integration's message topic |
 //! | [`restore`] | executor: from a compacted downlink partition to real time |
+//! | [`ownership`] | executor: claims and the lease: which downlink partitions are ours, and until when |
 //! | [`lifecycle`] | executor: one shard, from desired to running state |
 //! | [`pack`] | executor: one message partition, from records to outcomes and commits |
 //! | [`stats`] | executor: counters and the limit on error events |
@@ -18,6 +19,7 @@
 pub mod cleanup;
 pub mod entity;
 pub mod lifecycle;
+pub mod ownership;
 pub mod pack;
 pub mod restore;
 pub mod stats;

@@ -443,12 +443,20 @@ pub struct CommitMetadata {
     pub generation: u64,
     /// Ownership epoch of the writer.
     pub epoch: u64,
+    /// The bus's id of the topic; a commit for another topic of the same name is void. Empty: not known.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub topic: String,
 }
 
 impl CommitMetadata {
     /// As text, well below Kafka's limit of 4 KiB.
     pub fn to_text(&self) -> String {
-        serde_json::to_string(self).expect("two numbers are always JSON")
+        serde_json::to_string(self).expect("numbers and a text are always JSON")
+    }
+
+    /// Whether this commit speaks of that topic, so that reading may begin at its offset.
+    pub fn is_of(&self, generation: u64, topic: &str) -> bool {
+        self.generation == generation && (self.topic == topic || self.topic.is_empty() || topic.is_empty())
     }
 
     /// From text; `None` when it was written by someone else.
@@ -510,8 +518,17 @@ mod tests {
 
     #[test]
     fn commit_metadata_survives_and_foreign_text_is_none() {
-        let metadata = CommitMetadata { generation: 2, epoch: 9 };
+        let metadata = CommitMetadata { generation: 2, epoch: 9, topic: "t1".to_owned() };
         assert_eq!(CommitMetadata::from_text(&metadata.to_text()), Some(metadata));
         assert_eq!(CommitMetadata::from_text(""), None);
+    }
+
+    #[test]
+    fn a_commit_speaks_of_one_generation_and_one_creation_of_the_topic() {
+        let metadata = CommitMetadata::from_text(r#"{"generation":2,"epoch":9,"topic":"t1"}"#).unwrap();
+        assert!(metadata.is_of(2, "t1") && metadata.is_of(2, ""));
+        assert!(!metadata.is_of(3, "t1") && !metadata.is_of(2, "t2"));
+        let older = CommitMetadata::from_text(r#"{"generation":2,"epoch":9}"#).unwrap();
+        assert!(older.is_of(2, "t2"), "nothing is known of its topic");
     }
 }

@@ -3,4 +3,6 @@
 #[cfg(test)]
 mod driver;
 #[cfg(test)]
+mod ownership;
+#[cfg(test)]
 mod world;

@@ -88,6 +88,7 @@ pub(crate) struct World {
     pub(crate) catalogue: Catalogue,
     pub(crate) state: watch::Sender<State>,
     pub(crate) config: Config,
+    pub(crate) health: Health,
     writer: Arc<dyn Writer>,
     revision: std::sync::atomic::AtomicU64,
     _followers: JoinSet<()>,
@@ -109,17 +110,30 @@ impl World {
         let mut config = Config::default();
         config.queue.integration_msg.commit_interval = Duration::from_millis(20);
         config.queue.integration_downlink.session_timeout = Duration::from_secs(3);
-        Self { bus, catalogue, state, config, writer, revision: 0.into(), _followers: followers }
+        Self {
+            bus,
+            catalogue,
+            state,
+            config,
+            health: Health::default(),
+            writer,
+            revision: 0.into(),
+            _followers: followers,
+        }
     }
 
     pub(crate) async fn executor(&self, service_id: &str) -> Running {
+        self.executor_on(self.bus.clone(), service_id).await
+    }
+
+    pub(crate) async fn executor_on(&self, bus: Arc<dyn Bus>, service_id: &str) -> Running {
         let context = tbmq_executor::Context {
-            bus: self.bus.clone(),
+            bus,
             catalogue: self.catalogue.clone(),
             replication_factor: 1,
             identity: Identity::of("executor", Some(service_id)),
             metrics: Metrics::default(),
-            health: Health::default(),
+            health: self.health.clone(),
         };
         let kind = Arc::new(TestKind(self.state.clone()));
         tbmq_executor::start_with(self.config.clone(), context, vec![kind]).await.unwrap()
@@ -171,9 +185,22 @@ impl World {
     }
 
     async fn desire(&self, id: IntegrationId, generation: u64, change: Change) -> u64 {
+        self.desire_shard(ShardId::first(id), 1, generation, change).await
+    }
+
+    /// Writes the desired state of each of `count` shards.
+    pub(crate) async fn apply_shards(&self, id: IntegrationId, count: u32) {
+        for index in 0..count {
+            let configuration = document(&json!({}), &json!({})).into();
+            let target = Target { name: "test".into(), enabled: true, configuration };
+            let change = Change::Apply { cause: Cause::Created, target };
+            self.desire_shard(ShardId { integration: id, index }, count, 1, change).await;
+        }
+    }
+
+    async fn desire_shard(&self, shard: ShardId, shard_count: u32, generation: u64, change: Change) -> u64 {
         let revision = self.revision.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1;
-        let shard = ShardId::first(id);
-        let desired = Desired { shard, shard_count: 1, kind: kind(), revision, generation, change };
+        let desired = Desired { shard, shard_count, kind: kind(), revision, generation, change };
         let header = tbmq_bus::Header::text(REVISION_HEADER, revision.to_string());
         let value = wire::encode_desired(&desired);
         let topic = self.catalogue.downlink(&kind());
@@ -207,7 +234,12 @@ impl World {
         let topic = self.catalogue.messages(id, 1).name;
         for text in texts {
             // One that hangs holds back its own key only.
-            let key: &[u8] = if text.starts_with("hang") { b"hang" } else { b"t" };
+            let key: &[u8] = match text.split_once(' ') {
+                Some(("key", key)) => key.as_bytes(),
+                Some(("hang", _)) => b"hang",
+                _ => b"t",
+            };
+            let key = &key.to_vec()[..];
             let publish =
                 PublishMsgProto { payload: text.into(), topic_name: "t".into(), ..Default::default() };
             let message =

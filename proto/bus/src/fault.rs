@@ -3,15 +3,21 @@
 //! Nothing happens until a [`Fault`] is planted. What is left to chance is drawn from the seed.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
+    fmt,
     sync::Arc,
     time::Duration,
 };
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
-use tokio::sync::{Notify, mpsc};
+use tokio::{
+    runtime::Handle,
+    sync::{Notify, mpsc},
+    time::Instant,
+};
 
 use crate::{
     Admin, BatchRecord, Bus, Commit, Completion, CompletionQueue, Error, FencedWriter, Membership,
@@ -19,7 +25,7 @@ use crate::{
     SubmitError, Ticket, TopicHandle, TopicPartition, Writer, WriterConfig, Written,
 };
 
-/// Outcomes that a writer may have under way; beyond that it says [`SubmitError::BusFull`].
+/// Outcomes that a writer may have under way for a topic; beyond that it says [`SubmitError::BusFull`].
 const OUTCOMES: usize = 1 << 16;
 
 /// Keys whose first record a reader remembers for [`Fault::StaleRecords`].
@@ -28,7 +34,7 @@ const STALE_KEYS: usize = 1024;
 /// What goes wrong while it is planted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// Outcomes of submitted records come so much later.
+    /// Outcomes of submitted records come no sooner than so long after the submission.
     DelayOutcomes(Duration),
     /// Of a thousand submitted records so many are not written, and their outcome is [`Error::Unavailable`].
     FailWrites(u16),
@@ -50,6 +56,10 @@ pub enum Fault {
     StaleRecords(String),
     /// Commits can't be made.
     FailCommits,
+    /// Commits are made, and answered so much later.
+    DelayCommitAnswers(Duration),
+    /// Commits are made, and answered when this is taken out.
+    WithholdCommitAnswers,
 }
 
 /// A bus with faults.
@@ -62,11 +72,28 @@ pub struct FaultBus {
 /// The switchboard.
 #[derive(Debug)]
 struct Faults {
-    planted: Mutex<Vec<Fault>>,
+    planted: Mutex<Vec<Planted>>,
     random: Mutex<u64>,
     /// How often each group was told to lose its members.
-    losses: Mutex<HashMap<String, u64>>,
-    lost: Notify,
+    losses: Mutex<BTreeMap<String, u64>>,
+    /// How often each group's members with an instance id were told that they are fenced.
+    fences: Mutex<BTreeMap<(String, String), u64>>,
+    /// Something was taken out, or members were told something.
+    changed: Notify,
+}
+
+type Topics = Box<dyn Fn(&str) -> bool + Send + Sync>;
+
+/// A fault, and the topics that it is for; all if there is nothing that tells them.
+struct Planted {
+    fault: Fault,
+    topics: Option<Topics>,
+}
+
+impl fmt::Debug for Planted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Planted").field("fault", &self.fault).finish_non_exhaustive()
+    }
 }
 
 impl FaultBus {
@@ -76,35 +103,58 @@ impl FaultBus {
             planted: Mutex::default(),
             random: Mutex::new(seed),
             losses: Mutex::default(),
-            lost: Notify::new(),
+            fences: Mutex::default(),
+            changed: Notify::new(),
         };
         Arc::new(Self { inner, faults: Arc::new(faults) })
     }
 
-    /// Plants a fault.
+    /// Plants a fault for all topics.
     pub fn plant(&self, fault: Fault) {
-        self.faults.planted.lock().push(fault);
+        self.faults.planted.lock().push(Planted { fault, topics: None });
+    }
+
+    /// Plants a fault for some topics. A batch, or several commits together, are struck if one of their topics is.
+    pub fn plant_for(&self, fault: Fault, topics: impl Fn(&str) -> bool + Send + Sync + 'static) {
+        self.faults.planted.lock().push(Planted { fault, topics: Some(Box::new(topics)) });
+    }
+
+    /// Takes a fault out, however often it was planted.
+    pub fn lift(&self, fault: &Fault) {
+        self.faults.planted.lock().retain(|planted| planted.fault != *fault);
+        self.faults.changed.notify_waiters();
     }
 
     /// Takes all faults out.
     pub fn clear(&self) {
         self.faults.planted.lock().clear();
+        self.faults.changed.notify_waiters();
     }
 
     /// Makes every present member of a group lose what it holds; each joins again by its next call.
     pub fn lose_memberships(&self, group: &str) {
         *self.faults.losses.lock().entry(group.to_owned()).or_default() += 1;
-        self.faults.lost.notify_waiters();
+        self.faults.changed.notify_waiters();
+    }
+
+    /// Makes the present members of a group with this instance id believe that another one has taken it over. What
+    /// they held stays with the id for the rest of the session.
+    pub fn fence_memberships(&self, group: &str, instance_id: &str) {
+        *self.faults.fences.lock().entry((group.to_owned(), instance_id.to_owned())).or_default() += 1;
+        self.faults.changed.notify_waiters();
     }
 }
 
 impl Faults {
-    fn find<T>(&self, which: impl Fn(&Fault) -> Option<T>) -> Option<T> {
-        self.planted.lock().iter().find_map(which)
+    fn find<T>(&self, topic: &str, which: impl Fn(&Fault) -> Option<T>) -> Option<T> {
+        let planted = self.planted.lock();
+        let here =
+            planted.iter().filter(|planted| planted.topics.as_ref().is_none_or(|is_meant| is_meant(topic)));
+        here.map(|planted| &planted.fault).find_map(which)
     }
 
-    fn has(&self, fault: &Fault) -> bool {
-        self.planted.lock().contains(fault)
+    fn has(&self, topic: &str, fault: &Fault) -> bool {
+        self.find(topic, |planted| (planted == fault).then_some(())).is_some()
     }
 
     /// True so many times of a thousand.
@@ -118,24 +168,58 @@ impl Faults {
         (mixed ^ (mixed >> 31)) % 1000 < u64::from(permille)
     }
 
-    fn strikes(&self, permille: impl Fn(&Fault) -> Option<u16>) -> bool {
-        self.find(permille).is_some_and(|permille| self.chance(permille))
+    fn strikes(&self, topic: &str, permille: impl Fn(&Fault) -> Option<u16>) -> bool {
+        self.find(topic, permille).is_some_and(|permille| self.chance(permille))
     }
 
     fn spoil(&self, mut commits: Vec<Commit>) -> Result<Vec<Commit>, Error> {
-        if self.has(&Fault::FailCommits) {
-            return Err(planted());
-        }
-        let ahead = self.find(|fault| if let Fault::CommitAhead(by) = fault { Some(*by) } else { None });
         for commit in &mut commits {
+            let topic = &commit.partition.topic;
+            if self.has(topic, &Fault::FailCommits) {
+                return Err(planted());
+            }
+            let ahead =
+                self.find(topic, |fault| if let Fault::CommitAhead(by) = fault { Some(*by) } else { None });
             commit.offset += ahead.unwrap_or(0);
         }
         Ok(commits)
     }
 
-    fn losses(&self, group: &str) -> u64 {
-        self.losses.lock().get(group).copied().unwrap_or(0)
+    /// Keeps the answer to commits of these topics back, as the faults say.
+    async fn keep_back(&self, topics: &[Arc<str>]) {
+        let delay = |fault: &Fault| if let Fault::DelayCommitAnswers(by) = fault { Some(*by) } else { None };
+        if let Some(delay) = topics.iter().find_map(|topic| self.find(topic, delay)) {
+            tokio::time::sleep(delay).await;
+        }
+        loop {
+            // Created before the look, so that no change slips in between.
+            let changed = self.changed.notified();
+            if !topics.iter().any(|topic| self.has(topic, &Fault::WithholdCommitAnswers)) {
+                return;
+            }
+            changed.await;
+        }
     }
+
+    /// What members of a group were told so far.
+    fn told(&self, config: &MembershipConfig) -> Told {
+        let losses = self.losses.lock().get(&config.group).copied();
+        let fences = config
+            .instance_id
+            .as_ref()
+            .and_then(|instance| self.fences.lock().get(&(config.group.clone(), instance.clone())).copied());
+        Told { losses: losses.unwrap_or(0), fences: fences.unwrap_or(0) }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Told {
+    losses: u64,
+    fences: u64,
+}
+
+fn topics_of(commits: &[Commit]) -> Vec<Arc<str>> {
+    commits.iter().map(|commit| Arc::clone(&commit.partition.topic)).collect()
 }
 
 fn planted() -> Error {
@@ -145,10 +229,12 @@ fn planted() -> Error {
 #[async_trait]
 impl Bus for FaultBus {
     async fn writer(&self, config: WriterConfig) -> Result<Arc<dyn Writer>, Error> {
-        let inner = self.inner.writer(config).await?;
-        let (sender, receiver) = mpsc::channel(OUTCOMES);
-        tokio::spawn(forward(receiver));
-        Ok(Arc::new(FaultWriter { inner, faults: Arc::clone(&self.faults), outcomes: sender }))
+        Ok(Arc::new(FaultWriter {
+            inner: self.inner.writer(config).await?,
+            faults: Arc::clone(&self.faults),
+            runtime: Handle::current(),
+            outcomes: Mutex::default(),
+        }))
     }
 
     async fn fenced_writer(&self, name: &str) -> Result<Box<dyn FencedWriter>, Error> {
@@ -158,20 +244,19 @@ impl Bus for FaultBus {
 
     async fn reader(&self, config: ReaderConfig) -> Result<Box<dyn Reader>, Error> {
         let inner = self.inner.reader(config).await?;
-        Ok(Box::new(FaultReader { inner, faults: Arc::clone(&self.faults), first: HashMap::new() }))
+        Ok(Box::new(FaultReader { inner, faults: Arc::clone(&self.faults), first: BTreeMap::new() }))
     }
 
     async fn membership(&self, config: MembershipConfig) -> Result<Box<dyn Membership>, Error> {
-        let inner = self.inner.membership(config.clone()).await?;
-        let (bus, faults) = (Arc::clone(&self.inner), Arc::clone(&self.faults));
-        let losses = faults.losses(&config.group);
+        let told = self.faults.told(&config);
         Ok(Box::new(FaultMembership {
-            bus,
+            inner: Some(self.inner.membership(config.clone()).await?),
+            bus: Arc::clone(&self.inner),
+            faults: Arc::clone(&self.faults),
             config,
-            inner: Some(inner),
-            faults,
             held: BTreeSet::new(),
-            losses,
+            told,
+            is_over: false,
         }))
     }
 
@@ -184,15 +269,28 @@ impl Bus for FaultBus {
 struct FaultWriter {
     inner: Arc<dyn Writer>,
     faults: Arc<Faults>,
-    outcomes: mpsc::Sender<Outcome>,
+    runtime: Handle,
+    /// Outcomes on their way, by topic: those of one topic stay in order and delay no other's.
+    outcomes: Mutex<BTreeMap<Arc<str>, mpsc::Sender<Outcome>>>,
 }
 
-/// An outcome on its way; all of a writer's go through one task, so their order stays.
+impl FaultWriter {
+    fn outcomes(&self, topic: &Arc<str>) -> mpsc::Sender<Outcome> {
+        let mut outcomes = self.outcomes.lock();
+        let sender = outcomes.entry(Arc::clone(topic)).or_insert_with(|| {
+            let (sender, receiver) = mpsc::channel(OUTCOMES);
+            self.runtime.spawn(forward(receiver));
+            sender
+        });
+        sender.clone()
+    }
+}
+
 #[derive(Debug)]
 struct Outcome {
     ticket: Ticket,
     source: Source,
-    delay: Duration,
+    not_before: Option<Instant>,
     target: Arc<CompletionQueue>,
 }
 
@@ -204,7 +302,7 @@ enum Source {
 
 async fn forward(mut outcomes: mpsc::Receiver<Outcome>) {
     let mut batch = Vec::new();
-    while let Some(Outcome { ticket, source, delay, target }) = outcomes.recv().await {
+    while let Some(Outcome { ticket, source, not_before, target }) = outcomes.recv().await {
         let result = match source {
             Source::Planted(result) => result,
             Source::Bus { queue, is_hidden } => {
@@ -213,8 +311,8 @@ async fn forward(mut outcomes: mpsc::Receiver<Outcome>) {
                 if is_hidden { Err(planted()) } else { found }
             }
         };
-        if !delay.is_zero() {
-            tokio::time::sleep(delay).await;
+        if let Some(instant) = not_before {
+            tokio::time::sleep_until(instant).await;
         }
         target.push([Completion { ticket, result }]);
     }
@@ -232,32 +330,32 @@ impl Writer for FaultWriter {
         ticket: Ticket,
         completions: &Arc<CompletionQueue>,
     ) -> Result<(), SubmitError> {
-        let faults = &self.faults;
-        let is_full = |fault: &Fault| matches!(fault, Fault::TopicFull(name) if **name == **topic.name());
-        if faults.find(|fault| is_full(fault).then_some(())).is_some() {
+        let (faults, name) = (&self.faults, topic.name());
+        let is_full =
+            |fault: &Fault| matches!(fault, Fault::TopicFull(full) if **full == **name).then_some(());
+        if faults.find(name, is_full).is_some() {
             return Err(SubmitError::TopicFull);
         }
-        if faults.has(&Fault::BusFull) {
+        let outcomes = self.outcomes(name);
+        let slot = outcomes.try_reserve().map_err(|_| SubmitError::BusFull)?;
+        if faults.has(name, &Fault::BusFull) {
             return Err(SubmitError::BusFull);
         }
-        let slot = self.outcomes.try_reserve().map_err(|_| SubmitError::BusFull)?;
-        let source = if faults
-            .strikes(|fault| if let Fault::FailWrites(of) = fault { Some(*of) } else { None })
-        {
+        let fails = |fault: &Fault| if let Fault::FailWrites(of) = fault { Some(*of) } else { None };
+        let lies = |fault: &Fault| if let Fault::AcknowledgeUnwritten(of) = fault { Some(*of) } else { None };
+        let source = if faults.strikes(name, fails) {
             Source::Planted(Err(planted()))
-        } else if faults
-            .strikes(|fault| if let Fault::AcknowledgeUnwritten(of) = fault { Some(*of) } else { None })
-        {
+        } else if faults.strikes(name, lies) {
             Source::Planted(Ok(Written { partition: record.partition.unwrap_or(0), offset: 0 }))
         } else {
             let queue = CompletionQueue::new();
             self.inner.submit(topic, record, ticket, &queue)?;
             let hides = |fault: &Fault| if let Fault::UncertainWrites(of) = fault { Some(*of) } else { None };
-            Source::Bus { queue, is_hidden: faults.strikes(hides) }
+            Source::Bus { queue, is_hidden: faults.strikes(name, hides) }
         };
-        let delay = faults.find(|fault| if let Fault::DelayOutcomes(by) = fault { Some(*by) } else { None });
-        let target = Arc::clone(completions);
-        slot.send(Outcome { ticket, source, delay: delay.unwrap_or_default(), target });
+        let delay = |fault: &Fault| if let Fault::DelayOutcomes(by) = fault { Some(*by) } else { None };
+        let not_before = faults.find(name, delay).map(|delay| Instant::now() + delay);
+        slot.send(Outcome { ticket, source, not_before, target: Arc::clone(completions) });
         Ok(())
     }
 
@@ -275,7 +373,7 @@ struct FaultFencedWriter {
 #[async_trait]
 impl FencedWriter for FaultFencedWriter {
     async fn write(&mut self, batch: Vec<BatchRecord>) -> Result<Vec<Written>, Error> {
-        if self.faults.has(&Fault::FailFencedWrites) {
+        if batch.iter().any(|record| self.faults.has(&record.topic, &Fault::FailFencedWrites)) {
             return Err(planted());
         }
         self.inner.write(batch).await
@@ -287,7 +385,7 @@ struct FaultReader {
     inner: Box<dyn Reader>,
     faults: Arc<Faults>,
     /// The first value of each key of a topic with stale records.
-    first: HashMap<(TopicPartition, Bytes), Record>,
+    first: BTreeMap<(TopicPartition, Bytes), Record>,
 }
 
 impl FaultReader {
@@ -325,10 +423,14 @@ impl Reader for FaultReader {
     async fn next(&mut self) -> ReaderEvent {
         loop {
             match self.inner.next().await {
-                ReaderEvent::Gap { .. } if self.faults.has(&Fault::SwallowGaps) => {}
+                ReaderEvent::Gap { partition, .. }
+                    if self.faults.has(&partition.topic, &Fault::SwallowGaps) => {}
                 ReaderEvent::Batch { partition, mut records } => {
-                    let is_stale = |fault: &Fault| matches!(fault, Fault::StaleRecords(name) if **name == *partition.topic);
-                    if self.faults.find(|fault| is_stale(fault).then_some(())).is_some() {
+                    let topic = &partition.topic;
+                    let is_stale = |fault: &Fault| {
+                        matches!(fault, Fault::StaleRecords(name) if **name == **topic).then_some(())
+                    };
+                    if self.faults.find(topic, is_stale).is_some() {
                         self.make_stale(&partition, &mut records);
                     }
                     return ReaderEvent::Batch { partition, records };
@@ -339,7 +441,10 @@ impl Reader for FaultReader {
     }
 
     async fn commit(&mut self, commits: Vec<Commit>) -> Result<(), Error> {
-        self.inner.commit(self.faults.spoil(commits)?).await
+        let (topics, commits) = (topics_of(&commits), self.faults.spoil(commits)?);
+        let result = self.inner.commit(commits).await;
+        self.faults.keep_back(&topics).await;
+        result
     }
 
     async fn committed(&mut self, partitions: &[TopicPartition]) -> Result<Vec<Commit>, Error> {
@@ -351,22 +456,35 @@ impl Reader for FaultReader {
 struct FaultMembership {
     bus: Arc<dyn Bus>,
     config: MembershipConfig,
-    /// `None` between a loss and the next call.
+    /// `None` between a loss and the next call, and once it is fenced.
     inner: Option<Box<dyn Membership>>,
     faults: Arc<Faults>,
     held: BTreeSet<TopicPartition>,
-    losses: u64,
+    /// What was told before it joined, or that it has followed.
+    told: Told,
+    /// It was told that it is fenced.
+    is_over: bool,
 }
 
 #[async_trait]
 impl Membership for FaultMembership {
     async fn next(&mut self) -> MembershipEvent {
         loop {
-            // Created before the look at the count, so that no loss slips in between.
-            let lost = self.faults.lost.notified();
-            let losses = self.faults.losses(&self.config.group);
-            if losses != self.losses {
-                self.losses = losses;
+            let faults = Arc::clone(&self.faults);
+            // Created before the look, so that nothing slips in between.
+            let changed = faults.changed.notified();
+            let told = self.faults.told(&self.config);
+            if self.is_over {
+                return std::future::pending().await;
+            }
+            if told.fences != self.told.fences {
+                self.is_over = true;
+                self.inner = None;
+                self.held.clear();
+                return MembershipEvent::Fenced { reason: "planted fault".to_owned() };
+            }
+            if told.losses != self.told.losses {
+                self.told = told;
                 self.inner = None;
                 return MembershipEvent::Lost(std::mem::take(&mut self.held).into_iter().collect());
             }
@@ -379,26 +497,34 @@ impl Membership for FaultMembership {
             };
             let event = tokio::select! {
                 event = inner.next() => event,
-                () = lost => continue,
+                () = changed => continue,
             };
             match &event {
                 MembershipEvent::Assigned(partitions) => self.held.extend(partitions.iter().cloned()),
                 MembershipEvent::Revoked { partitions, .. } | MembershipEvent::Lost(partitions) => {
                     self.held.retain(|partition| !partitions.contains(partition));
                 }
+                MembershipEvent::Fenced { .. } => self.held.clear(),
             }
             return event;
         }
     }
 
-    async fn commit(&mut self, commits: Vec<Commit>) -> Result<(), Error> {
-        let commits = self.faults.spoil(commits)?;
-        match &mut self.inner {
-            Some(inner) if self.losses == self.faults.losses(&self.config.group) => {
-                inner.commit(commits).await
-            }
-            _ => Err(Error::Fenced("planted loss of the membership".to_owned())),
-        }
+    fn commit(&self, commits: Vec<Commit>) -> BoxFuture<'static, Result<(), Error>> {
+        let commits = match self.faults.spoil(commits) {
+            Ok(commits) => commits,
+            Err(error) => return Box::pin(async { Err(error) }),
+        };
+        let (Some(inner), true) = (&self.inner, self.told == self.faults.told(&self.config)) else {
+            return Box::pin(async { Err(Error::Fenced("planted loss of the membership".to_owned())) });
+        };
+        let (faults, topics, committing) =
+            (Arc::clone(&self.faults), topics_of(&commits), inner.commit(commits));
+        Box::pin(async move {
+            let result = committing.await;
+            faults.keep_back(&topics).await;
+            result
+        })
     }
 
     async fn leave(self: Box<Self>) {
@@ -415,15 +541,33 @@ mod tests {
 
     async fn bus() -> (Arc<FaultBus>, TopicPartition) {
         let bus = FaultBus::new(MemoryBus::new(), 7);
+        create(&bus, "t").await;
+        (bus, TopicPartition::new("t", 0))
+    }
+
+    async fn create(bus: &FaultBus, name: &str) {
         let spec = TopicSpec {
-            name: "t".to_owned(),
+            name: name.to_owned(),
             partitions: 1,
             replication_factor: 1,
             policy: CleanupPolicy::Delete,
             settings: Vec::new(),
         };
         bus.admin().create_topic(&spec).await.unwrap();
-        (bus, TopicPartition::new("t", 0))
+    }
+
+    fn member(instance_id: Option<&str>) -> MembershipConfig {
+        MembershipConfig {
+            group: "g".to_owned(),
+            client_id: "c".to_owned(),
+            instance_id: instance_id.map(str::to_owned),
+            topics: vec!["t".to_owned()],
+            session_timeout: Duration::from_secs(10),
+        }
+    }
+
+    fn commit(at: &TopicPartition, offset: u64) -> Vec<Commit> {
+        vec![Commit { partition: at.clone(), offset, metadata: String::new() }]
     }
 
     async fn put(bus: &FaultBus, value: &str) -> Result<Written, Error> {
@@ -479,23 +623,87 @@ mod tests {
     #[tokio::test]
     async fn commits_go_too_far_and_memberships_are_lost() {
         let (bus, at) = bus().await;
-        let config = MembershipConfig {
-            group: "g".to_owned(),
-            client_id: "c".to_owned(),
-            instance_id: None,
-            topics: vec!["t".to_owned()],
-            session_timeout: Duration::from_secs(10),
-        };
-        let mut member = bus.membership(config).await.unwrap();
+        let mut member = bus.membership(member(None)).await.unwrap();
         assert!(matches!(member.next().await, MembershipEvent::Assigned(_)));
         bus.plant(Fault::CommitAhead(1));
-        let commit = |offset| vec![Commit { partition: at.clone(), offset, metadata: String::new() }];
-        member.commit(commit(3)).await.unwrap();
-        assert_eq!(bus.admin().committed("g", std::slice::from_ref(&at)).await, Ok(commit(4)));
+        member.commit(commit(&at, 3)).await.unwrap();
+        assert_eq!(bus.admin().committed("g", std::slice::from_ref(&at)).await, Ok(commit(&at, 4)));
         bus.lose_memberships("g");
-        assert!(matches!(member.commit(commit(3)).await, Err(Error::Fenced(_))));
+        assert!(matches!(member.commit(commit(&at, 3)).await, Err(Error::Fenced(_))));
         assert!(matches!(member.next().await, MembershipEvent::Lost(lost) if lost == [at.clone()]));
         assert!(matches!(member.next().await, MembershipEvent::Assigned(_)));
-        member.commit(commit(5)).await.unwrap();
+        member.commit(commit(&at, 5)).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_member_is_fenced_for_good_and_its_successor_takes_its_place() {
+        let (bus, at) = bus().await;
+        let mut older = bus.membership(member(Some("one"))).await.unwrap();
+        assert!(matches!(older.next().await, MembershipEvent::Assigned(_)));
+        bus.fence_memberships("g", "other");
+        older.commit(commit(&at, 1)).await.unwrap();
+        bus.fence_memberships("g", "one");
+        assert!(matches!(older.commit(commit(&at, 2)).await, Err(Error::Fenced(_))));
+        assert!(matches!(older.next().await, MembershipEvent::Fenced { .. }));
+        let mut newer = bus.membership(member(Some("one"))).await.unwrap();
+        assert!(matches!(newer.next().await, MembershipEvent::Assigned(_)));
+        newer.commit(commit(&at, 3)).await.unwrap();
+        assert!(matches!(older.commit(commit(&at, 4)).await, Err(Error::Fenced(_))));
+        let more = tokio::time::timeout(Duration::from_millis(50), older.next()).await;
+        assert!(more.is_err(), "{more:?} after the end");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn commits_are_made_and_answered_late_or_when_the_fault_is_gone() {
+        let (bus, at) = bus().await;
+        let mut member = bus.membership(member(None)).await.unwrap();
+        assert!(matches!(member.next().await, MembershipEvent::Assigned(_)));
+        bus.plant(Fault::DelayCommitAnswers(Duration::from_secs(7)));
+        let begun = Instant::now();
+        member.commit(commit(&at, 1)).await.unwrap();
+        assert_eq!(begun.elapsed(), Duration::from_secs(7));
+        bus.clear();
+        bus.plant(Fault::WithholdCommitAnswers);
+        let answer = tokio::spawn(member.commit(commit(&at, 2)));
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert!(!answer.is_finished());
+        assert_eq!(bus.admin().committed("g", std::slice::from_ref(&at)).await, Ok(commit(&at, 2)));
+        bus.lift(&Fault::WithholdCommitAnswers);
+        assert_eq!(answer.await.unwrap(), Ok(()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_fault_strikes_the_topics_that_it_is_planted_for() {
+        let (bus, _) = bus().await;
+        create(&bus, "u").await;
+        let (writer, queue) = (bus.writer(WriterConfig::new("w")).await.unwrap(), CompletionQueue::new());
+        let topics = ["t", "u"].map(|name| writer.topic(name));
+        let outgoing = Outgoing { partition: None, key: Some(b"k"), value: Some(b"v"), headers: &[] };
+        let outcomes = async || {
+            let (begun, mut batch, mut all) = (Instant::now(), Vec::new(), Vec::new());
+            for (ticket, topic) in topics.iter().enumerate() {
+                writer.submit(topic, outgoing, ticket as u64, &queue).unwrap();
+            }
+            while all.len() < 2 {
+                queue.wait(&mut batch).await;
+                let done =
+                    batch.drain(..).map(|one| (one.ticket, one.result.is_ok(), begun.elapsed().as_secs()));
+                all.extend(done);
+            }
+            all
+        };
+        bus.plant_for(Fault::DelayOutcomes(Duration::from_secs(5)), |topic| topic == "t");
+        assert_eq!(outcomes().await, [(1, true, 0), (0, true, 5)]);
+        bus.clear();
+        bus.plant_for(Fault::FailWrites(1000), |topic| topic == "u");
+        let mut failed = outcomes().await;
+        failed.sort_unstable();
+        assert_eq!(failed, [(0, true, 0), (1, false, 0)]);
+        bus.clear();
+        bus.plant_for(Fault::FailCommits, |topic| topic == "u");
+        let mut reader = bus.reader(ReaderConfig::new("r", Some("g".to_owned()))).await.unwrap();
+        let [one, two] = ["t", "u"].map(|name| TopicPartition::new(name, 0));
+        assert_eq!(reader.commit(commit(&one, 1)).await, Ok(()));
+        assert!(reader.commit([commit(&one, 1), commit(&two, 1)].concat()).await.is_err());
     }
 }

@@ -1,6 +1,9 @@
 //! The bus in memory: for tests and simulation. What it holds goes with it.
 //!
-//! What is submitted is written, and answered, before `submit` returns, on the caller's thread.
+//! What is submitted is written, and answered, before `submit` returns, on the caller's thread. There are no other
+//! threads, and all time is tokio's: deadlines, sessions, retention, and timestamps unless a clock is given. So a
+//! simulation on one thread with `tokio::time::pause` runs the same way every time; give it a clock with a fixed
+//! beginning for the same timestamps, too.
 
 use std::{fmt, sync::Arc};
 
@@ -10,9 +13,8 @@ use crate::{
     Admin, Bus, Error, FencedWriter, Membership, MembershipConfig, Reader, ReaderConfig, Writer,
     WriterConfig,
     log::{
-        Clock, Log,
+        Clock, Log, runtime_clock,
         storage::{Image, Nothing},
-        system_clock,
     },
 };
 
@@ -31,22 +33,22 @@ impl MemoryBus {
     /// An empty bus.
     ///
     /// # Panics
-    /// When the system has no thread for it.
+    /// Outside of a tokio runtime.
     pub fn new() -> Arc<Self> {
-        Self::open(system_clock())
+        Self::open(runtime_clock())
     }
 
     /// An empty bus with a clock of its own, in epoch ms, for timestamps, retention and compaction.
     ///
     /// # Panics
-    /// When the system has no thread for it.
+    /// Outside of a tokio runtime.
     pub fn with_clock(clock: impl Fn() -> i64 + Send + Sync + 'static) -> Arc<Self> {
         Self::open(Arc::new(clock))
     }
 
     fn open(clock: Clock) -> Arc<Self> {
         let log = Log::open(Box::new(Nothing), Image::default(), usize::MAX, clock);
-        Arc::new(Self { log: log.expect("the system has a thread to spare") })
+        Arc::new(Self { log: log.expect("a log without a storage has nothing that can fail") })
     }
 
     /// For tests: while held, nothing that is submitted is written, so writers fill up and deadlines pass.

@@ -4,7 +4,7 @@ use std::{any::Any, fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures_util::task::AtomicWaker;
+use futures_util::{future::BoxFuture, task::AtomicWaker};
 use parking_lot::Mutex;
 
 /// One partition of a topic.
@@ -366,8 +366,10 @@ pub enum ReaderEvent {
         /// Lowest offset that is kept.
         to: u64,
     },
-    /// The topic was deleted, or the wanted offset lies beyond its end (it was created anew). The reader has
-    /// removed the partition; look again and `add` it anew.
+    /// The topic was deleted, or deleted and created anew, or the wanted offset lies beyond its end. The reader has
+    /// removed the partition; look again (offsets of another [`TopicInfo::id`] mean nothing) and `add` it anew. When
+    /// a topic is created anew and grows fast, Kafka may hand out some of its records first, from the old position
+    /// on.
     Gone {
         /// The partition.
         partition: TopicPartition,
@@ -399,7 +401,7 @@ pub trait Reader: Send + fmt::Debug {
     /// Stops reading a partition; none of its events is returned afterwards.
     fn remove(&mut self, partition: &TopicPartition);
 
-    /// Stops handing out records of a partition, keeping its position; what was fetched stays within the budget.
+    /// Stops handing out records and ends of a partition, keeping its position; what was fetched stays within the budget.
     fn pause(&mut self, partition: &TopicPartition);
 
     /// Goes on where [`Reader::pause`] stopped.
@@ -444,6 +446,12 @@ pub enum MembershipEvent {
     },
     /// These were taken away (the session expired): stop at once and commit nothing.
     Lost(Vec<TopicPartition>),
+    /// Another member has taken over our instance id: all that was held is lost, without a [`MembershipEvent::Lost`]
+    /// for it, and for good. Nothing follows, and every commit is [`Error::Fenced`].
+    Fenced {
+        /// What the bus says.
+        reason: String,
+    },
 }
 
 /// Hands revoked partitions over when dropped.
@@ -476,11 +484,19 @@ pub trait Membership: Send + fmt::Debug {
     /// Waits for the next change. Cancel-safe.
     async fn next(&mut self) -> MembershipEvent;
 
-    /// Commits as a member: [`Error::Fenced`] when the group has moved on without us. A success proves that the
-    /// membership held when the bus answered.
-    async fn commit(&mut self, commits: Vec<Commit>) -> Result<(), Error>;
+    /// Commits as a member; [`Membership::next`] may be waited for meanwhile. [`Error::Fenced`] when the group has
+    /// moved on without us or a partition is not ours; [`Error::Unavailable`] when the group is about to change or
+    /// can't be reached: try again.
+    ///
+    /// A success of at least one commit proves that the membership held at some time after the call. Nothing is done
+    /// before the first poll; when it is dropped, it is open whether it was done. Several may be under way, in no
+    /// order. Ends within about two session timeouts.
+    fn commit(&self, commits: Vec<Commit>) -> BoxFuture<'static, Result<(), Error>>;
 
-    /// Leaves the group, handing over what is held. Waits until the others may have it.
+    /// Leaves the group, a static member too, handing over what is held and what is not released yet. Waits until the
+    /// others may have it.
+    ///
+    /// A membership that is dropped without leaving has crashed: a static member keeps its place for its session.
     async fn leave(self: Box<Self>);
 }
 
@@ -516,6 +532,9 @@ pub struct TopicInfo {
     pub name: String,
     /// Its partitions.
     pub partitions: u32,
+    /// Tells one creation of a topic from another of the same name; opaque, and the same for every process. Empty when
+    /// the bus can't tell (Kafka older than 3.1).
+    pub id: String,
 }
 
 /// First and last position of a partition.
@@ -536,8 +555,13 @@ pub trait Admin: Send + Sync + fmt::Debug {
     /// Deletes a topic with its records; does nothing if it does not exist. `true` when it was deleted.
     async fn delete_topic(&self, name: &str) -> Result<bool, Error>;
 
+    /// Topics in the order of their names, `None` for one that does not exist; asks once for all of them.
+    async fn describe(&self, names: &[&str]) -> Result<Vec<Option<TopicInfo>>, Error>;
+
     /// One topic, if it exists.
-    async fn topic(&self, name: &str) -> Result<Option<TopicInfo>, Error>;
+    async fn topic(&self, name: &str) -> Result<Option<TopicInfo>, Error> {
+        Ok(self.describe(&[name]).await?.pop().flatten())
+    }
 
     /// All topics, by name.
     async fn topics(&self) -> Result<Vec<TopicInfo>, Error>;

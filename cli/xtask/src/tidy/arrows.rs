@@ -20,7 +20,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         &["tbmq-bus", "tbmq-integration", "tbmq-migrations", "tbmq-mqtt", "tbmq-proto", "tbmq-service"],
     ),
     ("tbmq-data-plane", &["tbmq-bus", "tbmq-mqtt", "tbmq-proto", "tbmq-service"]),
-    ("tbmq-e2e", &[]),
+    ("tbmq-e2e", &["tbmq-bus", "tbmq-harness", "tbmq-proto"]),
     ("tbmq-executor", &["tbmq-bus", "tbmq-integration", "tbmq-proto", "tbmq-service"]),
     ("tbmq-harness", &["tbmq-mqtt"]),
     ("tbmq-integration", &["tbmq-proto"]),

@@ -1,7 +1,7 @@
 //! Creating, deleting and describing topics.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
     sync::Arc,
     time::{Duration, Instant},
@@ -17,7 +17,11 @@ use rdkafka::{
     error::RDKafkaErrorCode,
 };
 
-use super::{KafkaConfig, blocking, by_code, error, reader};
+use super::{
+    KafkaConfig, blocking, by_code, error,
+    ffi::{self, Described},
+    reader,
+};
 use crate::{Admin, Bounds, CleanupPolicy, Commit, Error, TopicInfo, TopicPartition, TopicSpec};
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -61,30 +65,6 @@ impl KafkaAdmin {
         Ok(consumer)
     }
 
-    async fn metadata(&self, name: Option<&str>) -> Result<Vec<TopicInfo>, Error> {
-        let (observer, name) = (Arc::clone(&self.observer), name.map(str::to_owned));
-        blocking(move || {
-            let metadata = observer
-                .fetch_metadata(name.as_deref(), PATIENCE)
-                .map_err(|failure| error("metadata", &failure))?;
-            let mut topics = Vec::new();
-            for topic in metadata.topics() {
-                match topic.error().map(RDKafkaErrorCode::from) {
-                    None if topic.partitions().is_empty() => {}
-                    None => topics.push(TopicInfo {
-                        name: topic.name().to_owned(),
-                        partitions: topic.partitions().len() as u32,
-                    }),
-                    Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => {}
-                    Some(code) => return Err(by_code(code, format!("{}: {code}", topic.name()))),
-                }
-            }
-            topics.sort_by(|a, b| a.name.cmp(&b.name));
-            Ok(topics)
-        })
-        .await
-    }
-
     /// Waits until every partition has a leader and answers, or (not `wanted`) until the topic is gone.
     async fn await_topic(&self, name: &str, wanted: Option<u32>) -> Result<(), Error> {
         let deadline = Instant::now() + PATIENCE;
@@ -113,6 +93,29 @@ fn consumer(config: &KafkaConfig, group: &str) -> Result<BaseConsumer, Error> {
     let mut client = config.client("tbmq-admin");
     client.set("group.id", group).set("enable.auto.commit", "false").set("isolation.level", "read_committed");
     config.finish(client).create().map_err(|failure| error("observer", &failure))
+}
+
+/// Describes topics; the metadata that the wrapper offers lacks their ids.
+fn describe(client: &BaseConsumer, names: &[String]) -> Result<Vec<Option<TopicInfo>>, Error> {
+    let mut found = BTreeMap::new();
+    let distinct: BTreeSet<&str> = names.iter().map(String::as_str).filter(|name| !name.is_empty()).collect();
+    let described = ffi::describe_topics(client, distinct, PATIENCE)
+        .map_err(|(code, text)| by_code(code, format!("describing topics: {text}")))?;
+    for Described { name, partitions, id, error } in described {
+        match error {
+            // One without partitions is about to be deleted.
+            None if partitions == 0 => {}
+            None => drop(found.insert(name.clone(), TopicInfo { name, partitions, id })),
+            // No topic can have an illegal name.
+            Some(
+                RDKafkaErrorCode::UnknownTopicOrPartition
+                | RDKafkaErrorCode::UnknownTopic
+                | RDKafkaErrorCode::InvalidTopic,
+            ) => {}
+            Some(code) => return Err(by_code(code, format!("{name}: {code}"))),
+        }
+    }
+    Ok(names.iter().map(|name| found.get(name).cloned()).collect())
 }
 
 fn options() -> AdminOptions {
@@ -164,12 +167,23 @@ impl Admin for KafkaAdmin {
         Ok(true)
     }
 
-    async fn topic(&self, name: &str) -> Result<Option<TopicInfo>, Error> {
-        Ok(self.metadata(Some(name)).await?.into_iter().next())
+    async fn describe(&self, names: &[&str]) -> Result<Vec<Option<TopicInfo>>, Error> {
+        let observer = Arc::clone(&self.observer);
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        blocking(move || describe(&observer, &names)).await
     }
 
     async fn topics(&self) -> Result<Vec<TopicInfo>, Error> {
-        self.metadata(None).await
+        let observer = Arc::clone(&self.observer);
+        blocking(move || {
+            let metadata =
+                observer.fetch_metadata(None, PATIENCE).map_err(|failure| error("metadata", &failure))?;
+            let names: Vec<String> = metadata.topics().iter().map(|topic| topic.name().to_owned()).collect();
+            let mut topics: Vec<_> = describe(&observer, &names)?.into_iter().flatten().collect();
+            topics.sort_by(|one, other| one.name.cmp(&other.name));
+            Ok(topics)
+        })
+        .await
     }
 
     async fn bounds(&self, partitions: &[TopicPartition]) -> Result<Vec<Bounds>, Error> {

@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 
-use super::{Log, append::Job};
+use super::{Log, append::Job, partition::Topic};
 use crate::{Admin, Bounds, Commit, Error, TopicInfo, TopicPartition, TopicSpec};
 
 /// Partitions of a topic, at most.
@@ -11,6 +11,15 @@ const PARTITIONS: u32 = 10_000;
 /// The administrator of a log.
 #[derive(Debug)]
 pub(super) struct LogAdmin(pub(super) Log);
+
+/// A topic's number is never given twice, and is stored with it.
+fn info(topic: &Topic) -> TopicInfo {
+    TopicInfo {
+        name: topic.name.to_string(),
+        partitions: topic.partitions.len() as u32,
+        id: topic.id.to_string(),
+    }
+}
 
 #[async_trait]
 impl Admin for LogAdmin {
@@ -34,19 +43,12 @@ impl Admin for LogAdmin {
         self.0.ask(|reply| Job::DeleteTopic { name, reply }).await
     }
 
-    async fn topic(&self, name: &str) -> Result<Option<TopicInfo>, Error> {
-        let topic = self.0.core.topic(name);
-        Ok(topic.map(|topic| TopicInfo { name: name.to_owned(), partitions: topic.partitions.len() as u32 }))
+    async fn describe(&self, names: &[&str]) -> Result<Vec<Option<TopicInfo>>, Error> {
+        Ok(names.iter().map(|name| self.0.core.topic(name).map(|topic| info(&topic))).collect())
     }
 
     async fn topics(&self) -> Result<Vec<TopicInfo>, Error> {
-        let topics = self.0.core.topics.read();
-        let info = |name: &str, partitions: usize| TopicInfo {
-            name: name.to_owned(),
-            partitions: partitions as u32,
-        };
-        let mut found: Vec<_> =
-            topics.iter().map(|(name, topic)| info(name, topic.partitions.len())).collect();
+        let mut found: Vec<_> = self.0.core.topics.read().values().map(|topic| info(topic)).collect();
         found.sort_by(|one, other| one.name.cmp(&other.name));
         Ok(found)
     }

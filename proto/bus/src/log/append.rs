@@ -1,12 +1,9 @@
 //! The road of everything that is written.
 
-use std::{
-    collections::VecDeque,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use super::{
     Appender, Core, Garbage,
@@ -210,7 +207,7 @@ impl Core {
                 return None;
             }
             match pending.due.filter(|_| has_records) {
-                Some(due) => drop(self.arrived.wait_until(&mut pending, due)),
+                Some(due) => drop(self.arrived.wait_until(&mut pending, due.into_std())),
                 None => self.arrived.wait(&mut pending),
             }
         }

@@ -9,11 +9,12 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use crate::TopicPartition;
 
@@ -56,8 +57,8 @@ pub(crate) enum Notice {
     Assigned(Vec<TopicPartition>),
     Revoked(Vec<Grant>),
     Lost(Vec<TopicPartition>),
-    /// Lost for good: another member has taken over this one's instance id.
-    Replaced(Vec<TopicPartition>),
+    /// All is lost for good: another member has taken over this one's instance id.
+    Replaced,
 }
 
 /// Where a member listens.
@@ -130,7 +131,7 @@ impl Group {
         if let Some(old) = known {
             let held = self.owned_by(old);
             if let Some(old_queue) = self.members.remove(&old).and_then(|member| member.queue) {
-                old_queue.push(Notice::Replaced(held.clone()));
+                old_queue.push(Notice::Replaced);
             }
             for partition in &held {
                 self.next_grant += 1;
@@ -374,7 +375,8 @@ mod tests {
                 match notice {
                     Notice::Assigned(partitions) => self.held.extend(partitions),
                     Notice::Revoked(grants) => self.to_release.extend(grants),
-                    Notice::Lost(partitions) | Notice::Replaced(partitions) => {
+                    Notice::Replaced => self.held.clear(),
+                    Notice::Lost(partitions) => {
                         for partition in partitions {
                             self.held.remove(&partition);
                         }

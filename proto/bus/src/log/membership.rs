@@ -1,8 +1,10 @@
 //! Memberships: how a member hears of its group and answers.
 
-use std::{sync::Arc, task::Poll, time::Instant};
+use std::{sync::Arc, task::Poll};
 
 use async_trait::async_trait;
+use futures_util::future::BoxFuture;
+use tokio::time::Instant;
 
 use super::{
     Log,
@@ -18,24 +20,14 @@ pub(super) struct LogMembership {
     config: MembershipConfig,
     member: MemberId,
     queue: Arc<MemberQueue>,
-    /// What to do at the next call, after everything was lost.
-    after_loss: AfterLoss,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum AfterLoss {
-    /// Nothing was lost.
-    Held,
-    /// Joins again.
-    Rejoin,
-    /// Another one has this instance id.
-    StayAway,
+    /// Everything was lost: the next call joins again.
+    rejoin: bool,
 }
 
 impl LogMembership {
     pub(super) fn join(log: Log, config: MembershipConfig) -> Self {
         let (member, queue) = enter(&log, &config);
-        Self { log, config, member, queue, after_loss: AfterLoss::Held }
+        Self { log, config, member, queue, rejoin: false }
     }
 
     fn release(&self, grants: Vec<Grant>) -> Release {
@@ -65,9 +57,8 @@ fn enter(log: &Log, config: &MembershipConfig) -> (MemberId, Arc<MemberQueue>) {
 #[async_trait]
 impl Membership for LogMembership {
     async fn next(&mut self) -> MembershipEvent {
-        if self.after_loss == AfterLoss::Rejoin {
+        if std::mem::take(&mut self.rejoin) {
             (self.member, self.queue) = enter(&self.log, &self.config);
-            self.after_loss = AfterLoss::Held;
         }
         let notice = std::future::poll_fn(|cx| {
             self.queue.register(cx.waker());
@@ -89,22 +80,24 @@ impl Membership for LogMembership {
                     .lock()
                     .get(&self.config.group)
                     .is_some_and(|group| group.is_member(self.member));
-                if !is_member {
-                    self.after_loss = AfterLoss::Rejoin;
-                }
+                self.rejoin = !is_member;
                 MembershipEvent::Lost(partitions)
             }
-            Notice::Replaced(partitions) => {
-                self.after_loss = AfterLoss::StayAway;
-                MembershipEvent::Lost(partitions)
+            // Nothing is pushed to the queue after this.
+            Notice::Replaced => {
+                let instance = self.config.instance_id.as_deref().unwrap_or_default();
+                MembershipEvent::Fenced { reason: format!("another member has taken over the id {instance}") }
             }
         }
     }
 
-    async fn commit(&mut self, commits: Vec<Commit>) -> Result<(), Error> {
-        self.queue.seen(Instant::now());
-        let (group, member) = (self.config.group.clone(), Some((self.member, Arc::clone(&self.queue))));
-        self.log.ask(|reply| Job::Commit { group, commits, member, reply }).await
+    fn commit(&self, commits: Vec<Commit>) -> BoxFuture<'static, Result<(), Error>> {
+        let (log, group, queue) = (self.log.clone(), self.config.group.clone(), Arc::clone(&self.queue));
+        let member = self.member;
+        Box::pin(async move {
+            queue.seen(Instant::now());
+            log.ask(|reply| Job::Commit { group, commits, member: Some((member, queue)), reply }).await
+        })
     }
 
     async fn leave(self: Box<Self>) {

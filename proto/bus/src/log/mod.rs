@@ -2,8 +2,9 @@
 //!
 //! All that is written takes one road, the appender's ([`append`]): it gives offsets, hands one group of changes to
 //! the storage, and makes them visible only when the storage has them. What a reader sees is never taken back, and
-//! many writers share one sync. A log without storage goes that road on the thread of whoever writes; one with a
-//! storage has a thread for it. The newest records stay in memory, so a reader that keeps up never asks the storage.
+//! many writers share one sync. A log without storage goes that road on the thread of whoever writes, and its house is
+//! kept by a task, so that it is as deterministic as the runtime that it lives in, virtual time included; one with a
+//! storage has a thread for each. The newest records stay in memory, so a reader that keeps up never asks the storage.
 
 mod admin;
 mod append;
@@ -17,19 +18,22 @@ pub(crate) mod storage;
 mod writer;
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     fmt,
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicUsize, Ordering},
     },
     thread::JoinHandle,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use async_trait::async_trait;
 use parking_lot::{Condvar, Mutex, RwLock};
-use tokio::sync::oneshot;
+use tokio::{
+    sync::oneshot,
+    time::{Instant, MissedTickBehavior},
+};
 
 pub(crate) use self::record::cumulative;
 use self::{
@@ -64,6 +68,12 @@ pub(crate) fn system_clock() -> Clock {
     Arc::new(move || epoch.elapsed().map_or(0, |since| since.as_millis() as i64))
 }
 
+/// A clock that begins at the system's time and goes on with tokio's, which may be virtual.
+pub(crate) fn runtime_clock() -> Clock {
+    let (epoch_ms, begun) = (system_clock()(), Instant::now());
+    Arc::new(move || epoch_ms + begun.elapsed().as_millis() as i64)
+}
+
 /// A log, as the adapters hold it and their writers and readers share it. Its threads end when the last one is gone.
 #[derive(Clone, Debug)]
 pub(crate) struct Log {
@@ -75,8 +85,8 @@ pub(crate) struct Log {
 struct Core {
     storage: Box<dyn Storage>,
     clock: Clock,
-    topics: RwLock<HashMap<Arc<str>, Arc<Topic>>>,
-    groups: Mutex<HashMap<String, Group>>,
+    topics: RwLock<BTreeMap<Arc<str>, Arc<Topic>>>,
+    groups: Mutex<BTreeMap<String, Group>>,
     commits: Mutex<Commits>,
     /// Epochs of fenced writers. Not stored: no writer outlives the process.
     fences: Mutex<HashMap<String, u64>>,
@@ -157,7 +167,7 @@ impl Drop for Alive {
 }
 
 impl Log {
-    /// Opens a log over a storage that holds `image`.
+    /// Opens a log over a storage that holds `image`. Panics outside of a runtime if the storage keeps nothing.
     pub(crate) fn open(
         storage: Box<dyn Storage>,
         image: Image,
@@ -191,9 +201,12 @@ impl Log {
                 (to > 0).then_some(garbage)
             }));
         }
-        let mut threads = vec![spawn("bus-housekeeper", &core, Core::keep_house)?];
+        let mut threads = Vec::new();
         if durable {
+            threads.push(spawn("bus-housekeeper", &core, Core::keep_house)?);
             threads.push(spawn("bus-appender", &core, Core::run_appender)?);
+        } else {
+            tokio::spawn(keep_house(Arc::downgrade(&core)));
         }
         let alive = Arc::new(Alive { core: Arc::clone(&core), threads: Mutex::new(threads) });
         Ok(Self { core, alive })
@@ -229,6 +242,9 @@ impl Log {
     /// Applies retention and compaction at once, however little there is to gain.
     pub(crate) async fn clean(&self) -> Result<(), Error> {
         let core = Arc::clone(&self.core);
+        if !core.storage.is_durable() {
+            return core.clean(true);
+        }
         let cleaning = tokio::task::spawn_blocking(move || core.clean(true));
         cleaning.await.unwrap_or_else(|error| Err(Error::Unavailable(error.to_string())))
     }
@@ -254,6 +270,18 @@ impl Log {
             Some(Commit { partition: partition.clone(), offset: *offset, metadata: metadata.clone() })
         });
         found.collect()
+    }
+}
+
+/// Looks after a log without a storage, on tokio's time.
+async fn keep_house(core: Weak<Core>) {
+    let mut ticks = tokio::time::interval(TICK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut next_clean = Instant::now() + CLEAN_EVERY;
+    loop {
+        ticks.tick().await;
+        let Some(core) = core.upgrade().filter(|core| !*core.stopped.lock()) else { return };
+        core.tend(&mut next_clean);
     }
 }
 
@@ -363,7 +391,7 @@ impl Core {
         self.arrived.notify_all();
     }
 
-    /// Looks after deadlines, sessions, retention, compaction and garbage.
+    /// Looks after a log until it is closed.
     fn keep_house(&self) {
         let mut next_clean = Instant::now() + CLEAN_EVERY;
         loop {
@@ -376,22 +404,28 @@ impl Core {
                     return;
                 }
             }
-            self.expire_deadlines(Instant::now());
-            let mut groups = self.groups.lock();
-            for group in groups.values_mut() {
-                if group.tick(Instant::now()) {
-                    self.rebalance(group);
-                }
+            self.tend(&mut next_clean);
+        }
+    }
+
+    /// Looks after deadlines, sessions, retention, compaction and garbage.
+    fn tend(&self, next_clean: &mut Instant) {
+        let now = Instant::now();
+        self.expire_deadlines(now);
+        let mut groups = self.groups.lock();
+        for group in groups.values_mut() {
+            if group.tick(now) {
+                self.rebalance(group);
             }
-            groups.retain(|_, group| !group.is_empty());
-            drop(groups);
-            self.collect_garbage();
-            if Instant::now() >= next_clean {
-                if let Err(error) = self.clean(false) {
-                    tracing::warn!(%error, "retention or compaction failed and is tried again later");
-                }
-                next_clean = Instant::now() + CLEAN_EVERY;
+        }
+        groups.retain(|_, group| !group.is_empty());
+        drop(groups);
+        self.collect_garbage();
+        if now >= *next_clean {
+            if let Err(error) = self.clean(false) {
+                tracing::warn!(%error, "retention or compaction failed and is tried again later");
             }
+            *next_clean = Instant::now() + CLEAN_EVERY;
         }
     }
 

@@ -7,8 +7,8 @@ use std::{future::Future, sync::Arc, time::Duration};
 
 use tbmq_bus::{
     BatchRecord, Bounds, Bus, CleanupPolicy, Commit, Completion, CompletionQueue, Error, FencedWriter,
-    Membership, MembershipConfig, MembershipEvent, Outgoing, Reader, ReaderConfig, ReaderEvent, Record,
-    Start, SubmitError, TopicPartition, TopicSpec, Writer, WriterConfig, Written, write,
+    Outgoing, Reader, ReaderConfig, ReaderEvent, Record, Start, SubmitError, TopicPartition, TopicSpec,
+    Writer, WriterConfig, Written, write,
 };
 
 /// Key of the records that [`Fixture::force_compaction`] may write; the tests overlook them.
@@ -81,11 +81,17 @@ macro_rules! contract {
             a_batch_with_an_unknown_topic_writes_nothing
             commits_keep_offset_and_metadata_for_each_group
             a_deleted_topic_is_gone_and_its_successor_is_empty
+            a_topic_that_was_created_anew_is_gone_though_it_has_grown
             a_topic_that_makes_no_sense_is_refused
             members_share_partitions_and_hand_them_over
             nobody_gets_a_revoked_partition_before_its_release
             a_member_commits_what_it_holds
+            a_member_commits_while_it_waits_for_changes
+            a_newer_member_of_the_same_id_fences_the_older_one
+            a_static_member_that_leaves_gives_all_away_at_once
+            a_static_member_that_vanishes_keeps_its_place_for_its_session
             an_expired_member_loses_all_and_is_fenced
+            a_topic_has_another_id_when_it_is_created_anew
             everything_is_there_after_a_restart
         }
     };
@@ -105,6 +111,9 @@ macro_rules! contract {
     };
 }
 pub(crate) use contract;
+
+mod members;
+pub(crate) use members::*;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -682,6 +691,13 @@ pub(crate) async fn a_deleted_topic_is_gone_and_its_successor_is_empty<F: Fixtur
     assert_eq!(within(PATIENCE, "a topic", admin.create_topic(&spec)).await, Ok(true));
     assert_eq!(within(PATIENCE, "a topic", admin.create_topic(&spec)).await, Ok(false));
     assert_eq!(read_all(f, &at, Start::Earliest).await, (vec![], 0));
+    let forgotten = async {
+        // Kafka forgets them a little later.
+        while admin.committed(&group, std::slice::from_ref(&at)).await != Ok(vec![]) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    within(PATIENCE, "no commits of the deleted topic", forgotten).await;
     let written = async {
         // The handle is as good for the successor, once its news have spread.
         loop {
@@ -699,6 +715,79 @@ pub(crate) async fn a_deleted_topic_is_gone_and_its_successor_is_empty<F: Fixtur
     assert!(found.is_sorted_by_key(|topic| &topic.name));
     assert!(found.iter().any(|topic| *topic.name == *at.topic && topic.partitions == 1));
     assert_eq!(within(PATIENCE, "an answer", admin.ping()).await, Ok(()));
+}
+
+pub(crate) async fn a_topic_that_was_created_anew_is_gone_though_it_has_grown<F: Fixture>(f: &mut F) {
+    let name = topic(f, 2).await;
+    let [at, paused] = [0, 1].map(|partition| TopicPartition::new(name.as_str(), partition));
+    let mut reader = reader(f, None).await;
+    for partition in [&at, &paused] {
+        put(&*writer(f).await, partition, &[("k", "old")]).await;
+        reader.add(partition, Start::Earliest);
+        while !matches!(next(&mut *reader).await, ReaderEvent::End { .. }) {}
+    }
+    reader.pause(&paused);
+    let admin = f.bus().admin();
+    within(PATIENCE, "a deletion", admin.delete_topic(&name)).await.unwrap();
+    let spec = TopicSpec {
+        name,
+        partitions: 2,
+        replication_factor: 1,
+        policy: CleanupPolicy::Delete,
+        settings: Vec::new(),
+    };
+    within(PATIENCE, "a topic", admin.create_topic(&spec)).await.unwrap();
+    let fresh = [("k", "1"), ("k", "2"), ("k", "3")];
+    for partition in [&at, &paused] {
+        put(&*writer(f).await, partition, &fresh).await;
+    }
+    let mut gone = std::collections::BTreeSet::new();
+    while gone.len() < 2 {
+        match next(&mut *reader).await {
+            ReaderEvent::Gone { partition, .. } => assert!(gone.insert(partition), "told twice"),
+            ReaderEvent::Gap { .. } => panic!("nothing was removed"),
+            ReaderEvent::Batch { .. } | ReaderEvent::End { .. } => {}
+        }
+    }
+    reader.add(&at, Start::Earliest);
+    let mut all = Vec::new();
+    while all.len() < fresh.len() {
+        match next(&mut *reader).await {
+            ReaderEvent::Batch { records, .. } => all.extend(values(&records)),
+            ReaderEvent::End { .. } => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(all, fresh.map(|(_, value)| value));
+}
+
+pub(crate) async fn a_topic_has_another_id_when_it_is_created_anew<F: Fixture>(f: &mut F) {
+    let (name, other) = (topic(f, 1).await, topic(f, 2).await);
+    let missing = f.unique("missing");
+    let admin = f.bus().admin();
+    let names = [&*name, &*missing, &*other, &*name];
+    let found = within(PATIENCE, "a description", admin.describe(&names)).await.unwrap();
+    let [Some(first), None, Some(second), Some(again)] = &found[..] else { panic!("{found:?}") };
+    assert_eq!((first, second.partitions), (again, 2));
+    assert!(!first.id.is_empty() && first.id != second.id, "{first:?} {second:?}");
+    assert_eq!(within(PATIENCE, "a description", admin.topic(&name)).await, Ok(Some(first.clone())));
+    assert!(within(PATIENCE, "topics", admin.topics()).await.unwrap().contains(first));
+    let reopened = f.reopen().await;
+    let admin = f.bus().admin();
+    if reopened.is_some() {
+        assert_eq!(within(PATIENCE, "a description", admin.topic(&name)).await, Ok(Some(first.clone())));
+    }
+    let spec = TopicSpec {
+        name: name.clone(),
+        partitions: 1,
+        replication_factor: 1,
+        policy: CleanupPolicy::Delete,
+        settings: Vec::new(),
+    };
+    within(PATIENCE, "a deletion", admin.delete_topic(&name)).await.unwrap();
+    within(PATIENCE, "a topic", admin.create_topic(&spec)).await.unwrap();
+    let anew = within(PATIENCE, "a description", admin.topic(&name)).await.unwrap().unwrap();
+    assert!(!anew.id.is_empty() && anew.id != first.id, "{anew:?} after {first:?}");
 }
 
 pub(crate) async fn a_topic_that_makes_no_sense_is_refused<F: Fixture>(f: &mut F) {
@@ -721,145 +810,6 @@ pub(crate) async fn a_topic_that_makes_no_sense_is_refused<F: Fixture>(f: &mut F
         assert!(matches!(result, Err(Error::Refused(_))), "{bad:?}: {result:?}");
     }
     assert_eq!(within(PATIENCE, "a description", admin.topic(&name)).await, Ok(None));
-}
-
-/// A member and what it believes to hold.
-struct Member {
-    membership: Box<dyn Membership>,
-    held: std::collections::BTreeSet<TopicPartition>,
-    lost: usize,
-}
-
-impl Member {
-    async fn join(f: &impl Fixture, group: &str, topic: &str, client_id: &str) -> Self {
-        let config = MembershipConfig {
-            group: group.to_owned(),
-            client_id: client_id.to_owned(),
-            instance_id: None,
-            topics: vec![topic.to_owned()],
-            session_timeout: Duration::from_secs(6),
-        };
-        let membership = within(PATIENCE, "a membership", f.bus().membership(config)).await.unwrap();
-        Self { membership, held: std::collections::BTreeSet::new(), lost: 0 }
-    }
-
-    async fn step(&mut self) {
-        match self.membership.next().await {
-            MembershipEvent::Assigned(partitions) => {
-                for partition in partitions {
-                    assert!(self.held.insert(partition.clone()), "{partition} was assigned twice");
-                }
-            }
-            MembershipEvent::Revoked { partitions, release } => {
-                for partition in &partitions {
-                    assert!(self.held.remove(partition), "{partition} was revoked but not held");
-                }
-                drop(release);
-            }
-            MembershipEvent::Lost(partitions) => {
-                self.lost += partitions.len();
-                for partition in partitions {
-                    self.held.remove(&partition);
-                }
-            }
-        }
-    }
-}
-
-/// Lets members act until they hold so many partitions each.
-async fn settle(members: &mut [Member], sizes: &[usize]) {
-    let settled = async {
-        let mut sorted: Vec<usize>;
-        while {
-            sorted = members.iter().map(|member| member.held.len()).collect();
-            sorted.sort_unstable();
-            sorted != sizes
-        } {
-            let steps = members.iter_mut().map(|member| Box::pin(member.step()));
-            futures_util::future::select_all(steps).await;
-            let all: Vec<_> = members.iter().flat_map(|member| &member.held).collect();
-            let distinct: std::collections::BTreeSet<_> = all.iter().collect();
-            assert_eq!(all.len(), distinct.len(), "a partition has two owners");
-        }
-    };
-    within(Duration::from_secs(60), &format!("shares of {sizes:?}"), settled).await;
-}
-
-pub(crate) async fn members_share_partitions_and_hand_them_over<F: Fixture>(f: &mut F) {
-    let (name, group) = (topic(f, 6).await, f.unique("g"));
-    let mut members = vec![Member::join(f, &group, &name, "one").await];
-    settle(&mut members, &[6]).await;
-    let before = members[0].held.clone();
-    members.push(Member::join(f, &group, &name, "two").await);
-    settle(&mut members, &[3, 3]).await;
-    assert!(members[0].held.is_subset(&before), "what stays is not touched");
-    members.push(Member::join(f, &group, &name, "three").await);
-    settle(&mut members, &[2, 2, 2]).await;
-    let gone = members.remove(1);
-    within(PATIENCE, "leaving", gone.membership.leave()).await;
-    settle(&mut members, &[3, 3]).await;
-    assert_eq!(members.iter().map(|member| member.lost).sum::<usize>(), 0);
-}
-
-pub(crate) async fn nobody_gets_a_revoked_partition_before_its_release<F: Fixture>(f: &mut F) {
-    let (name, group) = (topic(f, 2).await, f.unique("g"));
-    let mut first = Member::join(f, &group, &name, "one").await;
-    settle(std::slice::from_mut(&mut first), &[2]).await;
-    let mut second = Member::join(f, &group, &name, "two").await;
-    let revoked = async {
-        tokio::select! {
-            event = first.membership.next() => match event {
-                MembershipEvent::Revoked { partitions, release } => (partitions, release),
-                other => panic!("{other:?}"),
-            },
-            event = second.membership.next() => panic!("{event:?} before the release"),
-        }
-    };
-    let (partitions, release) = within(PATIENCE, "a revocation", revoked).await;
-    assert_eq!(partitions.len(), 1);
-    let last_words = vec![commit(&partitions[0], 5, "last")];
-    within(PATIENCE, "a commit", first.membership.commit(last_words.clone())).await.unwrap();
-    let early = tokio::time::timeout(Duration::from_millis(300), second.membership.next()).await;
-    assert!(early.is_err(), "{early:?} before the release");
-    drop(release);
-    let assigned = async {
-        tokio::select! {
-            event = first.membership.next() => panic!("{event:?}"),
-            event = second.membership.next() => event,
-        }
-    };
-    let event = within(PATIENCE, "the assignment", assigned).await;
-    assert!(matches!(&event, MembershipEvent::Assigned(got) if *got == partitions), "{event:?}");
-    let found = f.bus().admin().committed(&group, &partitions).await;
-    assert_eq!(found, Ok(last_words));
-}
-
-pub(crate) async fn a_member_commits_what_it_holds<F: Fixture>(f: &mut F) {
-    let (name, group) = (topic(f, 1).await, f.unique("g"));
-    let at = TopicPartition::new(name.as_str(), 0);
-    let mut member = Member::join(f, &group, &name, "one").await;
-    settle(std::slice::from_mut(&mut member), &[1]).await;
-    let commits = vec![commit(&at, 1, "meta")];
-    within(PATIENCE, "a commit", member.membership.commit(commits.clone())).await.unwrap();
-    assert_eq!(within(PATIENCE, "commits", f.bus().admin().committed(&group, &[at])).await, Ok(commits));
-}
-
-pub(crate) async fn an_expired_member_loses_all_and_is_fenced<F: Fixture>(f: &mut F) {
-    let (name, group) = (topic(f, 2).await, f.unique("g"));
-    let mut member = Member::join(f, &group, &name, "one").await;
-    settle(std::slice::from_mut(&mut member), &[2]).await;
-    if !f.expire_session(&group, "one").await {
-        return;
-    }
-    let commits = vec![commit(&TopicPartition::new(name.as_str(), 0), 1, "")];
-    let fenced = within(PATIENCE, "an answer", member.membership.commit(commits.clone())).await;
-    assert!(matches!(fenced, Err(Error::Fenced(_))), "{fenced:?}");
-    let event = within(PATIENCE, "the loss", member.membership.next()).await;
-    assert!(matches!(&event, MembershipEvent::Lost(lost) if lost.len() == 2), "{event:?}");
-    // It comes back by itself.
-    member.held.clear();
-    settle(std::slice::from_mut(&mut member), &[2]).await;
-    within(PATIENCE, "a commit", member.membership.commit(commits)).await.unwrap();
 }
 
 pub(crate) async fn everything_is_there_after_a_restart<F: Fixture>(f: &mut F) {

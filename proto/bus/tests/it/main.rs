@@ -4,5 +4,6 @@
 
 mod contract;
 mod embedded;
+mod fault;
 mod kafka;
 mod memory;

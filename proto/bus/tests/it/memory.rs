@@ -9,8 +9,8 @@ use std::{
 };
 
 use tbmq_bus::{
-    Bus, CleanupPolicy, CompletionQueue, Error, MembershipConfig, MembershipEvent, Outgoing, TopicPartition,
-    TopicSpec, WriterConfig, memory::MemoryBus, write,
+    Bus, CleanupPolicy, CompletionQueue, Error, MembershipConfig, Outgoing, TopicPartition, TopicSpec,
+    WriterConfig, memory::MemoryBus, write,
 };
 
 use crate::contract::{Fixture, contract, within};
@@ -141,27 +141,55 @@ async fn a_record_that_is_held_past_its_deadline_is_unavailable_and_never_writte
     assert_eq!(writer.in_flight_bytes(), 0);
 }
 
-#[tokio::test]
-async fn a_second_member_with_the_same_instance_id_replaces_the_first() {
-    let bus = MemoryBus::new();
-    let at = topic(&bus, CleanupPolicy::Delete, &[]).await;
-    let config = MembershipConfig {
-        group: "g".to_owned(),
-        client_id: "c".to_owned(),
-        instance_id: Some("static".to_owned()),
-        topics: vec!["t".to_owned()],
-        session_timeout: Duration::from_secs(60),
+/// Several groups come and go on one thread, and what their members are told is written down.
+async fn simulated() -> Vec<String> {
+    let begun = tokio::time::Instant::now();
+    let bus = MemoryBus::with_clock(move || 1_000_000 + begun.elapsed().as_millis() as i64);
+    let at = topic(&bus, CleanupPolicy::Delete, &[("retention.ms", "60000")]).await;
+    put(&bus, "k", b"v").await;
+    let log = Arc::new(parking_lot::Mutex::new(Vec::new()));
+    let mut tasks = tokio::task::JoinSet::new();
+    for number in 0..16_u64 {
+        let (bus, log) = (Arc::clone(&bus), Arc::clone(&log));
+        tasks.spawn(async move {
+            let config = MembershipConfig {
+                group: format!("group {}", number / 2),
+                client_id: "c".to_owned(),
+                instance_id: Some(format!("instance {number}")),
+                topics: vec!["t".to_owned()],
+                session_timeout: Duration::from_secs(10 + number),
+            };
+            let mut member = bus.membership(config).await.unwrap();
+            let ends = tokio::time::Instant::now() + Duration::from_secs(20 * (1 + number % 3));
+            while let Ok(event) = tokio::time::timeout_at(ends, member.next()).await {
+                log.lock().push(format!("{:?} {number} {event:?}", begun.elapsed()));
+            }
+        });
+    }
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    bus.admin().delete_topic("t").await.unwrap();
+    topic(&bus, CleanupPolicy::Delete, &[("retention.ms", "60000")]).await;
+    put(&bus, "k", b"v").await;
+    while tasks.join_next().await.is_some() {}
+    tokio::time::sleep(Duration::from_mins(2)).await;
+    let last = format!("{:?} start {}", begun.elapsed(), start_of(&bus, &at).await);
+    log.lock().push(last);
+    Arc::into_inner(log).unwrap().into_inner()
+}
+
+#[test]
+fn sessions_and_retention_follow_virtual_time_the_same_way_every_time() {
+    let run = || {
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        runtime.enable_time().start_paused(true).build().unwrap().block_on(simulated())
     };
-    let mut first = bus.membership(config.clone()).await.unwrap();
-    assert!(matches!(first.next().await, MembershipEvent::Assigned(_)));
-    let mut second = bus.membership(config.clone()).await.unwrap();
-    assert!(matches!(first.next().await, MembershipEvent::Lost(lost) if lost == [at.clone()]));
-    assert!(matches!(first.commit(vec![]).await, Err(Error::Fenced(_))));
-    assert!(matches!(second.next().await, MembershipEvent::Assigned(got) if got == [at.clone()]));
-    drop(first);
-    second.commit(vec![]).await.unwrap();
-    // Gone without leaving: its place is kept for the session.
-    drop(second);
-    let mut third = bus.membership(config).await.unwrap();
-    assert!(matches!(third.next().await, MembershipEvent::Assigned(got) if got == [at]));
+    let begun = std::time::Instant::now();
+    let first = run();
+    // Instance 0 went at 20 s and had a session of 10 s.
+    assert!(first.iter().any(|line| line.starts_with("30s 1 Assigned")), "{first:#?}");
+    assert_eq!(first.last().unwrap(), "180s start 1");
+    for _ in 0..5 {
+        assert_eq!(first, run());
+    }
+    assert!(begun.elapsed() < Duration::from_secs(60), "this took {:?} of real time", begun.elapsed());
 }
