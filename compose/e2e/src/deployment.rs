@@ -302,6 +302,17 @@ impl Deployment {
         Ok(())
     }
 
+    /// Sets a variable of a process's environment from its next start on; `None` takes it away.
+    ///
+    /// # Errors
+    /// When there is no such instance.
+    pub fn set(&mut self, instance: impl Into<Instance>, key: &str, value: Option<&str>) -> Result<()> {
+        let environment = &mut self.member_mut(instance.into())?.environment;
+        environment.retain(|(name, _)| name != key);
+        environment.extend(value.map(|value| setting(key, value)));
+        Ok(())
+    }
+
     /// Starts every process that does not run: control planes, executors, data planes.
     ///
     /// # Errors

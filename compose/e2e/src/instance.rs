@@ -21,6 +21,16 @@ impl Plane {
         Instance { plane: self, number }
     }
 
+    /// `control`, `data`, `executor`; `all` for the all-in-one.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::All => "all",
+            Self::Control => "control",
+            Self::Data => "data",
+            Self::Executor => "executor",
+        }
+    }
+
     /// The binary's name.
     pub fn binary(self) -> &'static str {
         match self {
@@ -60,13 +70,7 @@ impl From<Plane> for Instance {
 
 impl fmt::Display for Instance {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let plane = match self.plane {
-            Plane::All => "all",
-            Plane::Control => "control",
-            Plane::Data => "data",
-            Plane::Executor => "executor",
-        };
-        write!(f, "{plane}-{}", self.number)
+        write!(f, "{}-{}", self.plane.name(), self.number)
     }
 }
 

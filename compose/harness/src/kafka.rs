@@ -240,6 +240,14 @@ impl Kafka {
         }
     }
 
+    /// The id of the topic whose log the server keeps for a partition; `None` once that was deleted. Two ids tell that a
+    /// topic was created anew.
+    pub fn stored_topic_id(&self, topic: &str, partition: u32) -> Option<String> {
+        let log = self.folder.join("logs").join(format!("{topic}-{partition}"));
+        let text = fs::read_to_string(log.join("partition.metadata")).ok()?;
+        Some(text.lines().find_map(|line| line.strip_prefix("topic_id: "))?.to_owned())
+    }
+
     fn end(&self, how: Signal) -> Result<()> {
         let mut state = self.state.lock().expect("no step panics");
         let (mut child, guard) = state.server.take().context("Kafka is not running")?;

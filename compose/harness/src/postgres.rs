@@ -29,6 +29,12 @@ pub fn availability() -> Result<(), String> {
     }
 }
 
+/// Name and major version, such as `PostgreSQL 15`.
+pub fn version() -> Option<String> {
+    let folder = binaries()?;
+    Some(format!("PostgreSQL {}", folder.parent()?.file_name()?.to_str()?))
+}
+
 fn binaries() -> Option<PathBuf> {
     let versions = fs::read_dir("/usr/lib/postgresql").ok()?;
     let mut folders: Vec<PathBuf> = versions

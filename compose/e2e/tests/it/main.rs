@@ -11,4 +11,5 @@ mod replicas;
 mod rolling;
 mod scenarios;
 mod several;
+mod storm;
 mod twins;
