@@ -335,6 +335,7 @@ async fn store_events(plane: &Arc<Plane>, partition: &TopicPartition, records: &
     }
     if rows.iter().any(|row| matches!(row.body, EventBody::Lifecycle { .. })) {
         plane.restless.notify_one();
+        plane.changes.nudge();
     }
 }
 

@@ -105,6 +105,7 @@ async fn expire(relayer: &Relayer, ttl_sec: i64) {
 }
 
 async fn forget(relayer: &Relayer) {
+    crate::changes::compact(&relayer.plane).await;
     if let Err(error) = relayer.plane.store.forget_requests(tbmq_service::time::now_ms()).await {
         tracing::warn!(%error, "can't forget request ids");
     }

@@ -7,6 +7,7 @@
 //! | `validate` | requests to executors and their replies |
 //! | `relayer`, `reconcile`, `watchdog`, `jobs` | what is in the store is written to the bus, by one control plane at a time |
 //! | `driver` | readers of events, replies, kinds, owners and nodes |
+//! | `changes` | wakes the watches of this replica, whoever has written |
 //! | `nodes` | who lives, and what each node has applied |
 //! | `claims` | which executor has claimed which downlink partition |
 //! | `secret` | secrets in configuration documents |
@@ -17,6 +18,7 @@
 #![warn(missing_docs)]
 
 mod api;
+mod changes;
 mod claims;
 pub mod config;
 mod driver;
@@ -125,6 +127,13 @@ pub async fn start(config: Config, context: Context) -> anyhow::Result<Running> 
         let plane = plane.clone();
         async move {
             relayer::run(plane).await;
+            Ok(())
+        }
+    });
+    tasks.spawn({
+        let plane = plane.clone();
+        async move {
+            changes::follow(plane).await;
             Ok(())
         }
     });

@@ -16,6 +16,7 @@ use tbmq_service::{drain::Drain, identity::Identity};
 use tokio::sync::{Notify, watch};
 
 use crate::{
+    changes::Changes,
     claims::Claims,
     config::Config,
     metrics::Metrics,
@@ -53,6 +54,8 @@ pub(crate) struct Plane {
     pub(crate) restless: Notify,
     /// Counts the rounds of the relayer that wrote something.
     pub(crate) projected: watch::Sender<u64>,
+    pub(crate) changes: Changes,
+    /// Downlink topics that are known to exist.
     downlinks: Mutex<BTreeMap<Kind, Downlink>>,
 }
 
@@ -79,6 +82,7 @@ impl Plane {
                 context.catalogue.clone(),
                 metrics.clone(),
             ),
+            changes: Changes::new(config.control.watchers_max.get()),
             config,
             identity: context.identity,
             service_id,
@@ -109,8 +113,9 @@ impl Plane {
         }
     }
 
-    /// Wakes the relayer after a commit.
+    /// Wakes the relayer and the watches after a commit.
     pub(crate) fn committed(&self) {
+        self.changes.nudge();
         self.dirty.notify_one();
         self.restless.notify_one();
     }

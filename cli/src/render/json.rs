@@ -118,6 +118,44 @@ impl From<control::Holder> for Holder {
 }
 
 #[derive(Debug, Serialize)]
+pub(crate) struct Change {
+    r#type: &'static str,
+    revision: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    integration: Option<Changed>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum Changed {
+    Is(Box<Integration>),
+    Was { name: String, uid: String },
+}
+
+impl From<&control::WatchIntegrationsResponse> for Change {
+    fn from(from: &control::WatchIntegrationsResponse) -> Self {
+        let is_deleted = from.r#type() == control::watch_integrations_response::Type::Deleted;
+        let changed = |one: &control::Integration| {
+            if is_deleted {
+                Changed::Was { name: one.name.clone(), uid: one.uid.clone() }
+            } else {
+                Changed::Is(Box::new(Integration::from(one)))
+            }
+        };
+        Self {
+            r#type: change(from),
+            revision: from.revision,
+            integration: from.integration.as_ref().map(changed),
+        }
+    }
+}
+
+/// The type of a change without the enum's prefix.
+pub(crate) fn change(from: &control::WatchIntegrationsResponse) -> &'static str {
+    from.r#type().as_str_name().trim_start_matches("TYPE_")
+}
+
+#[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Event {
     uid: String,

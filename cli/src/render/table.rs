@@ -1,9 +1,11 @@
 //! What people get: one line per thing, columns apart by spaces.
 
 use comfy_table::{ContentArrangement, Table, presets};
-use tbmq_proto::control::{CheckConnectionResponse, Event, Integration, Kind, Node, event::Body};
+use tbmq_proto::control::{
+    CheckConnectionResponse, Event, Integration, Kind, Node, WatchIntegrationsResponse, event::Body,
+};
 
-use super::json::{phase, time};
+use super::json::{self, phase, time};
 
 /// NAME, TYPE, ENABLED, PHASE, REVISION, LAG, UID.
 pub(crate) fn integrations(all: &[Integration]) -> String {
@@ -21,6 +23,35 @@ pub(crate) fn integrations(all: &[Integration]) -> String {
         ]
     });
     table(&["NAME", "TYPE", "ENABLED", "PHASE", "REVISION", "LAG", "UID"], rows)
+}
+
+/// CHANGE, NAME, TYPE, ENABLED, PHASE, REVISION, UID: of lines that come one by one.
+pub(crate) fn change_header() -> String {
+    change_line(["CHANGE", "NAME", "TYPE", "ENABLED", "PHASE", "REVISION", "UID"])
+}
+
+/// One line, or nothing of a bookmark.
+pub(crate) fn change(from: &WatchIntegrationsResponse) -> String {
+    let Some(one) = &from.integration else { return String::new() };
+    // Of what is deleted only name and uid are known.
+    let status = one.status.as_ref();
+    let revision = if from.revision == 0 { "-".to_owned() } else { from.revision.to_string() };
+    change_line([
+        json::change(from),
+        if one.display_name.is_empty() { "-" } else { &one.display_name },
+        if one.r#type.is_empty() { "-" } else { &one.r#type },
+        status.map_or("-", |_| if one.enabled { "yes" } else { "no" }),
+        status.map_or("-", phase),
+        &revision,
+        &one.uid,
+    ])
+}
+
+/// Columns of a width that was chosen before it was known what comes.
+fn change_line(cells: [&str; 7]) -> String {
+    let cells = cells.map(|cell| cell.replace(|c: char| c.is_control(), " "));
+    let [change, name, kind, enabled, phase, revision, uid] = cells;
+    format!("{change:<8}  {name:<24}  {kind:<6}  {enabled:<7}  {phase:<8}  {revision:<8}  {uid}\n")
 }
 
 /// All about one integration.
@@ -222,6 +253,25 @@ sensors  HTTP  yes      ACTIVE   7         3    0e2f
 b ad           no       UNKNOWN  0         -
 ";
         assert_eq!(integrations(&[sensors(), second]), expected);
+    }
+
+    #[test]
+    fn changes_are_lines_under_their_header() {
+        use tbmq_proto::control::watch_integrations_response::Type;
+        let change = |what: Type, integration, revision| {
+            change(&WatchIntegrationsResponse { r#type: what.into(), integration, revision })
+        };
+        let gone = Integration { uid: "0e2f".to_owned(), ..Integration::default() };
+        let text = change_header()
+            + &change(Type::Added, Some(sensors()), 0)
+            + &change(Type::Bookmark, None, 8)
+            + &change(Type::Deleted, Some(gone), 9);
+        let expected = "\
+CHANGE    NAME                      TYPE    ENABLED  PHASE     REVISION  UID
+ADDED     sensors                   HTTP    yes      ACTIVE    -         0e2f
+DELETED   -                         -       -        -         9         0e2f
+";
+        assert_eq!(text, expected);
     }
 
     #[test]

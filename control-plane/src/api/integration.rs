@@ -25,6 +25,7 @@ use tbmq_proto::{
     ids::{IntegrationId, Kind, ShardId},
     partition,
 };
+use tbmq_service::drain::Drain;
 use tonic::{Code, Request, Response, Status, metadata::MetadataMap};
 use uuid::Uuid;
 
@@ -52,14 +53,16 @@ const SILENT_NODES: &str = "tbmq-silent-nodes";
 /// How long the lag of one integration may take to be read.
 const LAG_PATIENCE: Duration = Duration::from_millis(500);
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Integrations {
-    plane: Arc<Plane>,
+    pub(super) plane: Arc<Plane>,
+    /// Begins when streams are to end.
+    pub(super) stopping: Drain,
 }
 
 impl Integrations {
-    pub(super) fn new(plane: Arc<Plane>) -> Self {
-        Self { plane }
+    pub(super) fn new(plane: Arc<Plane>, stopping: Drain) -> Self {
+        Self { plane, stopping }
     }
 }
 
@@ -353,15 +356,13 @@ impl IntegrationService for Integrations {
         Ok(Response::new(ListKindsResponse { kinds }))
     }
 
-    type WatchIntegrationsStream = std::pin::Pin<
-        Box<dyn futures_util::Stream<Item = Result<proto::WatchIntegrationsResponse, Status>> + Send>,
-    >;
+    type WatchIntegrationsStream = super::watch::Watching;
 
     async fn watch_integrations(
         &self,
-        _request: Request<proto::WatchIntegrationsRequest>,
+        request: Request<proto::WatchIntegrationsRequest>,
     ) -> Result<Response<Self::WatchIntegrationsStream>, Status> {
-        Err(Status::unimplemented("to be filled in by the watch's owner before this lands"))
+        self.watch(request.into_inner()).await
     }
 }
 
@@ -697,7 +698,7 @@ impl Integrations {
         resources.pop().ok_or_else(|| Status::internal("no resource"))
     }
 
-    async fn resources(&self, rows: Vec<Row>) -> Result<Vec<Integration>, Status> {
+    pub(super) async fn resources(&self, rows: Vec<Row>) -> Result<Vec<Integration>, Status> {
         let ids: Vec<IntegrationId> = rows.iter().map(|row| row.id).collect();
         let mut statuses: HashMap<IntegrationId, Vec<StatusRow>> = HashMap::new();
         for status in self.plane.store.statuses(&ids).await? {

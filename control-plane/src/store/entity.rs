@@ -98,6 +98,13 @@ entity!(event, "event" {
     errors: Option<i64>,
 });
 
+entity!(integration_change, "integration_change" {
+    #[sea_orm(primary_key, auto_increment = false)] seq: i64,
+    integration_id: Uuid,
+    kind: i16,
+    time_ms: i64,
+});
+
 entity!(kind, "kind" {
     #[sea_orm(primary_key, auto_increment = false)] name: String,
     json_schema: String,

@@ -92,6 +92,7 @@ impl Store {
                 .exec(&transaction)
                 .await
                 .map_err(|error| fault(&error))?;
+            super::change::record(&transaction, revision, id, super::ChangeKind::Modified, now_ms).await?;
         }
         mark(&transaction, id, revision, now_ms).await?;
         transaction.commit().await.map_err(|error| fault(&error))

@@ -11,3 +11,4 @@ mod shards;
 mod store;
 mod support;
 mod topics;
+mod watch;

@@ -57,6 +57,7 @@ pub(crate) struct ControlPlane {
     pub(crate) nodes: NodeServiceClient<Channel>,
     pub(crate) sessions: NodeSessionServiceClient<Channel>,
     pub(crate) channel: Channel,
+    pub(crate) metrics: Metrics,
 }
 
 impl Cluster {
@@ -83,12 +84,13 @@ impl Cluster {
         config.control.validation_timeout = Duration::from_secs(10);
         config.use_sqlite(&self.folder.path().join("control.db"));
         configure(&mut config);
+        let metrics = Metrics::default();
         let context = Context {
             bus: self.bus.clone(),
             catalogue: self.catalogue.clone(),
             replication_factor: 1,
             identity: Identity::of("control-plane", Some(id)),
-            metrics: Metrics::default(),
+            metrics: metrics.clone(),
             health: Health::default(),
         };
         let running = tbmq_control_plane::start(config, context).await.unwrap();
@@ -101,6 +103,7 @@ impl Cluster {
             nodes: NodeServiceClient::new(channel.clone()),
             sessions: NodeSessionServiceClient::new(channel.clone()),
             channel,
+            metrics,
         }
     }
 
