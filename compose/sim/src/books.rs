@@ -163,6 +163,15 @@ struct Part {
     checked: u64,
 }
 
+/// What is committed.
+#[derive(Clone, Copy, Debug)]
+struct Committed {
+    offset: u64,
+    generation: u64,
+    /// It was sent after a freeze.
+    is_window: bool,
+}
+
 /// Who has handed over last.
 #[derive(Clone, Debug)]
 struct Handed {
@@ -187,8 +196,8 @@ pub(crate) struct Books {
     written: BTreeMap<IntegrationId, BTreeSet<u64>>,
     handed: BTreeMap<ShardId, Handed>,
     accepted: BTreeMap<Uuid, String>,
-    /// By topic, creation, partition and generation: the offset, and whether it was sent after a freeze.
-    committed: BTreeMap<(IntegrationId, u64, u32, u64), (u64, bool)>,
+    /// By topic, creation and partition.
+    committed: BTreeMap<(IntegrationId, u64, u32), Committed>,
     /// Of each key of a configuration topic.
     revisions: BTreeMap<(Arc<str>, Vec<u8>), u64>,
     started: BTreeMap<(String, ShardId), u64>,
@@ -380,18 +389,19 @@ impl Books {
         self.counts.commits += 1;
         let Some((creation, topic)) = self.existing.get(&id).cloned() else { return };
         let Some(metadata) = CommitMetadata::from_text(metadata) else { return };
-        // It speaks of another creation, and nobody begins there; but what was committed before is gone.
-        if !metadata.is_of(metadata.generation, &topic) {
-            let lost = (id, creation, partition, 0)..=(id, creation, partition, u64::MAX);
-            self.committed.range_mut(lost).for_each(|(_, (_, was_window))| *was_window |= is_window);
+        // It speaks of another creation, and nobody begins there.
+        let is_void = !metadata.is_of(metadata.generation, &topic);
+        let counts = if is_void { 0 } else { offset };
+        let now = Committed { offset: counts, generation: metadata.generation, is_window };
+        let before = self.committed.insert((id, creation, partition), now);
+        if is_void {
             return;
         }
-        let held = self.committed.entry((id, creation, partition, metadata.generation)).or_default();
-        let (before, was_window) = std::mem::replace(held, (offset, is_window));
-        if offset < before {
+        if let Some(before) = before.filter(|held| held.generation == now.generation && held.offset > offset) {
             self.counts.commits_gone_back += 1;
             // One of the two was checked before a freeze and sent after it.
-            if !is_window && !was_window {
+            if !is_window && !before.is_window {
+                let before = before.offset;
                 let text = format!("{id}-{partition}: {offset} was committed after {before}");
                 self.violate(Invariant::OffsetsRise, text);
             }

@@ -171,10 +171,12 @@ impl Sql {
         marks
     }
 
+    /// Leaves a mark for records that are to be written again; under a new revision when the stored one is not greater
+    /// than `seen`. A former leader may still clear marks of the stored revision.
     pub(crate) fn mark_again(&mut self, id: IntegrationId, seen: u64) {
         let next = self.next_revision();
         let Some(row) = self.rows.get_mut(&id) else { return };
-        if row.revision < seen {
+        if row.revision <= seen {
             row.revision = next;
         }
         self.marks.insert(id, row.revision);

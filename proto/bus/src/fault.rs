@@ -21,7 +21,7 @@ use tokio::{
 
 use crate::{
     Admin, BatchRecord, Bus, Commit, Completion, CompletionQueue, Error, FencedWriter, Membership,
-    MembershipConfig, MembershipEvent, Outgoing, Reader, ReaderConfig, ReaderEvent, Record, Start,
+    MembershipConfig, MembershipEvent, Outgoing, Reader, ReaderConfig, ReaderEvent, Record, Release, Start,
     SubmitError, Ticket, TopicHandle, TopicPartition, Writer, WriterConfig, Written,
 };
 
@@ -254,7 +254,7 @@ impl Bus for FaultBus {
             bus: Arc::clone(&self.inner),
             faults: Arc::clone(&self.faults),
             config,
-            held: BTreeSet::new(),
+            held: Arc::default(),
             told,
             is_over: false,
         }))
@@ -459,7 +459,8 @@ struct FaultMembership {
     /// `None` between a loss and the next call, and once it is fenced.
     inner: Option<Box<dyn Membership>>,
     faults: Arc<Faults>,
-    held: BTreeSet<TopicPartition>,
+    /// Until they are lost, or revoked and released.
+    held: Arc<Mutex<BTreeSet<TopicPartition>>>,
     /// What was told before it joined, or that it has followed.
     told: Told,
     /// It was told that it is fenced.
@@ -480,13 +481,16 @@ impl Membership for FaultMembership {
             if told.fences != self.told.fences {
                 self.is_over = true;
                 self.inner = None;
-                self.held.clear();
+                self.held = Arc::default();
                 return MembershipEvent::Fenced { reason: "planted fault".to_owned() };
             }
             if told.losses != self.told.losses {
                 self.told = told;
                 self.inner = None;
-                return MembershipEvent::Lost(std::mem::take(&mut self.held).into_iter().collect());
+                // A new set: what is released later belongs to this one.
+                let held = std::mem::take(&mut self.held);
+                let held = std::mem::take(&mut *held.lock());
+                return MembershipEvent::Lost(held.into_iter().collect());
             }
             let Some(inner) = &mut self.inner else {
                 match self.bus.membership(self.config.clone()).await {
@@ -499,14 +503,28 @@ impl Membership for FaultMembership {
                 event = inner.next() => event,
                 () = changed => continue,
             };
-            match &event {
-                MembershipEvent::Assigned(partitions) => self.held.extend(partitions.iter().cloned()),
-                MembershipEvent::Revoked { partitions, .. } | MembershipEvent::Lost(partitions) => {
-                    self.held.retain(|partition| !partitions.contains(partition));
+            match event {
+                MembershipEvent::Assigned(partitions) => {
+                    self.held.lock().extend(partitions.iter().cloned());
+                    return MembershipEvent::Assigned(partitions);
                 }
-                MembershipEvent::Fenced { .. } => self.held.clear(),
+                MembershipEvent::Revoked { partitions, release } => {
+                    let (held, revoked) = (Arc::clone(&self.held), partitions.clone());
+                    let release = Release::new(move || {
+                        held.lock().retain(|partition| !revoked.contains(partition));
+                        drop(release);
+                    });
+                    return MembershipEvent::Revoked { partitions, release };
+                }
+                MembershipEvent::Lost(partitions) => {
+                    self.held.lock().retain(|partition| !partitions.contains(partition));
+                    return MembershipEvent::Lost(partitions);
+                }
+                MembershipEvent::Fenced { reason } => {
+                    self.held = Arc::default();
+                    return MembershipEvent::Fenced { reason };
+                }
             }
-            return event;
         }
     }
 
@@ -633,6 +651,23 @@ mod tests {
         assert!(matches!(member.next().await, MembershipEvent::Lost(lost) if lost == [at.clone()]));
         assert!(matches!(member.next().await, MembershipEvent::Assigned(_)));
         member.commit(commit(&at, 5)).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_is_revoked_and_not_yet_released_is_lost_as_well() {
+        let (bus, one) = bus().await;
+        create(&bus, "u").await;
+        let other = TopicPartition::new("u", 0);
+        let topics = vec!["t".to_owned(), "u".to_owned()];
+        let config = MembershipConfig { topics, ..member(None) };
+        let mut first = bus.membership(config.clone()).await.unwrap();
+        assert!(matches!(first.next().await, MembershipEvent::Assigned(all) if all.len() == 2));
+        let second = bus.membership(config).await.unwrap();
+        let MembershipEvent::Revoked { release, .. } = first.next().await else { panic!("one is to move") };
+        bus.lose_memberships("g");
+        let MembershipEvent::Lost(lost) = first.next().await else { panic!("all is lost") };
+        assert_eq!(lost, [one, other]);
+        drop((release, second));
     }
 
     #[tokio::test]

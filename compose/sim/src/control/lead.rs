@@ -151,7 +151,7 @@ impl Replica {
                 note!(env, "{} misses the topic of {}", self.host.service, short(life.id));
                 life.life.lost();
                 if env.sql.save_life(&mut life) {
-                    env.sql.mark_again(life.id, 0);
+                    env.sql.mark_again(life.id, u64::MAX);
                 }
             }
         }

@@ -68,7 +68,7 @@ pub(super) fn reconcile(replica: &mut Replica, env: &mut Env, lead: &mut Lead) -
             && downlinks.iter().zip(&records).all(|(held, record)| same(*held, record));
         if is_lost || !is_same {
             note!(env, "{} repairs {}", replica.host.service, short(row.id));
-            env.sql.mark_again(row.id, seen.unwrap_or(0));
+            env.sql.mark_again(row.id, if is_lost { u64::MAX } else { seen.unwrap_or(0) });
         }
     }
     repair_strangers(replica, env, lead, found)
