@@ -8,7 +8,7 @@ use tbmq_bus::{
     Commit, MembershipConfig, MembershipEvent, Outgoing, Reader, ReaderConfig, ReaderEvent, Record, Start,
     TopicPartition, WriterConfig, write,
 };
-use tbmq_integration::wire;
+use tbmq_integration::{entity::SHARDS_MAX, wire};
 use tbmq_proto::{
     ids::IntegrationId,
     integration::{NativeEvent, native_event::Body},
@@ -33,7 +33,8 @@ const FORGET_AFTER: Duration = Duration::from_hours(7 * 24);
 /// Follows `tbmq.node.applied`. `caught_up` becomes true at the end that was there at the start.
 pub(crate) async fn follow_nodes(plane: Arc<Plane>, caught_up: watch::Sender<bool>) -> anyhow::Result<()> {
     let topic = plane.catalogue.node_applied();
-    follow(&plane, &topic, "node-applied-consumer", &caught_up, take_node).await
+    let followed = Followed { topic, client: "node-applied-consumer", take: take_node, vanished: |_| {} };
+    follow(&plane, &followed, &caught_up).await
 }
 
 fn take_node(plane: &Plane, record: &Record, live: bool) -> Result<Option<KindRow>, String> {
@@ -60,7 +61,20 @@ fn take_node(plane: &Plane, record: &Record, live: bool) -> Result<Option<KindRo
 /// Follows `tbmq.ie.kinds`.
 pub(crate) async fn follow_kinds(plane: Arc<Plane>, caught_up: watch::Sender<bool>) -> anyhow::Result<()> {
     let topic = plane.catalogue.kinds();
-    follow(&plane, &topic, "ie-kinds-consumer", &caught_up, take_kind).await
+    let followed = Followed { topic, client: "ie-kinds-consumer", take: take_kind, vanished: |_| {} };
+    follow(&plane, &followed, &caught_up).await
+}
+
+/// Follows `tbmq.ie.owner`.
+pub(crate) async fn follow_owners(plane: Arc<Plane>, caught_up: watch::Sender<bool>) -> anyhow::Result<()> {
+    let followed = Followed {
+        topic: plane.catalogue.owners(),
+        client: "ie-owner-consumer",
+        take: |plane, record, _live| plane.claims.take(record).map(|()| None),
+        // Epochs begin anew with it.
+        vanished: |plane| plane.claims.clear(),
+    };
+    follow(&plane, &followed, &caught_up).await
 }
 
 /// Returns the kind if it is to be kept in the store.
@@ -111,23 +125,31 @@ pub(crate) async fn follow_replies(plane: Arc<Plane>, position: u64) -> anyhow::
     }
 }
 
-/// Follows one partition of a compacted topic from its beginning.
+/// A compacted topic of one partition that every control plane reads.
+struct Followed {
+    topic: Topic,
+    client: &'static str,
+    /// Takes a record, told whether it was written after our start; returns a kind that is to be kept in the store.
+    take: fn(&Plane, &Record, bool) -> Result<Option<KindRow>, String>,
+    /// The topic has vanished.
+    vanished: fn(&Plane),
+}
+
+/// Follows a topic from its beginning.
 async fn follow(
     plane: &Arc<Plane>,
-    topic: &Topic,
-    client: &str,
+    followed: &Followed,
     caught_up: &watch::Sender<bool>,
-    take: fn(&Plane, &Record, bool) -> Result<Option<KindRow>, String>,
 ) -> anyhow::Result<()> {
-    let client = plane.catalogue.client_id(client, &plane.service_id);
+    let client = plane.catalogue.client_id(followed.client, &plane.service_id);
     let mut reader = plane.bus.reader(ReaderConfig::new(client, None)).await?;
-    reader.add(&only_partition(&topic.name), Start::Earliest);
+    reader.add(&only_partition(&followed.topic.name), Start::Earliest);
     let mut live = false;
     loop {
         match reader.next().await {
             ReaderEvent::Batch { partition, records } => {
                 for record in records {
-                    match take(plane, &record, live) {
+                    match (followed.take)(plane, &record, live) {
                         Ok(None) => {}
                         Ok(Some(kind)) => {
                             let now_ms = tbmq_service::time::now_ms();
@@ -142,7 +164,10 @@ async fn follow(
                 caught_up.send_replace(true);
             }
             ReaderEvent::Gap { .. } => {}
-            ReaderEvent::Gone { reason, .. } => again(plane, reader.as_mut(), topic, &reason).await,
+            ReaderEvent::Gone { reason, .. } => {
+                (followed.vanished)(plane);
+                again(plane, reader.as_mut(), &followed.topic, &reason).await;
+            }
         }
     }
 }
@@ -329,6 +354,9 @@ fn to_row(integration: IntegrationId, event: NativeEvent, max_symbols: i64) -> R
             Err(format!("{field} can't be stored"))
         }
     };
+    if event.shard >= SHARDS_MAX {
+        return Err(format!("shard {} is beyond {SHARDS_MAX}", event.shard));
+    }
     Ok(EventRow {
         event_id: Uuid::from_slice(&event.event_id).map_err(|error| error.to_string())?,
         integration,

@@ -105,6 +105,13 @@ impl Nodes {
         nodes.values().filter(serves).map(|node| node.applied.service_id.clone()).collect()
     }
 
+    /// The live executors, each with its incarnation.
+    pub(crate) fn live_executors(&self) -> BTreeMap<String, String> {
+        let nodes = self.nodes.lock();
+        let live = nodes.values().filter(|node| node.applied.role() == Role::Executor && node.is_live());
+        live.map(|node| (node.applied.service_id.clone(), node.applied.incarnation.clone())).collect()
+    }
+
     /// Live data planes that have not passed this position.
     pub(crate) fn behind(&self, topic: &str, partition: u32, position: u64) -> Vec<String> {
         let late = |node: &Node| node.position(topic, partition) < position;

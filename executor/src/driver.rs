@@ -243,7 +243,10 @@ impl Driver {
                 Some(partition) = self.remaking.next() => self.read_again(partition),
                 Some(handed_over) = self.handing_over.next() => self.handed_over(&handed_over),
                 Some(ended) = self.actors.join_next_with_id() => self.ended(ended),
-                _ = ticks.tick() => self.renew(),
+                _ = ticks.tick() => {
+                    self.tell_health();
+                    self.renew();
+                }
             }
         }
         self.leave(ticks).await
@@ -367,7 +370,6 @@ impl Driver {
 
     /// Sends a renewal, unless one is on its way.
     fn renew(&mut self) {
-        self.tell_health();
         if self.renewing.is_some() {
             return;
         }

@@ -6,6 +6,7 @@
 #![warn(missing_docs)]
 
 mod m0001_integrations;
+mod m0002_shards;
 
 use sea_orm_migration::{
     MigrationTrait, MigratorTrait,
@@ -21,7 +22,7 @@ pub struct Migrator;
 
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![Box::new(m0001_integrations::Migration)]
+        vec![Box::new(m0001_integrations::Migration), Box::new(m0002_shards::Migration)]
     }
 }
 
@@ -66,6 +67,7 @@ mod tests {
         for table in m0001_integrations::TABLES {
             assert!(manager.has_table(table).await.unwrap(), "{table}");
         }
+        assert!(manager.has_column("topic_life", "shards").await.unwrap());
         assert!(Migrator::get_pending_migrations(&connection).await.unwrap().is_empty());
     }
 }

@@ -43,9 +43,10 @@ enum Task {
         #[arg(long)]
         install: bool,
     },
-    /// Measure: `bus` (produce and consume at 1 to 10,000 topics) or `e2e` (MQTT QoS 1 → HTTP).
+    /// Measure: `bus` (produce and consume at 1 to 10,000 topics), `e2e` (MQTT QoS 1 → HTTP) or `scale` (thousands of
+    /// integrations).
     Bench {
-        /// `bus` or `e2e`, with that benchmark's own options.
+        /// `bus`, `e2e` or `scale`, with that benchmark's own options.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
         arguments: Vec<String>,
     },

@@ -21,6 +21,7 @@ use tbmq_bus::{
     Bus as _, ReaderConfig, ReaderEvent, Start, TopicPartition,
     kafka::{KafkaBus, KafkaConfig},
 };
+use tbmq_e2e::storm::{self, Storm};
 use tbmq_harness::{
     client::Client,
     http_sink::HttpSink,
@@ -61,6 +62,12 @@ pub(crate) struct Options {
     /// Restarts of the executor.
     #[arg(long, default_value_t = 3)]
     restarts: u32,
+    /// Instead: create them while three executors over Kafka are killed, added, drained and started again in turn.
+    #[arg(long)]
+    storm: bool,
+    /// Decides who is struck by the storm, and when.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -77,6 +84,9 @@ const PATIENCE: Duration = Duration::from_mins(15);
 pub(crate) async fn run(options: Options) -> Result<()> {
     // A second installation finds the first, which is as good.
     drop(rustls::crypto::ring::default_provider().install_default());
+    if options.storm {
+        return run_storm(&options).await;
+    }
     let sink = HttpSink::start().await?;
     let mut system = System::start(options.backend).await?;
     system.ready().await?;
@@ -98,6 +108,38 @@ pub(crate) async fn run(options: Options) -> Result<()> {
     }
     idle(&system, &options).await?;
     system.stop().await
+}
+
+/// The storm, which fails unless each integration has one owner at the end.
+async fn run_storm(options: &Options) -> Result<()> {
+    let kafka = tokio::task::spawn_blocking(|| Kafka::start(KafkaOptions::default())).await??;
+    let postgres = tokio::task::spawn_blocking(Postgres::start).await??;
+    let storm = Storm {
+        integrations: options.integrations,
+        callers: options.callers,
+        pause_ms: 1_000..3_000,
+        seed: options.seed,
+    };
+    let report = storm::run(&kafka, &postgres, &storm).await?;
+    println!(
+        "{} HTTP integrations created in {:.1} s while {} executors were killed, {} added, {} drained, {} started again; \
+         {} calls were repeated",
+        storm.integrations,
+        report.created_in.as_secs_f64(),
+        report.killed,
+        report.added,
+        report.drained,
+        report.started_again,
+        report.repeated_calls
+    );
+    println!(
+        "  one owner each {:.2} s after the storm: {:?}; {} duplicates of what was published in the storm, none after it",
+        report.settled_in.as_secs_f64(),
+        report.owned,
+        report.duplicates
+    );
+    tokio::task::spawn_blocking(move || drop((kafka, postgres))).await?;
+    Ok(())
 }
 
 /// The processes under measurement.
@@ -214,14 +256,17 @@ impl System {
         Ok(all)
     }
 
-    /// Integrations that the executor says are started.
-    async fn started(&self) -> Result<u32> {
+    /// What the executor's admin endpoint says of the first line that begins and goes on like this; 0 without one.
+    async fn metric(&self, name: &str, label: &str) -> Result<u32> {
         let url = format!("http://{}/metrics", self.executor().address("http"));
         let text = reqwest::get(url).await?.text().await?;
-        let line = text
-            .lines()
-            .find(|line| line.starts_with("integration_stats_gauge{") && line.contains(r#"state="success""#));
+        let line = text.lines().find(|line| line.starts_with(name) && line.contains(label));
         Ok(line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or(0))
+    }
+
+    /// Integrations that the executor says are started.
+    async fn started(&self) -> Result<u32> {
+        self.metric("integration_stats_gauge{", r#"state="success""#).await
     }
 
     async fn await_started(&self, count: u32) -> Result<()> {
@@ -450,7 +495,11 @@ async fn restore(system: &mut System, options: &Options, restart: u32) -> Result
         None => print!(", MQTT serves {:.2} s", mqtt.as_secs_f64()),
     }
     println!(", all started {:.2} s, all ACTIVE {:.2} s", started.as_secs_f64(), active.as_secs_f64());
-    println!("  {name}: {}", told(system.executor().usage()?));
+    let restore_ms = system.metric("tbmq_executor_restore_milliseconds{", r#"type="HTTP""#).await?;
+    println!(
+        "  {name}: says that from the assignment to the known configuration it took {restore_ms} ms; {}",
+        told(system.executor().usage()?)
+    );
     Ok(())
 }
 

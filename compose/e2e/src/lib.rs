@@ -5,6 +5,7 @@
 //! | [`instance`] | the names of a system's processes: `control-1`, `data-2`, `executor-3` |
 //! | [`deployment`] | a system: start, kill -9, drain, freeze and thaw by instance; a second process under one id |
 //! | [`api`] | the control plane's gRPC services, and waiting for what they report |
+//! | [`storm`] | executors come and go while integrations are created |
 //! | [`work`] | load with marks, and everything that the ledger wants to know about it |
 //! | [`chaos`] | the fault tool, `cargo xtask chaos` |
 //!
@@ -16,4 +17,5 @@ pub mod api;
 pub mod chaos;
 pub mod deployment;
 pub mod instance;
+pub mod storm;
 pub mod work;

@@ -380,8 +380,10 @@ impl Books {
         self.counts.commits += 1;
         let Some((creation, topic)) = self.existing.get(&id).cloned() else { return };
         let Some(metadata) = CommitMetadata::from_text(metadata) else { return };
-        // It speaks of another creation, and nobody begins there.
+        // It speaks of another creation, and nobody begins there; but what was committed before is gone.
         if !metadata.is_of(metadata.generation, &topic) {
+            let lost = (id, creation, partition, 0)..=(id, creation, partition, u64::MAX);
+            self.committed.range_mut(lost).for_each(|(_, (_, was_window))| *was_window |= is_window);
             return;
         }
         let held = self.committed.entry((id, creation, partition, metadata.generation)).or_default();

@@ -128,6 +128,8 @@ pub(crate) struct Host {
     pub(crate) frozen_until: Option<Millis>,
     /// How often it was frozen.
     pub(crate) freezes: u64,
+    /// After a freeze it takes a while until the group's answer comes.
+    pub(crate) deaf_until: Millis,
 }
 
 impl Host {
@@ -141,6 +143,7 @@ impl Host {
             bugs: Vec::new(),
             frozen_until: None,
             freezes: 0,
+            deaf_until: Millis(0),
         }
     }
 
@@ -159,13 +162,9 @@ impl Host {
         self.weather == Weather::Away
     }
 
-    /// Wakes it when its time has come; `true` when it has just woken.
-    pub(crate) fn thaw(&mut self, now: Millis) -> bool {
-        let is_due = self.frozen_until.is_some_and(|until| until <= now);
-        if is_due {
-            self.frozen_until = None;
-        }
-        is_due
+    /// Wakes it when its time has come.
+    pub(crate) fn thaw(&mut self, now: Millis) {
+        self.frozen_until = self.frozen_until.filter(|until| *until > now);
     }
 
     pub(crate) fn is_frozen(&self) -> bool {

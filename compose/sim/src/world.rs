@@ -22,10 +22,10 @@ use crate::{
 };
 
 /// Steps with faults.
-const STEPS: u32 = 900;
+const STEPS: u32 = 1_500;
 
 /// Things that a process does in one step, at most.
-const ACTIONS_MAX: u32 = 12;
+const ACTIONS_MAX: u32 = 16;
 
 /// Until then nothing goes wrong.
 const FAIR: Millis = Millis(4_000);
@@ -141,8 +141,8 @@ impl World {
             0..200 => self.pass_some(),
             200..216 => self.operate(),
             216..300 => self.publish(),
-            300..309 if self.env.now > FAIR => self.go_wrong(),
-            309..319 if self.env.now > FAIR => self.change_remote(),
+            300..311 if self.env.now > FAIR => self.go_wrong(),
+            311..319 if self.env.now > FAIR => self.change_remote(),
             319..329 => self.start_missing(),
             329..335 if self.env.now > FAIR => self.change_weather(),
             _ => self.turn(),
@@ -278,6 +278,10 @@ impl World {
                 Call::Delete { id }
             }
         };
+        self.call(call);
+    }
+
+    fn call(&mut self, call: Call) {
         let awake: Vec<usize> =
             (0..self.controls.len()).filter(|index| !self.controls[*index].host.is_frozen()).collect();
         if let Some(index) = awake.choose(&mut self.env.rng).copied() {
@@ -368,16 +372,26 @@ impl World {
         }
     }
 
-    /// Freezes a relayer between the store and the bus, or an executor with a commit on its way.
+    /// Freezes an executor with a commit on its way, or a relayer between the store and the bus; then an operator
+    /// changes what it was about to write.
     fn lurk(&mut self, which: Which) {
-        let is_tender = match which {
-            Which::Control(index) => self.controls.get(index).is_some_and(Replica::is_about_to_write),
-            Which::Executor(index) => self.executors.get(index).is_some_and(Executor::is_about_to_commit),
-            Which::Data => false,
-        };
-        if is_tender && self.env.rng.random_range(0..3) == 0 {
-            self.is_lurking = false;
-            self.freeze_now(which, SESSION.as_millis() as u64);
+        let long = SESSION.as_millis() as u64 * 2;
+        match which {
+            Which::Control(index) => {
+                let Some(id) = self.controls.get(index).and_then(Replica::is_about_to_write) else { return };
+                self.is_lurking = false;
+                self.freeze_now(which, long);
+                let enabled = self.env.sql.row(id).is_some_and(|row| !row.enabled);
+                self.call(Call::SetEnabled { id, enabled });
+            }
+            Which::Executor(index) => {
+                let is_tender = self.executors.get(index).is_some_and(Executor::is_about_to_commit);
+                if is_tender && self.env.rng.random_range(0..3) == 0 {
+                    self.is_lurking = false;
+                    self.freeze_now(which, long);
+                }
+            }
+            Which::Data => {}
         }
     }
 
@@ -385,8 +399,10 @@ impl World {
         let longest = SESSION.as_millis() as u64 * 3;
         let millis = self.env.rng.random_range(shortest..longest);
         let until = self.env.now + Duration::from_millis(millis);
+        let deaf = Duration::from_millis(self.env.rng.random_range(0..1_000));
         let Some(host) = self.host(which) else { return };
         host.frozen_until = Some(until);
+        host.deaf_until = until + deaf;
         host.freezes += 1;
         let service = host.service.clone();
         note!(self.env, "{service} is frozen for {millis} ms");
@@ -515,6 +531,7 @@ impl World {
         self.env.remote.modes.clear();
         for host in self.hosts() {
             host.frozen_until = None;
+            host.deaf_until = Millis(0);
             host.set_weather(Weather::Clear);
         }
         self.start_missing();

@@ -6,6 +6,7 @@ mod integration;
 mod node;
 mod node_session;
 mod page;
+mod status;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 

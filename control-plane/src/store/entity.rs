@@ -49,6 +49,7 @@ entity!(topic_life, "topic_life" {
     generation: i64,
     revision: i64,
     version: i64,
+    shards: i32,
 });
 
 entity!(outbox, "outbox" {

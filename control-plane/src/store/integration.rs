@@ -7,7 +7,7 @@ use sea_orm::{
     PaginatorTrait as _, QueryFilter as _, QueryOrder as _, QuerySelect as _, sea_query::Expr,
     sea_query::Func, sea_query::OnConflict,
 };
-use tbmq_integration::{cleanup::TopicLife, wire::Cause};
+use tbmq_integration::wire::Cause;
 use tbmq_proto::ids::{IntegrationId, Kind};
 use uuid::Uuid;
 
@@ -75,6 +75,8 @@ pub struct New {
     pub labels: BTreeMap<String, String>,
     /// Description.
     pub description: String,
+    /// Number of shards, at least 1.
+    pub shards: u32,
 }
 
 impl std::fmt::Debug for New {
@@ -173,7 +175,7 @@ impl Store {
             .exec_without_returning(&transaction)
             .await
             .map_err(|error| taken(&error, &row))?;
-        life::insert(&transaction, row.id, &row.kind, TopicLife::new(), revision).await?;
+        life::insert(&transaction, row.id, &row.kind, new.shards, revision).await?;
         life::mark(&transaction, row.id, revision, saved.now_ms).await?;
         note(&transaction, &row, "CREATED", saved).await?;
         transaction.commit().await.map_err(|error| fault(&error))?;

@@ -26,7 +26,7 @@ use tbmq_proto::{
         Integration, event_service_client::EventServiceClient,
         integration_service_client::IntegrationServiceClient, node_service_client::NodeServiceClient,
     },
-    ids::{IntegrationId, Kind, ServiceId},
+    ids::{IntegrationId, Kind, ServiceId, ShardId},
     integration::{ComponentLifecycleEventProto as Event, LifecycleEvent, NativeEvent, native_event::Body},
     node::node_session_service_client::NodeSessionServiceClient,
     topic::{Catalogue, REVISION_HEADER},
@@ -288,7 +288,7 @@ pub(crate) enum Verdict {
 
 /// An executor that reads the HTTP downlink, answers requests, and reports what it would run.
 pub(crate) struct Executor {
-    pub(crate) desired: Arc<Mutex<BTreeMap<IntegrationId, Desired>>>,
+    pub(crate) desired: Arc<Mutex<BTreeMap<ShardId, Desired>>>,
     pub(crate) requests: Arc<Mutex<Vec<ValidationRequest>>>,
     verdict: Arc<Mutex<Verdict>>,
     events: Events,
@@ -310,11 +310,22 @@ impl Events {
         event: Event,
         error: Option<&str>,
     ) -> NativeEvent {
+        self.report(ShardId::first(id), 5, revision, event, error).await
+    }
+
+    pub(crate) async fn report(
+        &self,
+        shard: ShardId,
+        epoch: u64,
+        revision: u64,
+        event: Event,
+        error: Option<&str>,
+    ) -> NativeEvent {
         let native = NativeEvent {
             event_id: Bytes::copy_from_slice(Uuid::now_v7().as_bytes()),
-            shard: 0,
+            shard: shard.index,
             revision,
-            ownership_epoch: 5,
+            ownership_epoch: epoch,
             incarnation: "1".to_owned(),
             seq: self.seq.fetch_add(1, Ordering::Relaxed) + 1,
             time_ms: tbmq_service::time::now_ms(),
@@ -325,7 +336,7 @@ impl Events {
                 error: error.map(ToOwned::to_owned),
             })),
         };
-        self.send(id, native.clone()).await;
+        self.send(shard.integration, native.clone()).await;
         native
     }
 
@@ -359,7 +370,7 @@ impl Executor {
         for partition in 0..downlink.partitions {
             reader.add(&TopicPartition::new(downlink.name.as_str(), partition), Start::Earliest);
         }
-        let desired: Arc<Mutex<BTreeMap<IntegrationId, Desired>>> = Arc::default();
+        let desired: Arc<Mutex<BTreeMap<ShardId, Desired>>> = Arc::default();
         let requests: Arc<Mutex<Vec<ValidationRequest>>> = Arc::default();
         let verdict = Arc::new(Mutex::new(verdict));
         let task = tokio::spawn({
@@ -407,7 +418,11 @@ impl Executor {
     }
 
     pub(crate) fn held(&self, id: IntegrationId) -> Option<Desired> {
-        self.desired.lock().get(&id).cloned()
+        self.held_shard(ShardId::first(id))
+    }
+
+    pub(crate) fn held_shard(&self, shard: ShardId) -> Option<Desired> {
+        self.desired.lock().get(&shard).cloned()
     }
 }
 
@@ -438,15 +453,15 @@ async fn answer(events: &Events, catalogue: &Catalogue, request: &ValidationRequ
     write(&*events.writer, &events.writer.topic(&topic), record).await.unwrap();
 }
 
-async fn obey(events: &Events, desired: &Mutex<BTreeMap<IntegrationId, Desired>>, state: Desired) {
-    let (id, revision) = (state.shard.integration, state.revision);
-    let before = desired.lock().insert(id, state.clone());
+async fn obey(events: &Events, desired: &Mutex<BTreeMap<ShardId, Desired>>, state: Desired) {
+    let (shard, revision) = (state.shard, state.revision);
+    let before = desired.lock().insert(shard, state.clone());
     let ran = before.is_some_and(|before| runs(&before));
     if ran {
-        events.lifecycle(id, revision, Event::Stopped, None).await;
+        events.report(shard, 5, revision, Event::Stopped, None).await;
     }
     if runs(&state) {
-        events.lifecycle(id, revision, Event::Started, None).await;
+        events.report(shard, 5, revision, Event::Started, None).await;
     }
 }
 

@@ -13,7 +13,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         "tbmq",
         &["tbmq-bus", "tbmq-control-plane", "tbmq-data-plane", "tbmq-executor", "tbmq-proto", "tbmq-service"],
     ),
-    ("tbmq-bench", &["tbmq-bus", "tbmq-harness", "tbmq-mqtt", "tbmq-proto"]),
+    ("tbmq-bench", &["tbmq-bus", "tbmq-e2e", "tbmq-harness", "tbmq-mqtt", "tbmq-proto"]),
     ("tbmq-bus", &["tbmq-proto"]),
     (
         "tbmq-control-plane",

@@ -12,4 +12,5 @@ mod replicas;
 mod rolling;
 mod scenarios;
 mod several;
+mod storm;
 mod twins;

@@ -76,8 +76,11 @@ impl Lead {
         }
     }
 
-    pub(super) fn is_about_to_write(&self) -> bool {
-        matches!(self.relay, Relay::Rows(_) | Relay::Prepared(_))
+    pub(super) fn is_about_to_write(&self) -> Option<IntegrationId> {
+        match &self.relay {
+            Relay::Prepared(prepared) => prepared.first().map(|prepared| prepared.mark.id),
+            _ => None,
+        }
     }
 
     /// Begins anew with a writer of its own.

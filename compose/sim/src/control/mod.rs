@@ -142,9 +142,9 @@ impl Replica {
         self.lead.is_some()
     }
 
-    /// It has read the store and not yet written.
-    pub(crate) fn is_about_to_write(&self) -> bool {
-        self.lead.as_ref().is_some_and(Lead::is_about_to_write)
+    /// It has read this from the store and not yet written it to the bus.
+    pub(crate) fn is_about_to_write(&self) -> Option<IntegrationId> {
+        self.lead.as_ref().and_then(Lead::is_about_to_write)
     }
 
     /// Nothing is pending.
@@ -172,7 +172,9 @@ impl Replica {
 
     pub(crate) fn turn_all(&mut self, env: &mut Env) {
         for action in 0..10 {
-            self.turn(env, action);
+            if action < 7 || self.is_leading() {
+                self.turn(env, action);
+            }
         }
     }
 
@@ -304,6 +306,9 @@ impl Replica {
     }
 
     fn complete(&mut self, env: &mut Env) {
+        if self.tickets.is_empty() {
+            return;
+        }
         env.net.settle();
         let mut outcomes = Vec::new();
         self.completions.take(&mut outcomes);

@@ -335,6 +335,11 @@ impl Shard {
         }
     }
 
+    /// Its last commit was asked for.
+    pub(super) fn is_flushing(&self) -> bool {
+        self.stopping.is_some_and(|stopping| stopping.flush != Flush::Wanted)
+    }
+
     pub(super) fn flushed(&mut self, is_done: bool) {
         if let Some(stopping) = &mut self.stopping
             && (is_done || matches!(stopping.flush, Flush::Asked { .. }))
