@@ -54,8 +54,9 @@ Times are median / greatest, in seconds.\n\n\
 * **excused**: lay in a message topic when that was deleted: acknowledged before the deletion was complete, and not delivered. Nothing else is excused.\n\
 * **duplicates**: arrivals of what had arrived before, at all three integrations together. Updates restart the moving integration, which makes some of them.\n\
 * **refused**: publishes answered with an error; publishers sent them again.\n\
-* **first new message**: from the fault until a message sent after it had arrived at every integration.\n\
-* **recovery**: from the healing (a stopped process or server answers again) until everything acknowledged before had arrived, messages of every publisher arrived, and both control planes showed every integration as running.\n\
+* **lasted**: from the fault to its healing: a stopped process or server answers again, a deleted topic is gone.\n\
+* **first new message**: from the healing until a message sent after it had arrived at every integration.\n\
+* **recovery**: from the healing until everything acknowledged before had arrived, messages of every publisher arrived, and both control planes showed every integration as running.\n\
 * **longest pause**: the longest time without an arrival at an integration during the round.\n\n\
 Besides, in every round: updates through both control planes are accepted afterwards and the last one is what runs, no committed offset goes back, and at rest every partition is committed\n\
 to its end.\n\

@@ -23,7 +23,7 @@ pub struct Outcome {
     pub counts: Counts,
     /// From the fault to its healing.
     pub lasted: Duration,
-    /// From the fault until the first message sent after it had arrived at every integration.
+    /// From the healing until the first message sent after it had arrived at every integration.
     pub first: Option<Duration>,
     /// From the healing until everything acknowledged before had arrived and every publisher's messages arrived again.
     pub drained: Option<Duration>,
@@ -106,7 +106,9 @@ impl fmt::Display for Outcome {
             write!(f, " [{}]", self.note)?;
         }
         for (name, audit) in counts.audits.iter().filter(|(_, audit)| !audit.is_clean()) {
-            write!(f, "\n    ledger of {name}: {audit}")?;
+            let text = audit.to_string();
+            let few = text.char_indices().nth(400).map_or(text.len(), |(at, _)| at);
+            write!(f, "\n    ledger of {name}: {}", text[..few].replace('\n', " "))?;
         }
         for finding in &self.findings {
             write!(f, "\n    found: {finding}")?;
@@ -152,8 +154,8 @@ impl Report {
     /// The table per fault, in Markdown.
     pub fn table(&self) -> String {
         let mut text = String::from(
-            "| fault | rounds | acknowledged | lost | excused | duplicates | refused | first new message s | recovery s | longest pause s |\n\
-             |---|---|---|---|---|---|---|---|---|---|\n",
+            "| fault | rounds | acknowledged | lost | excused | duplicates | refused | lasted s | first new message s | recovery s | longest pause s |\n\
+             |---|---|---|---|---|---|---|---|---|---|---|\n",
         );
         let mut faults: Vec<Option<Fault>> = Fault::ALL.into_iter().map(Some).collect();
         faults.push(None);
@@ -170,13 +172,14 @@ impl Report {
             let sum = |count: fn(&Outcome) -> usize| of.iter().map(|one| count(one)).sum::<usize>();
             writeln!(
                 text,
-                "| {name} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
+                "| {name} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
                 of.len(),
                 sum(|one| one.counts.acknowledged),
                 sum(Outcome::lost),
                 sum(|one| one.counts.excused),
                 sum(|one| one.counts.duplicates),
                 sum(|one| one.counts.refused as usize),
+                spread(of.iter().map(|one| Some(one.lasted))),
                 spread(of.iter().map(|one| one.first)),
                 spread(of.iter().map(|one| one.recovered)),
                 spread(of.iter().map(|one| Some(one.counts.pause))),

@@ -53,7 +53,6 @@ async fn try_run(
     sleep(round.after).await;
 
     let at = Instant::now();
-    tally.look_for_sent_after(now_ns());
     match faults::inject(world, round).await {
         Ok(injected) => {
             outcome.note = injected.note;
@@ -65,8 +64,10 @@ async fn try_run(
         Err(error) => outcome.findings.push(format!("while injecting: {error:#}")),
     }
     let healed = Instant::now();
-    let recovered = recover(world, &tally, healed, patience, outcome).await;
-    outcome.first = tally.first_after().map(|first| first.saturating_duration_since(at));
+    let healed_ns = now_ns();
+    tally.look_for_sent_after(healed_ns);
+    let recovered = recover(world, &tally, (healed, healed_ns), patience, outcome).await;
+    outcome.first = tally.first_after().map(|first| first.saturating_duration_since(healed));
     outcome.lasted = healed.duration_since(at);
     let (accepted, refused, last) = updates.end().await?;
     *number = last;
@@ -81,7 +82,8 @@ async fn try_run(
     outcome.findings.extend(offsets.end().await?);
     outcome.counts = tally.close(&first);
     settled?;
-    faults::clean_up(world, round).context("after the round")
+    outcome.restarts.extend(faults::clean_up(world, round).context("after the round")?);
+    Ok(())
 }
 
 /// Waits until everything acknowledged until now has arrived, every publisher's messages arrive, and both control
@@ -89,11 +91,11 @@ async fn try_run(
 async fn recover(
     world: &mut World,
     tally: &Tally,
-    healed: Instant,
+    (healed, healed_ns): (Instant, u64),
     patience: Duration,
     outcome: &mut Outcome,
 ) -> bool {
-    let (deadline, healed_ns) = (healed + patience, now_ns());
+    let deadline = healed + patience;
     let mut drained = false;
     loop {
         match world.supervise() {

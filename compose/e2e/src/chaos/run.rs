@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 
 use super::{
     faults,
-    plan::{Fault, Round, draw},
+    plan::{Fault, draw},
     report::{Outcome, Report},
     round,
     world::World,
@@ -19,6 +19,8 @@ pub struct Options {
     pub seed: u64,
     /// How many rounds.
     pub rounds: u32,
+    /// Only these of them, by number; empty: all.
+    pub only: Vec<u32>,
     /// What is drawn from.
     pub faults: Vec<Fault>,
     /// Publishes per second in all.
@@ -40,6 +42,7 @@ impl Options {
         Self {
             seed,
             rounds,
+            only: Vec::new(),
             faults: Fault::ALL.to_vec(),
             rate: 200,
             publishers: 10,
@@ -56,14 +59,15 @@ impl Options {
 /// # Errors
 /// When a system can't be started; what the rounds find is in the report.
 pub async fn run(options: &Options, mut say: impl FnMut(&Outcome)) -> Result<Report> {
-    let plan = draw(options.seed, options.rounds, &options.faults, options.session_timeout);
+    let mut plan = draw(options.seed, options.rounds, &options.faults, options.session_timeout);
+    plan.retain(|round| options.only.is_empty() || options.only.contains(&round.number));
     let mut left_out: BTreeMap<Fault, String> = BTreeMap::new();
     for round in &plan {
         if let Some(why) = faults::impediment(round.fault) {
             left_out.insert(round.fault, why);
         }
     }
-    let plan: Vec<Round> = plan.into_iter().filter(|round| !left_out.contains_key(&round.fault)).collect();
+    plan.retain(|round| !left_out.contains_key(&round.fault));
     let needs_disk = plan.iter().any(|round| round.fault == Fault::DiskFull);
     let mut report = Report { options: options.clone(), outcomes: Vec::new(), left_out };
     let mut world: Option<World> = None;

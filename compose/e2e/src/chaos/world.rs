@@ -35,7 +35,7 @@ use crate::{
 
 /// Name, share of the load and shards of each integration.
 pub(super) const INTEGRATIONS: [(&str, Share, u32); 3] =
-    [("steady", Share::All, 1), ("moving", Share::Even, 1), ("sharded", Share::Odd, 1)];
+    [("steady", Share::All, 1), ("moving", Share::Even, 1), ("sharded", Share::Odd, 4)];
 
 /// The one whose configuration is changed all the time.
 pub(super) const MOVING: usize = 1;
@@ -78,10 +78,12 @@ impl World {
             let data_dir = disk.as_ref().map(|disk| disk.path().to_owned());
             let kafka = Kafka::start(KafkaOptions { data_dir, ..KafkaOptions::default() })?;
             let postgres = Postgres::start()?;
-            let layout =
-                Layout::of(2, 2, 2).logs(folder).setting("TB_IE_MSG_PACK_PROCESSING_TIMEOUT", 10_000);
             let session_timeout = format!("{}ms", options.session_timeout.as_millis());
-            let layout = layout.setting("TBMQ_IE_SESSION_TIMEOUT", session_timeout);
+            let mut layout = Layout::of(2, 2, 2).logs(folder);
+            for executor in [1, 2].map(|number| Plane::Executor.nth(number)) {
+                layout = layout.own_setting(executor, "TBMQ_IE_SESSION_TIMEOUT", &session_timeout);
+                layout = layout.own_setting(executor, "TB_IE_MSG_PACK_PROCESSING_TIMEOUT", 10_000);
+            }
             let deployment = layout.start(&kafka, &postgres)?;
             anyhow::Ok((disk, kafka, postgres, deployment))
         })?;
