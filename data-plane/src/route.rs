@@ -161,11 +161,6 @@ impl Router {
         integrations.len()
     }
 
-    /// Integrations that have filters.
-    pub(crate) fn integrations(&self) -> Vec<IntegrationId> {
-        self.integrations.lock().keys().copied().collect()
-    }
-
     pub(crate) fn subscribe(&self, mailbox: &Arc<Mailbox>, filter: &str, options: Options) {
         let target = Target::Client(mailbox.clone(), options);
         self.tree.write().insert(filter, Subscriber::Client(mailbox.number), target);

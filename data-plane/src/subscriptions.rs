@@ -1,7 +1,7 @@
 //! Integration filters: read completely before anything is served, followed afterwards (architecture §4.8, §4.22).
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -138,7 +138,6 @@ impl Subscriptions {
                 }
             }
             ReaderEvent::End { partition, position } if partition == self.filters => {
-                self.applier.complete();
                 self.advance(position);
                 return Some(Seen::Complete);
             }
@@ -147,6 +146,8 @@ impl Subscriptions {
                 tracing::warn!(%partition, from, to, "records of integration filters are gone");
             }
             ReaderEvent::Gone { partition, reason } => {
+                // What is known stays known: until the control plane has written everything again, an empty topic says
+                // nothing, and a publish that is acknowledged without its route would be lost.
                 tracing::warn!(%partition, %reason, "topic was deleted; reading it anew");
                 self.reopen(&partition).await;
             }
@@ -172,7 +173,6 @@ impl Subscriptions {
     async fn reopen(&mut self, partition: &TopicPartition) {
         let catalogue = &self.context.catalogue;
         let topic = if *partition == self.filters {
-            self.applier.begin();
             catalogue.integration_subscriptions()
         } else {
             catalogue.node_applied()
@@ -207,29 +207,11 @@ struct Applier {
     metrics: Metrics,
     /// The revision held for each integration that has filters.
     revisions: HashMap<IntegrationId, u64>,
-    /// Integrations seen since [`Applier::begin`]; `None` once the topic was read completely.
-    seen: Option<HashSet<IntegrationId>>,
 }
 
 impl Applier {
     fn new(router: Arc<Router>, metrics: Metrics) -> Self {
-        Self { router, metrics, revisions: HashMap::new(), seen: Some(HashSet::new()) }
-    }
-
-    /// The topic is read from its beginning again.
-    fn begin(&mut self) {
-        self.revisions.clear();
-        self.seen = Some(HashSet::new());
-    }
-
-    /// The topic was read to its end: what was not seen is no more.
-    fn complete(&mut self) {
-        let Some(seen) = self.seen.take() else { return };
-        for id in self.router.integrations() {
-            if !seen.contains(&id) {
-                self.router.set_integration(id, Vec::new());
-            }
-        }
+        Self { router, metrics, revisions: HashMap::new() }
     }
 
     fn apply(&mut self, partition: &TopicPartition, record: &Record) {
@@ -246,9 +228,6 @@ impl Applier {
         if self.revisions.get(&id).is_some_and(|held| revision < *held) {
             self.metrics.stale_records.inc();
             return;
-        }
-        if let Some(seen) = &mut self.seen {
-            seen.insert(id);
         }
         if filters.is_empty() {
             self.revisions.remove(&id);

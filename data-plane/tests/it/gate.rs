@@ -166,6 +166,28 @@ async fn a_plane_started_anew_while_the_control_plane_is_away_serves_what_is_on_
 }
 
 #[tokio::test]
+async fn filters_stay_known_when_their_topic_is_deleted_until_they_are_written_again() {
+    let plane = Plane::start().await;
+    let id = plane.integration(1, &["kept"]).await;
+    let topic = Catalogue::default().integration_subscriptions();
+    plane.bus.admin().delete_topic(&topic.name).await.unwrap();
+    // The plane makes it anew, empty, and has read that once its position says so.
+    while last_applied(&plane.bus).await.positions[0].position != 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let mut client = Client::v5(plane.address, "c").await;
+    client.publish("kept", Qos::AtLeastOnce, 1, "x").await;
+    assert_eq!(client.puback().await.reason, ReasonCode::Success);
+    filter_record(&plane.bus, &id.to_string(), Some(&["moved"]), 2).await;
+    let other = plane.integration(3, &["other"]).await;
+    client.publish("moved", Qos::AtLeastOnce, 2, "x").await;
+    assert_eq!(client.puback().await.reason, ReasonCode::Success);
+    client.publish("kept", Qos::AtLeastOnce, 3, "x").await;
+    assert_eq!(client.puback().await.reason, ReasonCode::NoMatchingSubscribers);
+    assert_eq!((plane.count(id).await, plane.count(other).await), (2, 0));
+}
+
+#[tokio::test]
 async fn the_older_of_two_processes_with_one_service_id_ends_itself_and_the_newer_goes_on() {
     let mut older = Plane::start().await;
     older.integration(1, &["a"]).await;
