@@ -5,6 +5,7 @@ mod bench;
 mod ci;
 mod r#gen;
 mod servers;
+mod sim;
 mod tidy;
 
 use std::path::PathBuf;
@@ -48,6 +49,12 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
         arguments: Vec<String>,
     },
+    /// Simulate a deployment from seeds, with faults: `--seeds 5000 --from 0`, or `--seed N --trace`.
+    Sim {
+        /// The simulation's own options.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
 }
 
 fn main() -> Result<()> {
@@ -60,6 +67,7 @@ fn main() -> Result<()> {
         Task::Gen { check } => r#gen::run(&root, check),
         Task::Servers { install } => servers::run(install),
         Task::Bench { arguments } => bench::run(&root, &arguments),
+        Task::Sim { arguments } => sim::run(&root, &arguments),
     }
 }
 

@@ -282,7 +282,10 @@ impl Books {
             if let Some(id) = self.names.get(&partition.topic).copied() {
                 let Some(creation) = self.creation(id) else { continue };
                 for record in records {
-                    self.message(Place { id, creation, partition: partition.partition, offset: record.offset }, &record);
+                    self.message(
+                        Place { id, creation, partition: partition.partition, offset: record.offset },
+                        &record,
+                    );
                 }
             } else {
                 for record in records {
@@ -304,7 +307,9 @@ impl Books {
 
     fn configuration(&mut self, topic: &Arc<str>, record: &Record) {
         let Some(key) = &record.key else { return };
-        let Some(revision) = record.header(REVISION_HEADER).and_then(|text| text.parse().ok()) else { return };
+        let Some(revision) = record.header(REVISION_HEADER).and_then(|text| text.parse().ok()) else {
+            return;
+        };
         let held = self.revisions.entry((Arc::clone(topic), key.to_vec())).or_default();
         if revision < *held {
             let held = *held;
@@ -345,8 +350,7 @@ impl Books {
             self.violate(Invariant::OneOwner, text);
             return;
         }
-        let handed =
-            Handed { epoch, service: service.to_owned(), incarnation: incarnation.to_owned() };
+        let handed = Handed { epoch, service: service.to_owned(), incarnation: incarnation.to_owned() };
         self.handed.insert(shard, handed);
     }
 
@@ -393,7 +397,8 @@ impl Books {
         if is_void {
             return;
         }
-        if let Some(before) = before.filter(|held| held.generation == now.generation && held.offset > offset) {
+        if let Some(before) = before.filter(|held| held.generation == now.generation && held.offset > offset)
+        {
             self.counts.commits_gone_back += 1;
             // One of the two was checked before a freeze and sent after it.
             if !is_window && !before.is_window {
@@ -438,7 +443,10 @@ impl Books {
         self.counts.saved += 1;
         let accepted = request.and_then(|request| self.accepted.get(&request));
         if accepted.is_none_or(|accepted| accepted != configuration) {
-            self.violate(Invariant::Accepted, format!("{configuration} was saved, and nobody has accepted it"));
+            self.violate(
+                Invariant::Accepted,
+                format!("{configuration} was saved, and nobody has accepted it"),
+            );
         }
     }
 

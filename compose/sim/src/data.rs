@@ -241,7 +241,8 @@ impl DataPlane {
     }
 
     fn apply(&mut self, env: &mut Env, record: &Record) {
-        let Some(id) = record.key.as_deref().and_then(|key| std::str::from_utf8(key).ok()?.parse().ok()) else {
+        let Some(id) = record.key.as_deref().and_then(|key| std::str::from_utf8(key).ok()?.parse().ok())
+        else {
             return;
         };
         let revision = record.header(REVISION_HEADER).and_then(|text| text.parse().ok()).unwrap_or(0);
@@ -274,9 +275,9 @@ impl DataPlane {
     }
 
     fn tell_applied(&mut self, env: &mut Env) {
-        let is_due = self.applied_told.is_none_or(|(position, at)| {
-            position != self.position || env.now.since(at) >= APPLIED_EVERY
-        });
+        let is_due = self
+            .applied_told
+            .is_none_or(|(position, at)| position != self.position || env.now.since(at) >= APPLIED_EVERY);
         if !is_due {
             return;
         }

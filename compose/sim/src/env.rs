@@ -5,15 +5,7 @@ use tbmq_integration::Millis;
 use tbmq_proto::ids::IntegrationId;
 use uuid::Uuid;
 
-use crate::{
-    Bug,
-    books::Books,
-    net::Net,
-    remote::Remote,
-    settings::EPOCH_MS,
-    sql::Sql,
-    trace::Trace,
-};
+use crate::{Bug, books::Books, net::Net, remote::Remote, settings::EPOCH_MS, sql::Sql, trace::Trace};
 
 /// The world without its processes.
 pub(crate) struct Env {

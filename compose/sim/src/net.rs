@@ -192,7 +192,8 @@ impl Member {
             topics: vec![topic],
             session_timeout: std::time::Duration::from_secs(3600),
         };
-        let inner = net.ask(tbmq_bus::Bus::membership(&*host.bus, config)).expect("the memory bus has groups");
+        let inner =
+            net.ask(tbmq_bus::Bus::membership(&*host.bus, config)).expect("the memory bus has groups");
         Self { group, client, inner, heard: now, is_expired: false }
     }
 
@@ -203,7 +204,12 @@ impl Member {
         net.poll(self.inner.next())
     }
 
-    pub(crate) fn commit(&mut self, net: &Net, now: Millis, commits: Vec<tbmq_bus::Commit>) -> Result<(), tbmq_bus::Error> {
+    pub(crate) fn commit(
+        &mut self,
+        net: &Net,
+        now: Millis,
+        commits: Vec<tbmq_bus::Commit>,
+    ) -> Result<(), tbmq_bus::Error> {
         self.heard = now;
         net.ask(self.inner.commit(commits))
     }

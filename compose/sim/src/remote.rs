@@ -3,7 +3,10 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use rand::Rng as _;
-use tbmq_integration::{Millis, pack::{Answer, Ticket}};
+use tbmq_integration::{
+    Millis,
+    pack::{Answer, Ticket},
+};
 use tbmq_proto::ids::IntegrationId;
 
 use crate::{books::Place, env::Env};

@@ -201,7 +201,8 @@ impl Sql {
 
     /// Saves a life that was read before; `false` when somebody else has changed it since.
     pub(crate) fn save_life(&mut self, life: &mut Life) -> bool {
-        let Some(stored) = self.lives.get_mut(&life.id).filter(|stored| stored.version == life.version) else {
+        let Some(stored) = self.lives.get_mut(&life.id).filter(|stored| stored.version == life.version)
+        else {
             return false;
         };
         life.version += 1;
@@ -210,14 +211,14 @@ impl Sql {
     }
 
     pub(crate) fn restless_lives(&self) -> Vec<Life> {
-        let is_restless = |life: &&Life| !matches!(life.life.stage, Stage::Live | Stage::Parked | Stage::Create);
+        let is_restless =
+            |life: &&Life| !matches!(life.life.stage, Stage::Live | Stage::Parked | Stage::Create);
         self.lives.values().filter(is_restless).cloned().collect()
     }
 
     pub(crate) fn park_disabled(&mut self, now: Millis) {
-        let is_due = |row: &&Row| {
-            !row.enabled && row.disconnected.is_some_and(|since| now.since(since) > PARK_AFTER)
-        };
+        let is_due =
+            |row: &&Row| !row.enabled && row.disconnected.is_some_and(|since| now.since(since) > PARK_AFTER);
         let due: Vec<_> = self.rows.values().filter(is_due).map(|row| row.id).collect();
         for id in due {
             if self.lives.get(&id).is_some_and(|life| life.life.stage == Stage::Live) {
@@ -259,8 +260,7 @@ impl Sql {
         if self.lease != *seen {
             return None;
         }
-        self.lease =
-            Lease { holder: holder.to_owned(), fencing: seen.fencing + 1, beat: seen.beat + 1 };
+        self.lease = Lease { holder: holder.to_owned(), fencing: seen.fencing + 1, beat: seen.beat + 1 };
         Some(self.lease.fencing)
     }
 

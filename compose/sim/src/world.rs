@@ -282,9 +282,8 @@ impl World {
     }
 
     fn call(&mut self, call: Call) {
-        let awake: Vec<usize> = (0..self.controls.len())
-            .filter(|index| !self.controls[*index].host.is_frozen())
-            .collect();
+        let awake: Vec<usize> =
+            (0..self.controls.len()).filter(|index| !self.controls[*index].host.is_frozen()).collect();
         if let Some(index) = awake.choose(&mut self.env.rng).copied() {
             self.controls[index].call(&mut self.env, call);
         }
@@ -612,17 +611,17 @@ impl World {
                     return Some(format!("{shard} of {row:?}: {what}"));
                 }
             }
-            if row.enabled && let Some(open) = self.env.books.first_open(row.id) {
+            if row.enabled
+                && let Some(open) = self.env.books.first_open(row.id)
+            {
                 return Some(format!("{} has no fate: {open:?}", row.id));
             }
         }
-        let is_orphan =
-            |executor: &Executor, life: &crate::sql::Life| self.env.sql.row(life.id).is_none() && executor.is_running(life.id);
-        let orphan = self
-            .env
-            .sql
-            .lives()
-            .find(|life| self.executors.iter().any(|executor| is_orphan(executor, life)));
+        let is_orphan = |executor: &Executor, life: &crate::sql::Life| {
+            self.env.sql.row(life.id).is_none() && executor.is_running(life.id)
+        };
+        let orphan =
+            self.env.sql.lives().find(|life| self.executors.iter().any(|executor| is_orphan(executor, life)));
         orphan.map(|life| format!("{} is deleted, and runs", life.id))
     }
 
@@ -650,15 +649,19 @@ impl World {
             || status.order.0 != *epoch
             || status.revision != revision
         {
-            return Some(format!("{} runs it under {epoch}, its status is {status:?}", executor.host.service));
+            return Some(format!(
+                "{} runs it under {epoch}, its status is {status:?}",
+                executor.host.service
+            ));
         }
         let partitions = crate::settings::DOWNLINK_PARTITIONS;
         let partition = tbmq_proto::partition::for_key(shard.downlink_key().as_bytes(), partitions);
         let names_owner = |control: &Replica| {
-            control.claimant(partition).is_some_and(|(claim, service)| claim == epoch && *service == executor.host.service)
+            control
+                .claimant(partition)
+                .is_some_and(|(claim, service)| claim == epoch && *service == executor.host.service)
         };
         let all = self.controls.iter().all(names_owner);
         (!all).then(|| "a control plane names another owner".to_owned())
     }
 }
-

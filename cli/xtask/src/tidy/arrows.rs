@@ -28,6 +28,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("tbmq-mqtt", &[]),
     ("tbmq-proto", &[]),
     ("tbmq-service", &[]),
+    ("tbmq-sim", &["tbmq-bus", "tbmq-integration", "tbmq-mqtt", "tbmq-proto"]),
     ("tbmqctl", &["tbmq-mqtt", "tbmq-proto"]),
     ("xtask", &["tbmq-harness"]),
 ];

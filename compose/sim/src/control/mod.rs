@@ -108,7 +108,8 @@ impl Replica {
         let group = net.catalogue.uplink_group();
         let uplink_reader = reader("uplink", Some(group.clone()));
         let uplink_member = Member::join(net, &host, env.now, group, net.catalogue.uplink().name);
-        let writer = net.ask(host.bus.writer(WriterConfig::new("requests"))).expect("the memory bus has writers");
+        let writer =
+            net.ask(host.bus.writer(WriterConfig::new("requests"))).expect("the memory bus has writers");
         note!(env, "{} {} starts", host.service, host.incarnation);
         Self {
             host,
@@ -274,8 +275,9 @@ impl Replica {
     }
 
     fn send(&mut self, env: &mut Env, exchange: ExchangeId, request: Uuid, deadline: Millis) {
-        let Some(Call::Create { id, enabled, configuration, .. } | Call::Update { id, enabled, configuration }) =
-            self.calls.get(&exchange)
+        let Some(
+            Call::Create { id, enabled, configuration, .. } | Call::Update { id, enabled, configuration },
+        ) = self.calls.get(&exchange)
         else {
             return;
         };
@@ -328,11 +330,7 @@ impl Replica {
         }
     }
 
-    fn poll_records(
-        &mut self,
-        env: &Env,
-        reader: impl Fn(&mut Self) -> &mut Box<dyn Reader>,
-    ) -> Vec<Record> {
+    fn poll_records(&mut self, env: &Env, reader: impl Fn(&mut Self) -> &mut Box<dyn Reader>) -> Vec<Record> {
         if self.host.is_away() {
             return Vec::new();
         }
@@ -389,9 +387,11 @@ impl Replica {
             return;
         }
         while let Some(event) = self.uplink_member.poll(&env.net, env.now) {
+            note!(env, "{} hears {event:?}", self.host.service);
             match event {
                 MembershipEvent::Assigned(partitions) => {
-                    let committed = env.net.ask(self.uplink_reader.committed(&partitions)).unwrap_or_default();
+                    let committed =
+                        env.net.ask(self.uplink_reader.committed(&partitions)).unwrap_or_default();
                     for partition in &partitions {
                         let found = committed.iter().find(|commit| commit.partition == *partition);
                         let start = found.map_or(Start::Earliest, |commit| Start::Offset(commit.offset));
@@ -399,7 +399,9 @@ impl Replica {
                     }
                 }
                 MembershipEvent::Revoked { partitions, release } => {
-                    partitions.iter().for_each(|partition| self.uplink_reader.remove(partition));
+                    for partition in &partitions {
+                        self.uplink_reader.remove(partition);
+                    }
                     drop(release);
                 }
                 MembershipEvent::Fenced { reason } => {
@@ -408,7 +410,9 @@ impl Replica {
                     return;
                 }
                 MembershipEvent::Lost(partitions) => {
-                    partitions.iter().for_each(|partition| self.uplink_reader.remove(partition));
+                    for partition in &partitions {
+                        self.uplink_reader.remove(partition);
+                    }
                 }
             }
         }
@@ -502,7 +506,15 @@ fn store_event(env: &mut Env, record: &Record) {
     };
     let shard = ShardId { integration, index: event.shard };
     if let Some(status) = &status {
-        note!(env, "{}/{} {} of {} under {:?}", short(integration), shard.index, status.event, status.service, status.order);
+        note!(
+            env,
+            "{}/{} {} of {} under {:?}",
+            short(integration),
+            shard.index,
+            status.event,
+            status.service,
+            status.order
+        );
     }
     env.sql.store_event(event_id.as_u128(), shard, status);
 }

@@ -57,7 +57,8 @@ pub(super) fn reconcile(replica: &mut Replica, env: &mut Env, lead: &mut Lead) -
         let shards = (0..life.shards).map(|index| ShardId { integration: row.id, index });
         let downlinks: Vec<_> = shards.map(|shard| found.downlinks.get(&shard)).collect();
         let subscribed = found.subscriptions.get(&row.id);
-        let seen = downlinks.iter().chain([&subscribed]).filter_map(|held| Some(held.as_ref()?.revision)).max();
+        let seen =
+            downlinks.iter().chain([&subscribed]).filter_map(|held| Some(held.as_ref()?.revision)).max();
         let same = |held: Option<&Held>, record: &BatchRecord| match (held, &record.value) {
             (Some(held), Some(value)) => held.value == value && held.revision == row.revision,
             (None, None) => true,

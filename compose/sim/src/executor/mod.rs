@@ -11,9 +11,8 @@ use std::{
 
 use prost::Message as _;
 use tbmq_bus::{
-    Bus as _, Commit, CompletionQueue, MembershipEvent, Outgoing, Reader, ReaderConfig, ReaderEvent,
-    Record, Release, Start, TopicPartition, Writer, WriterConfig,
-    fault::Fault,
+    Bus as _, Commit, CompletionQueue, MembershipEvent, Outgoing, Reader, ReaderConfig, ReaderEvent, Record,
+    Release, Start, TopicPartition, Writer, WriterConfig, fault::Fault,
 };
 use tbmq_integration::{
     Millis,
@@ -115,7 +114,8 @@ impl Executor {
             config.batch_records = 3;
             net.ask(host.bus.reader(config)).expect("the memory bus has readers")
         };
-        let writer = net.ask(host.bus.writer(WriterConfig::new("uplink"))).expect("the memory bus has writers");
+        let writer =
+            net.ask(host.bus.writer(WriterConfig::new("uplink"))).expect("the memory bus has writers");
         let downlink_topic = net.catalogue.downlink(&net.kind).name;
         let group = net.catalogue.downlink_group(&net.kind);
         let member = Member::join(net, &host, env.now, group, downlink_topic.clone());
@@ -299,13 +299,8 @@ impl Executor {
         };
         let value = claim.encode_to_vec();
         let topic = self.writer.topic(&self.owners_at.topic);
-        let mut claiming = Claiming {
-            epochs: BTreeMap::new(),
-            left: 0,
-            is_failed: false,
-            retry_at: None,
-            partitions,
-        };
+        let mut claiming =
+            Claiming { epochs: BTreeMap::new(), left: 0, is_failed: false, retry_at: None, partitions };
         for partition in &claiming.partitions {
             let key = Catalogue::owner_key(&env.net.kind, *partition);
             let record =
@@ -338,8 +333,12 @@ impl Executor {
                 Err(_) => claiming.is_failed = true,
             }
         }
-        let done: Vec<u64> =
-            self.claims.iter().filter(|(_, claiming)| claiming.left == 0).map(|(attempt, _)| *attempt).collect();
+        let done: Vec<u64> = self
+            .claims
+            .iter()
+            .filter(|(_, claiming)| claiming.left == 0)
+            .map(|(attempt, _)| *attempt)
+            .collect();
         for attempt in done {
             let Some(mut claiming) = self.claims.remove(&attempt) else { continue };
             if !claiming.is_failed {
@@ -688,7 +687,14 @@ impl Executor {
         else {
             return;
         };
-        note!(env, "{} commits {partition} {} {} of {}", self.host.service, found.offset, found.metadata, checked.0);
+        note!(
+            env,
+            "{} commits {partition} {} {} of {}",
+            self.host.service,
+            found.offset,
+            found.metadata,
+            checked.0
+        );
         env.books.observe(&env.net);
         env.books.committed(id, partition.partition, found.offset, &found.metadata, is_window);
     }
@@ -724,9 +730,10 @@ impl Executor {
 
     pub(crate) fn is_settled(&self) -> bool {
         self.handing_over.is_empty()
-            && self.owned.values().all(|owned| {
-                owned.restoration.as_ref().is_some_and(restore::Partition::is_restored)
-            })
+            && self
+                .owned
+                .values()
+                .all(|owned| owned.restoration.as_ref().is_some_and(restore::Partition::is_restored))
             && self.uplink.is_idle()
     }
 
@@ -745,4 +752,3 @@ impl Executor {
         self.uplink.check(env);
     }
 }
-

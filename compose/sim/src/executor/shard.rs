@@ -146,16 +146,20 @@ impl Shard {
             match step {
                 Step::Start(desired) => {
                     if self.starting.is_some() || self.running.is_some() {
-                        env.books.violate(Invariant::OneOwner, format!("{} is started while it runs", self.id));
+                        env.books
+                            .violate(Invariant::OneOwner, format!("{} is started while it runs", self.id));
                     }
-                    env.books.started(format!("{} {} {}", process.0, process.1, self.epoch), self.id, desired.revision);
+                    env.books.started(
+                        format!("{} {} {}", process.0, process.1, self.epoch),
+                        self.id,
+                        desired.revision,
+                    );
                     self.starting = Some(desired);
                     self.look_at = env.now;
                 }
                 Step::Stop => {
                     self.starting = None;
-                    self.stopping =
-                        Some(Stopping { deadline: env.now + STOP_TIMEOUT, flush: Flush::Wanted });
+                    self.stopping = Some(Stopping { deadline: env.now + STOP_TIMEOUT, flush: Flush::Wanted });
                 }
                 Step::Tell(event) => self.tell(env, process, uplink, event),
                 Step::End => return true,
@@ -175,8 +179,7 @@ impl Shard {
             Event::Failed { text } => (ComponentLifecycleEventProto::Failed, Some(text)),
             Event::Reinit => (ComponentLifecycleEventProto::Reinit, None),
         };
-        let body =
-            Body::Lifecycle(LifecycleEvent { event: word.into(), success: error.is_none(), error });
+        let body = Body::Lifecycle(LifecycleEvent { event: word.into(), success: error.is_none(), error });
         let revision = self.lifecycle.desired().map_or(0, |desired| desired.revision);
         self.seq += 1;
         uplink.tell(env, process, self.id, (self.epoch, self.seq), revision, body);
@@ -269,11 +272,8 @@ impl Shard {
         let commits = env.net.ask(admin.committed(&group, &partitions)).unwrap_or_default();
         self.starting = None;
         let creation = env.books.creation_of(&found.id);
-        let metadata = CommitMetadata {
-            generation: desired.generation,
-            epoch: self.epoch,
-            topic: found.id.clone(),
-        };
+        let metadata =
+            CommitMetadata { generation: desired.generation, epoch: self.epoch, topic: found.id.clone() };
         let settings = settings_of(env, &target.configuration);
         let mut lanes = Vec::new();
         for (index, at) in partitions.into_iter().enumerate() {
@@ -283,7 +283,8 @@ impl Shard {
                     || CommitMetadata::from_text(&commit.metadata)
                         .is_some_and(|metadata| metadata.is_of(desired.generation, &found.id))
             };
-            let begin = commit.filter(is_valid).filter(|_| !self.from_begin).map_or(0, |commit| commit.offset);
+            let begin =
+                commit.filter(is_valid).filter(|_| !self.from_begin).map_or(0, |commit| commit.offset);
             note!(env, "{} {}: reads {at} from {begin}", host.service, self.id);
             self.readings.push(((at.clone(), index), Start::Offset(begin)));
             lanes.push(Lane {
@@ -482,7 +483,10 @@ impl Lane {
         if is_told {
             env.books.removed(from, to);
         } else {
-            env.books.violate(Invariant::Books, format!("{}: a gap from {} to {to} is not told", self.at, from.offset));
+            env.books.violate(
+                Invariant::Books,
+                format!("{}: a gap from {} to {to} is not told", self.at, from.offset),
+            );
         }
     }
 
@@ -519,8 +523,7 @@ impl Lane {
         while let Some(notice) = self.pack.poll_notice() {
             if notice.is_given_up_of(offset) {
                 let fate = if is_rejected { Fate::Rejected } else { Fate::Skipped };
-                let count =
-                    if is_rejected { &mut self.settled.rejected } else { &mut self.settled.skipped };
+                let count = if is_rejected { &mut self.settled.rejected } else { &mut self.settled.skipped };
                 *count += 1;
                 env.books.settled(place, fate);
             }
