@@ -19,6 +19,9 @@ pub const SETTINGS: &[Setting] = &[
     Setting { env: "CONTROL_GRPC_BIND_PORT", key: "control.grpc.bind-port" },
     Setting { env: "TBMQ_VALIDATION_TIMEOUT", key: "control.validation-timeout" },
     Setting { env: "TBMQ_VALIDATIONS_MAX", key: "control.validations-max" },
+    Setting { env: "TBMQ_WATCHERS_MAX", key: "control.watchers-max" },
+    Setting { env: "TBMQ_WATCH_PATIENCE", key: "control.watch-patience" },
+    Setting { env: "TBMQ_WATCH_BOOKMARKS", key: "control.watch-bookmarks" },
     Setting { env: "DATABASE_URL", key: "database.url" },
     Setting { env: "SPRING_DATASOURCE_URL", key: "spring.datasource.url" },
     Setting { env: "SPRING_DATASOURCE_USERNAME", key: "spring.datasource.username" },
@@ -102,6 +105,14 @@ pub struct ControlConfig {
     pub validation_timeout: Duration,
     /// Validations that may be pending at once; more are refused with `RESOURCE_EXHAUSTED`.
     pub validations_max: NonZeroUsize,
+    /// Watches that may be open at once; more are refused with `RESOURCE_EXHAUSTED`.
+    pub watchers_max: NonZeroUsize,
+    /// How long the client of a watch may take nothing before it is cut.
+    #[serde(with = "humantime_serde")]
+    pub watch_patience: Duration,
+    /// How often a watch says how far it has come; at most 10 s, which clients count on.
+    #[serde(with = "humantime_serde")]
+    pub watch_bookmarks: Duration,
     /// How long Create and Update wait for data planes to apply the subscription.
     #[serde(with = "humantime_serde")]
     pub apply_timeout: Duration,
@@ -116,6 +127,9 @@ impl Default for ControlConfig {
             grpc: GrpcConfig::default(),
             validation_timeout: Duration::from_secs(30),
             validations_max: NonZeroUsize::new(1_000).expect("1000 is not 0"),
+            watchers_max: NonZeroUsize::new(1_000).expect("1000 is not 0"),
+            watch_patience: Duration::from_secs(10),
+            watch_bookmarks: Duration::from_secs(5),
             apply_timeout: Duration::from_secs(5),
             drain_timeout: Duration::from_secs(10),
         }
@@ -443,6 +457,8 @@ mod tests {
         let environment = [
             ("CONTROL_GRPC_BIND_PORT", "0"),
             ("TBMQ_VALIDATION_TIMEOUT", "3s"),
+            ("TBMQ_WATCHERS_MAX", "7"),
+            ("TBMQ_WATCH_BOOKMARKS", "2s"),
             ("INTEGRATIONS_CLEANUP_TTL_SEC", "-1"),
             ("DATABASE_URL", "sqlite://x"),
         ];
@@ -450,6 +466,7 @@ mod tests {
         let config: Config = tbmq_service::config::load_from(&[SETTINGS], None, environment).unwrap();
         assert_eq!(config.control.grpc.bind_port, 0);
         assert_eq!(config.control.validation_timeout, Duration::from_secs(3));
+        assert_eq!((config.control.watchers_max.get(), config.control.watch_bookmarks.as_secs()), (7, 2));
         assert_eq!(config.integrations.cleanup.ttl, -1);
         assert!(config.names_store());
     }

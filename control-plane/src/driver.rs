@@ -8,7 +8,7 @@ use tbmq_bus::{
     Commit, MembershipConfig, MembershipEvent, Outgoing, Reader, ReaderConfig, ReaderEvent, Record, Start,
     TopicPartition, WriterConfig, write,
 };
-use tbmq_integration::wire;
+use tbmq_integration::{entity::SHARDS_MAX, wire};
 use tbmq_proto::{
     ids::IntegrationId,
     integration::{NativeEvent, native_event::Body},
@@ -27,21 +27,38 @@ use crate::{
 /// How often a control plane says that it lives.
 const ANNOUNCE_EVERY: Duration = Duration::from_secs(5);
 
-/// A node that was not seen for so long is forgotten (architecture §4.27).
-const FORGET_AFTER: Duration = Duration::from_hours(7 * 24);
+/// Another process with our service id has taken over (architecture §4.27).
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{by} of service id {service_id} has taken over from this one, {own}; if they are two processes, give each a \
+     TB_SERVICE_ID of its own"
+)]
+struct Superseded {
+    service_id: String,
+    own: String,
+    by: String,
+}
+
+impl Superseded {
+    fn new(plane: &Plane, by: String) -> Self {
+        let identity = &plane.identity;
+        Self { service_id: identity.service_id.clone(), own: identity.incarnation.clone(), by }
+    }
+}
 
 /// Follows `tbmq.node.applied`. `caught_up` becomes true at the end that was there at the start.
 pub(crate) async fn follow_nodes(plane: Arc<Plane>, caught_up: watch::Sender<bool>) -> anyhow::Result<()> {
     let topic = plane.catalogue.node_applied();
-    follow(&plane, &topic, "node-applied-consumer", &caught_up, take_node).await
+    let followed = Followed { topic, client: "node-applied-consumer", take: take_node, vanished: |_| {} };
+    follow(&plane, &followed, &caught_up).await
 }
 
-fn take_node(plane: &Plane, record: &Record, live: bool) -> Result<Option<KindRow>, String> {
+fn take_node(plane: &Plane, record: &Record, live: bool) -> Result<Taken, String> {
     let Some(value) = record.value.clone().filter(|value| !value.is_empty()) else {
         if let Some(id) = record.key.as_ref().and_then(|key| std::str::from_utf8(key).ok()) {
             plane.nodes.remove(id);
         }
-        return Ok(None);
+        return Ok(Taken::Done);
     };
     let applied = NodeApplied::decode(value).map_err(|error| error.to_string())?;
     if applied.service_id.is_empty() {
@@ -51,27 +68,46 @@ fn take_node(plane: &Plane, record: &Record, live: bool) -> Result<Option<KindRo
     // Live records are dated by our own clock; those from before our start only have the writer's.
     let age = if live { 0 } else { now_ms.saturating_sub(applied.time_ms).max(0) };
     let age = Duration::from_millis(age.cast_unsigned());
-    if age < FORGET_AFTER && !plane.nodes.record(applied, age, now_ms) {
+    // A predecessor whose clock was ahead of ours has left a greater incarnation, and is gone.
+    if live
+        && applied.service_id == plane.identity.service_id
+        && applied.incarnation > plane.identity.incarnation
+    {
+        return Ok(Taken::Superseded(format!("incarnation {}", applied.incarnation)));
+    }
+    if !plane.nodes.record(applied, age, now_ms) {
         plane.metrics.nodes_dropped.inc();
     }
-    Ok(None)
+    Ok(Taken::Done)
 }
 
 /// Follows `tbmq.ie.kinds`.
 pub(crate) async fn follow_kinds(plane: Arc<Plane>, caught_up: watch::Sender<bool>) -> anyhow::Result<()> {
     let topic = plane.catalogue.kinds();
-    follow(&plane, &topic, "ie-kinds-consumer", &caught_up, take_kind).await
+    let followed = Followed { topic, client: "ie-kinds-consumer", take: take_kind, vanished: |_| {} };
+    follow(&plane, &followed, &caught_up).await
 }
 
-/// Returns the kind if it is to be kept in the store.
-fn take_kind(plane: &Plane, record: &Record, _live: bool) -> Result<Option<KindRow>, String> {
+/// Follows `tbmq.ie.owner`.
+pub(crate) async fn follow_owners(plane: Arc<Plane>, caught_up: watch::Sender<bool>) -> anyhow::Result<()> {
+    let followed = Followed {
+        topic: plane.catalogue.owners(),
+        client: "ie-owner-consumer",
+        take: |plane, record, _live| plane.claims.take(record).map(|()| Taken::Done),
+        // Epochs begin anew with it.
+        vanished: |plane| plane.claims.clear(),
+    };
+    follow(&plane, &followed, &caught_up).await
+}
+
+fn take_kind(plane: &Plane, record: &Record, _live: bool) -> Result<Taken, String> {
     // A withdrawn kind stays known: its secrets are masked as long as there may be integrations.
-    let Some(value) = record.value.clone().filter(|value| !value.is_empty()) else { return Ok(None) };
+    let Some(value) = record.value.clone().filter(|value| !value.is_empty()) else { return Ok(Taken::Done) };
     let announced = KindAnnouncement::decode(value).map_err(|error| error.to_string())?;
     announced.kind.parse::<tbmq_proto::ids::Kind>().map_err(|error| error.to_string())?;
     let known = plane.kinds.get(&announced.kind);
     if known.is_some_and(|known| *known.json_schema == *announced.json_schema) {
-        return Ok(None);
+        return Ok(Taken::Done);
     }
     let row = KindRow {
         name: announced.kind,
@@ -79,7 +115,7 @@ fn take_kind(plane: &Plane, record: &Record, _live: bool) -> Result<Option<KindR
         schema_hash: announced.schema_hash.chars().take(64).collect(),
     };
     if plane.kinds.put(&row) {
-        Ok(Some(row))
+        Ok(Taken::Kind(row))
     } else {
         Err(format!("the schema of kind {} is no JSON, or there are too many kinds", row.name))
     }
@@ -111,25 +147,44 @@ pub(crate) async fn follow_replies(plane: Arc<Plane>, position: u64) -> anyhow::
     }
 }
 
-/// Follows one partition of a compacted topic from its beginning.
+/// A compacted topic of one partition that every control plane reads.
+struct Followed {
+    topic: Topic,
+    client: &'static str,
+    /// Takes a record, told whether it was written after our start.
+    take: fn(&Plane, &Record, bool) -> Result<Taken, String>,
+    /// The topic has vanished.
+    vanished: fn(&Plane),
+}
+
+/// What a record brought.
+enum Taken {
+    /// Nothing that is left to be done.
+    Done,
+    /// A kind that is to be kept in the store.
+    Kind(KindRow),
+    /// Somebody has taken our place.
+    Superseded(String),
+}
+
+/// Follows a topic from its beginning. Ends only when somebody has taken our place.
 async fn follow(
     plane: &Arc<Plane>,
-    topic: &Topic,
-    client: &str,
+    followed: &Followed,
     caught_up: &watch::Sender<bool>,
-    take: fn(&Plane, &Record, bool) -> Result<Option<KindRow>, String>,
 ) -> anyhow::Result<()> {
-    let client = plane.catalogue.client_id(client, &plane.service_id);
+    let client = plane.catalogue.client_id(followed.client, &plane.service_id);
     let mut reader = plane.bus.reader(ReaderConfig::new(client, None)).await?;
-    reader.add(&only_partition(&topic.name), Start::Earliest);
+    reader.add(&only_partition(&followed.topic.name), Start::Earliest);
     let mut live = false;
     loop {
         match reader.next().await {
             ReaderEvent::Batch { partition, records } => {
                 for record in records {
-                    match take(plane, &record, live) {
-                        Ok(None) => {}
-                        Ok(Some(kind)) => {
+                    match (followed.take)(plane, &record, live) {
+                        Ok(Taken::Done) => {}
+                        Ok(Taken::Superseded(by)) => return Err(Superseded::new(plane, by).into()),
+                        Ok(Taken::Kind(kind)) => {
                             let now_ms = tbmq_service::time::now_ms();
                             persist(|| plane.store.save_kind(&kind, now_ms)).await;
                         }
@@ -142,7 +197,10 @@ async fn follow(
                 caught_up.send_replace(true);
             }
             ReaderEvent::Gap { .. } => {}
-            ReaderEvent::Gone { reason, .. } => again(plane, reader.as_mut(), topic, &reason).await,
+            ReaderEvent::Gone { reason, .. } => {
+                (followed.vanished)(plane);
+                again(plane, reader.as_mut(), &followed.topic, &reason).await;
+            }
         }
     }
 }
@@ -187,7 +245,7 @@ pub(crate) async fn follow_uplink(plane: Arc<Plane>) -> anyhow::Result<()> {
                 }
                 MembershipEvent::Lost(partitions) => remove(reader.as_mut(), &partitions),
                 MembershipEvent::Fenced { reason } => {
-                    anyhow::bail!("another control plane has the service id {}: {reason}", plane.service_id);
+                    return Err(Superseded::new(&plane, format!("another process ({reason})")).into());
                 }
             },
             event = reader.next() => match event {
@@ -277,6 +335,7 @@ async fn store_events(plane: &Arc<Plane>, partition: &TopicPartition, records: &
     }
     if rows.iter().any(|row| matches!(row.body, EventBody::Lifecycle { .. })) {
         plane.restless.notify_one();
+        plane.changes.nudge();
     }
 }
 
@@ -329,6 +388,9 @@ fn to_row(integration: IntegrationId, event: NativeEvent, max_symbols: i64) -> R
             Err(format!("{field} can't be stored"))
         }
     };
+    if event.shard >= SHARDS_MAX {
+        return Err(format!("shard {} is beyond {SHARDS_MAX}", event.shard));
+    }
     Ok(EventRow {
         event_id: Uuid::from_slice(&event.event_id).map_err(|error| error.to_string())?,
         integration,

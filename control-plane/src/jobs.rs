@@ -1,39 +1,98 @@
-//! Periodic jobs of the relayer: parking of long-disabled integrations, retention of events and request ids.
+//! Periodic jobs of the relayer: parking of long-disabled integrations, retention of events and request ids, and removal
+//! of what nodes that are gone have left behind.
 
 use std::time::Duration;
 
-use crate::relayer::{Error, Relayer};
+use bytes::Bytes;
+use tbmq_bus::BatchRecord;
+use tbmq_proto::{ids::ServiceId, wire::Role};
+use tokio::time::{Instant, interval, interval_at};
+
+use crate::{
+    nodes::FORGET_AFTER,
+    relayer::{Error, Relayer},
+    store::PAGE_ROWS_MAX,
+};
 
 /// How often request ids are forgotten.
 const REQUESTS_PERIOD: Duration = Duration::from_mins(1);
+
+/// How often the leftovers of nodes are looked for.
+const LEFTOVERS_PERIOD: Duration = Duration::from_hours(1);
+
+/// When they are looked for at first: what lives has said so by then.
+const LEFTOVERS_FIRST: Duration = Duration::from_mins(1);
 
 /// Runs the jobs while the lease is held; never ends by itself.
 pub(crate) async fn run(relayer: &Relayer) -> Error {
     let config = &relayer.plane.config;
     let cleanup = config.integrations.cleanup.clone();
     let events = config.sql.ttl.events.clone();
-    let mut parking = tokio::time::interval(Duration::from_secs(cleanup.period.get()));
-    let mut retention = tokio::time::interval(Duration::from_millis(events.execution_interval_ms.get()));
-    let mut requests = tokio::time::interval(REQUESTS_PERIOD);
+    let mut parking = interval(Duration::from_secs(cleanup.period.get()));
+    let mut retention = interval(Duration::from_millis(events.execution_interval_ms.get()));
+    let mut requests = interval(REQUESTS_PERIOD);
+    let mut leftovers = interval_at(Instant::now() + LEFTOVERS_FIRST, LEFTOVERS_PERIOD);
     loop {
         tokio::select! {
             _ = parking.tick() => if cleanup.ttl > 0 { park(relayer, cleanup.ttl).await },
             _ = retention.tick() => if events.enabled && events.ttl_sec > 0 { expire(relayer, events.ttl_sec).await },
             _ = requests.tick() => forget(relayer).await,
+            _ = leftovers.tick() => match remove_leftovers(relayer, tbmq_service::time::now_ms()).await {
+                Ok(()) => {}
+                Err(error) if error.is_fenced() => return error,
+                Err(error) => tracing::warn!(%error, "can't remove what nodes have left behind"),
+            },
         }
     }
 }
 
 async fn park(relayer: &Relayer, ttl_sec: i64) {
     let before_ms = tbmq_service::time::now_ms().saturating_sub(ttl_sec.saturating_mul(1_000));
-    match relayer.plane.store.park_disabled(before_ms).await {
-        Ok(0) => {}
-        Ok(parked) => {
-            tracing::info!(parked, "topics of long-disabled integrations are to be deleted");
-            relayer.plane.restless.notify_one();
+    loop {
+        match relayer.plane.store.park_disabled(before_ms).await {
+            Ok(0) => return,
+            Ok(parked) => {
+                tracing::info!(parked, "topics of long-disabled integrations are to be deleted");
+                relayer.plane.restless.notify_one();
+                if parked < PAGE_ROWS_MAX {
+                    return;
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "can't look for long-disabled integrations");
+                return;
+            }
         }
-        Err(error) => tracing::warn!(%error, "can't look for long-disabled integrations"),
     }
+}
+
+/// Removes what nodes that were not seen for a week have left behind (architecture §4.27): their record, and the topic
+/// of replies to a control plane. Ids that never announced themselves are left alone.
+async fn remove_leftovers(relayer: &Relayer, now_ms: i64) -> Result<(), Error> {
+    let plane = &relayer.plane;
+    plane.store.delete_sessions_before(now_ms - FORGET_AFTER.as_millis() as i64).await?;
+    for node in plane.nodes.forgotten(now_ms) {
+        let id = node.applied.service_id.clone();
+        if id == plane.identity.service_id {
+            continue;
+        }
+        // The record goes last: whoever finds it begins anew.
+        if node.applied.role() == Role::ControlPlane
+            && let Ok(id) = id.parse::<ServiceId>()
+        {
+            plane.admin.delete_topic(&plane.catalogue.uplink_notifications(&id).name).await?;
+        }
+        let tombstone = BatchRecord {
+            topic: plane.catalogue.node_applied().name.into(),
+            partition: Some(0),
+            key: Some(Bytes::from(id.clone())),
+            value: None,
+            headers: Vec::new(),
+        };
+        relayer.write(vec![tombstone]).await?;
+        tracing::info!(node = id, "what a node left behind was removed; it was not seen for a week");
+    }
+    Ok(())
 }
 
 async fn expire(relayer: &Relayer, ttl_sec: i64) {
@@ -46,7 +105,59 @@ async fn expire(relayer: &Relayer, ttl_sec: i64) {
 }
 
 async fn forget(relayer: &Relayer) {
+    crate::changes::compact(&relayer.plane).await;
     if let Err(error) = relayer.plane.store.forget_requests(tbmq_service::time::now_ms()).await {
         tracing::warn!(%error, "can't forget request ids");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tbmq_bus::{Bus as _, ReaderConfig, ReaderEvent, Start, memory::MemoryBus};
+    use tbmq_proto::wire::NodeApplied;
+
+    use super::*;
+    use crate::{
+        relayer::only_partition,
+        testing::{plane, relayer},
+    };
+
+    #[tokio::test]
+    async fn what_a_node_left_behind_is_removed_after_a_week_and_nothing_else() {
+        let (folder, bus) = (tempfile::tempdir().unwrap(), MemoryBus::new());
+        let plane = plane(folder.path(), &bus, "cp1").await;
+        let relayer = relayer(&plane).await;
+        plane.ensure(&plane.catalogue.node_applied()).await.unwrap();
+        let replies = |id: &str| plane.catalogue.uplink_notifications(&id.parse().unwrap());
+        // The last one never said that it was there.
+        for id in ["cp1", "cp-old", "cp-new", "cp-unknown"] {
+            plane.ensure(&replies(id)).await.unwrap();
+        }
+        let now_ms = tbmq_service::time::now_ms();
+        let seen = |id: &str, role: Role, age| {
+            let applied = NodeApplied {
+                service_id: id.to_owned(),
+                role: role.into(),
+                incarnation: "1".to_owned(),
+                ..NodeApplied::default()
+            };
+            plane.nodes.record(applied, age, now_ms);
+        };
+        let long = FORGET_AFTER + Duration::from_mins(1);
+        seen("cp1", Role::ControlPlane, long);
+        seen("cp-old", Role::ControlPlane, long);
+        seen("cp-new", Role::ControlPlane, FORGET_AFTER.checked_sub(Duration::from_mins(1)).unwrap());
+        seen("dp-old", Role::DataPlane, long);
+        remove_leftovers(&relayer, now_ms).await.unwrap();
+
+        for (id, is_left) in [("cp1", true), ("cp-old", false), ("cp-new", true), ("cp-unknown", true)] {
+            assert_eq!(plane.admin.topic(&replies(id).name).await.unwrap().is_some(), is_left, "{id}");
+        }
+        let mut reader = bus.reader(ReaderConfig::new("test", None)).await.unwrap();
+        reader.add(&only_partition(&plane.catalogue.node_applied().name), Start::Earliest);
+        let ReaderEvent::Batch { records, .. } = reader.next().await else { panic!("nothing was written") };
+        let keys: Vec<_> = records.iter().map(|record| record.key.clone().unwrap()).collect();
+        assert_eq!(keys, ["cp-old", "dp-old"]);
+        assert!(records.iter().all(|record| record.value.is_none()));
     }
 }

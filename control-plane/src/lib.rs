@@ -5,9 +5,11 @@
 //! | `api` | gRPC services: requests in, resources and status codes out |
 //! | [`store`] | the only place that speaks SQL |
 //! | `validate` | requests to executors and their replies |
-//! | `relayer`, `reconcile`, `jobs` | what is in the store is written to the bus, by one control plane at a time |
-//! | `driver` | readers of events, replies, kinds and nodes |
+//! | `relayer`, `reconcile`, `watchdog`, `jobs` | what is in the store is written to the bus, by one control plane at a time |
+//! | `driver` | readers of events, replies, kinds, owners and nodes |
+//! | `changes` | wakes the watches of this replica, whoever has written |
 //! | `nodes` | who lives, and what each node has applied |
+//! | `claims` | which executor has claimed which downlink partition |
 //! | `secret` | secrets in configuration documents |
 //! | [`config`] | settings |
 //!
@@ -16,6 +18,8 @@
 #![warn(missing_docs)]
 
 mod api;
+mod changes;
+mod claims;
 pub mod config;
 mod driver;
 mod jobs;
@@ -26,7 +30,10 @@ mod reconcile;
 mod relayer;
 mod secret;
 pub mod store;
+#[cfg(test)]
+mod testing;
 mod validate;
+mod watchdog;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -110,14 +117,23 @@ pub async fn start(config: Config, context: Context) -> anyhow::Result<Running> 
     let mut tasks = JoinSet::new();
     let (nodes_known, mut nodes_caught_up) = watch::channel(false);
     let (kinds_known, mut kinds_caught_up) = watch::channel(false);
+    let (owners_known, mut owners_caught_up) = watch::channel(false);
     tasks.spawn(driver::follow_nodes(plane.clone(), nodes_known));
     tasks.spawn(driver::follow_kinds(plane.clone(), kinds_known));
+    tasks.spawn(driver::follow_owners(plane.clone(), owners_known));
     tasks.spawn(driver::follow_replies(plane.clone(), replies_from));
     tasks.spawn(driver::follow_uplink(plane.clone()));
     tasks.spawn({
         let plane = plane.clone();
         async move {
             relayer::run(plane).await;
+            Ok(())
+        }
+    });
+    tasks.spawn({
+        let plane = plane.clone();
+        async move {
+            changes::follow(plane).await;
             Ok(())
         }
     });
@@ -134,13 +150,14 @@ pub async fn start(config: Config, context: Context) -> anyhow::Result<Running> 
             Ok(())
         }
     });
-    // Without them nodes look silent and secrets can't be masked. They are read within this time or later.
+    // Without them nodes look silent, secrets can't be masked, and former owners pass for owners. They are read within this time or later.
     let caught_up = async {
         nodes_caught_up.wait_for(|known| *known).await.ok();
         kinds_caught_up.wait_for(|known| *known).await.ok();
+        owners_caught_up.wait_for(|known| *known).await.ok();
     };
     if tokio::time::timeout(Duration::from_secs(10), caught_up).await.is_err() {
-        tracing::warn!("nodes and kinds were not read within 10 s; serving without them");
+        tracing::warn!("nodes, kinds and owners were not read within 10 s; serving without them");
     }
 
     let server = api::Server::start(plane.clone()).await?;

@@ -30,6 +30,12 @@ pub(crate) struct Metrics {
     pub(crate) leading: Gauge,
     /// Nodes that are not remembered because there are too many.
     pub(crate) nodes_dropped: Counter,
+    /// Watches that are open.
+    pub(crate) watchers: Gauge,
+    /// Watches refused because too many were open.
+    pub(crate) watchers_refused: Counter,
+    /// Watches cut because their clients took nothing.
+    pub(crate) watchers_cut: Counter,
 }
 
 impl Metrics {
@@ -48,6 +54,9 @@ impl Metrics {
         counter("repairs", "Records that differed from the store", &metrics.repairs);
         counter("relay_failures", "Failed writes of the relayer", &metrics.relay_failures);
         counter("nodes_dropped", "Nodes beyond the limit", &metrics.nodes_dropped);
+        counter("watchers_refused", "Watches refused at the limit", &metrics.watchers_refused);
+        counter("watchers_cut", "Watches cut because nothing was taken", &metrics.watchers_cut);
+        registry.register("tbmq_control_watchers", "Open watches", metrics.watchers.clone());
         registry.register("tbmq_control_leading", "1 while holding the lease", metrics.leading.clone());
         metrics
     }

@@ -15,6 +15,9 @@ use tokio::sync::watch;
 /// A node that was not seen for so long is not waited for (architecture §4.9).
 pub(crate) const LIVE_FOR: Duration = Duration::from_secs(15);
 
+/// What is left of a node that was not seen for so long is removed (architecture §4.27).
+pub(crate) const FORGET_AFTER: Duration = Duration::from_hours(7 * 24);
+
 /// Nodes that are remembered at most.
 const NODES_MAX: usize = 10_000;
 
@@ -55,8 +58,10 @@ impl Nodes {
     pub(crate) fn record(&self, applied: NodeApplied, age: Duration, now_ms: i64) -> bool {
         let mut nodes = self.nodes.lock();
         let known = nodes.get(&applied.service_id);
-        if known.is_some_and(|known| known.applied.incarnation > applied.incarnation) {
-            // A newer incarnation of an id replaces the older (architecture §4.27).
+        let is_older = |known: &Node| known.is_live() && known.applied.incarnation > applied.incarnation;
+        if known.is_some_and(is_older) {
+            // A newer incarnation of an id replaces the older (architecture §4.27). One that is gone replaces nobody:
+            // its clock may have been ahead.
             return true;
         }
         if known.is_none() && nodes.len() >= NODES_MAX {
@@ -74,6 +79,14 @@ impl Nodes {
     pub(crate) fn remove(&self, service_id: &str) {
         self.nodes.lock().remove(service_id);
         self.changed.send_modify(|version| *version += 1);
+    }
+
+    /// Nodes that have not been seen for [`FORGET_AFTER`].
+    pub(crate) fn forgotten(&self, now_ms: i64) -> Vec<Node> {
+        let before_ms = now_ms - FORGET_AFTER.as_millis() as i64;
+        let nodes = self.nodes.lock();
+        // Live by another clock than the one of `now_ms`, which may have been set forward.
+        nodes.values().filter(|node| node.seen_ms < before_ms && !node.is_live()).cloned().collect()
     }
 
     pub(crate) fn all(&self) -> Vec<Node> {
@@ -103,6 +116,13 @@ impl Nodes {
         };
         let nodes = self.nodes.lock();
         nodes.values().filter(serves).map(|node| node.applied.service_id.clone()).collect()
+    }
+
+    /// The live executors, each with its incarnation.
+    pub(crate) fn live_executors(&self) -> BTreeMap<String, String> {
+        let nodes = self.nodes.lock();
+        let live = nodes.values().filter(|node| node.applied.role() == Role::Executor && node.is_live());
+        live.map(|node| (node.applied.service_id.clone(), node.applied.incarnation.clone())).collect()
     }
 
     /// Live data planes that have not passed this position.
@@ -170,6 +190,32 @@ mod tests {
         nodes.record(node("a", "2", 5), Duration::ZERO, 0);
         nodes.record(node("a", "1", 0), Duration::ZERO, 0);
         assert!(nodes.behind("t", 0, 5).is_empty());
+    }
+
+    #[test]
+    fn a_predecessor_whose_clock_was_ahead_replaces_nobody() {
+        let nodes = Nodes::new();
+        nodes.record(node("a", "2", 5), LIVE_FOR, 0);
+        nodes.record(node("a", "1", 0), Duration::ZERO, 0);
+        assert_eq!(nodes.behind("t", 0, 5), ["a"]);
+    }
+
+    #[test]
+    fn a_node_is_forgotten_after_a_week_of_silence() {
+        let nodes = Nodes::new();
+        let week_ms = FORGET_AFTER.as_millis() as i64;
+        nodes.record(node("old", "1", 0), FORGET_AFTER + Duration::from_millis(1), 0);
+        nodes.record(node("silent", "1", 0), FORGET_AFTER, 0);
+        nodes.record(node("live", "1", 0), Duration::ZERO, 0);
+        let forgotten = |now_ms| -> Vec<String> {
+            nodes.forgotten(now_ms).into_iter().map(|node| node.applied.service_id).collect()
+        };
+        assert_eq!(forgotten(0), ["old"]);
+        assert_eq!(
+            forgotten(2 * week_ms),
+            ["old", "silent"],
+            "a clock that was set forward forgets nobody alive"
+        );
     }
 
     #[tokio::test]

@@ -10,12 +10,14 @@ use serde_json::Value;
 use tbmq_bus::{Admin, Bus, spec_of};
 use tbmq_proto::{
     ids::{Kind, ServiceId},
-    topic::{Catalogue, Topic},
+    topic::{Catalogue, DOWNLINK_PARTITIONS, Topic},
 };
 use tbmq_service::{drain::Drain, identity::Identity};
 use tokio::sync::{Notify, watch};
 
 use crate::{
+    changes::Changes,
+    claims::Claims,
     config::Config,
     metrics::Metrics,
     nodes::Nodes,
@@ -42,6 +44,7 @@ pub(crate) struct Plane {
     pub(crate) store: Store,
     pub(crate) nodes: Nodes,
     pub(crate) kinds: Kinds,
+    pub(crate) claims: Claims,
     pub(crate) validator: Validator,
     pub(crate) metrics: Metrics,
     pub(crate) drain: Drain,
@@ -51,8 +54,16 @@ pub(crate) struct Plane {
     pub(crate) restless: Notify,
     /// Counts the rounds of the relayer that wrote something.
     pub(crate) projected: watch::Sender<u64>,
+    pub(crate) changes: Changes,
     /// Downlink topics that are known to exist.
-    downlinks: Mutex<BTreeSet<Kind>>,
+    downlinks: Mutex<BTreeMap<Kind, Downlink>>,
+}
+
+/// What is known of a downlink topic.
+#[derive(Clone, Copy, Debug)]
+struct Downlink {
+    exists: bool,
+    partitions: u32,
 }
 
 impl Plane {
@@ -71,6 +82,7 @@ impl Plane {
                 context.catalogue.clone(),
                 metrics.clone(),
             ),
+            changes: Changes::new(config.control.watchers_max.get()),
             config,
             identity: context.identity,
             service_id,
@@ -81,6 +93,7 @@ impl Plane {
             store,
             nodes: Nodes::new(),
             kinds,
+            claims: Claims::default(),
             metrics,
             drain,
             dirty: Notify::new(),
@@ -100,8 +113,9 @@ impl Plane {
         }
     }
 
-    /// Wakes the relayer after a commit.
+    /// Wakes the relayer and the watches after a commit.
     pub(crate) fn committed(&self) {
+        self.changes.nudge();
         self.dirty.notify_one();
         self.restless.notify_one();
     }
@@ -111,22 +125,32 @@ impl Plane {
         self.admin.create_topic(&spec_of(topic, self.replication_factor)).await.map(|_| ())
     }
 
-    /// Creates the downlink topic of a kind if it does not exist.
-    pub(crate) async fn ensure_downlink(&self, kind: &Kind) -> Result<(), tbmq_bus::Error> {
-        if self.downlinks.lock().contains(kind) {
-            return Ok(());
+    /// Creates the downlink topic of a kind if it does not exist; returns how many partitions it has.
+    pub(crate) async fn ensure_downlink(&self, kind: &Kind) -> Result<u32, tbmq_bus::Error> {
+        let known = self.downlinks.lock().get(kind).copied();
+        if let Some(Downlink { exists: true, partitions }) = known {
+            return Ok(partitions);
         }
-        self.ensure(&self.catalogue.downlink(kind)).await?;
+        let topic = self.catalogue.downlink(kind);
+        self.ensure(&topic).await?;
+        // It may have been created by others, with another number of partitions.
+        let info = self.admin.topic(&topic.name).await?;
+        let partitions = info.ok_or(tbmq_bus::Error::UnknownTopic(topic.name))?.partitions;
         let mut downlinks = self.downlinks.lock();
-        if downlinks.len() < KINDS_MAX {
-            downlinks.insert(kind.clone());
+        if known.is_some() || downlinks.len() < KINDS_MAX {
+            downlinks.insert(kind.clone(), Downlink { exists: true, partitions });
         }
-        Ok(())
+        Ok(partitions)
     }
 
-    /// A downlink topic was found missing.
+    /// How many partitions the downlink topic of a kind has, as far as is known. Does not wait.
+    pub(crate) fn downlink_partitions(&self, kind: &Kind) -> u32 {
+        self.downlinks.lock().get(kind).map_or(DOWNLINK_PARTITIONS, |downlink| downlink.partitions)
+    }
+
+    /// A downlink topic was found missing or changed.
     pub(crate) fn forget_downlinks(&self) {
-        self.downlinks.lock().clear();
+        self.downlinks.lock().values_mut().for_each(|downlink| downlink.exists = false);
     }
 
     /// Every kind that has or may have a downlink topic.

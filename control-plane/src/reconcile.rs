@@ -1,5 +1,5 @@
-//! Reconciliation, at the beginning of each lease: what lies on the bus is compared with the store, and repaired from
-//! the store outward, never the other way round (architecture §4.7).
+//! Reconciliation, at the beginning of each lease and whenever configuration was lost: what lies on the bus is compared
+//! with the store, and repaired from the store outward, never the other way round (architecture §4.7).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,14 +10,17 @@ use bytes::Bytes;
 use tbmq_bus::{BatchRecord, ReaderConfig, ReaderEvent, Record, Start, TopicPartition};
 use tbmq_integration::{
     cleanup::{Stage, TOMBSTONE_AFTER},
-    wire::{self, Change, Downlink},
+    wire::{self, Change, Desired, Downlink},
 };
 use tbmq_proto::{
     ids::{IntegrationId, Kind, ShardId},
     topic::REVISION_HEADER,
 };
 
-use crate::relayer::{Error, Relayer, only_partition};
+use crate::{
+    relayer::{Error, Relayer, only_partition},
+    store::{Life, Row},
+};
 
 /// How long the bus may take to hand over all configuration.
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -29,11 +32,16 @@ const BATCH_RECORDS: usize = 200;
 #[derive(Debug, Default)]
 struct Found {
     subscriptions: BTreeMap<IntegrationId, Held>,
-    downlinks: BTreeMap<(Kind, IntegrationId), Held>,
-    /// Keys of requests that nobody waits for any more.
-    requests: Vec<(Kind, Bytes)>,
+    downlinks: BTreeMap<(IntegrationId, Kind), Downlinks>,
+    /// Keys of requests that nobody waits for any more, with kind and partition.
+    requests: Vec<(Kind, u32, Bytes)>,
     revision_max: u64,
+    /// End of the subscriptions.
+    end: u64,
 }
+
+/// Downlink records of one integration, by shard and by the partition where they lie.
+type Downlinks = BTreeMap<(u32, u32), Held>;
 
 #[derive(Debug)]
 struct Held {
@@ -42,19 +50,27 @@ struct Held {
     value: Bytes,
 }
 
-/// Compares and repairs.
+impl Held {
+    fn desired(&self) -> Option<Desired> {
+        match wire::decode_downlink(Some(&self.value), None) {
+            Ok(Downlink::Desired(desired)) => Some(desired),
+            _ => None,
+        }
+    }
+}
+
+/// Compares and repairs. May be called while the relayer relays: what it writes meanwhile is at worst written again.
 pub(crate) async fn reconcile(relayer: &Relayer) -> Result<(), Error> {
     let plane = &relayer.plane;
-    let subscriptions = plane.catalogue.integration_subscriptions();
-    plane.ensure(&subscriptions).await?;
+    plane.forget_downlinks();
+    plane.ensure(&plane.catalogue.integration_subscriptions()).await?;
     let kinds = plane.all_kinds();
     for kind in &kinds {
         plane.ensure_downlink(kind).await?;
     }
-    let found = tokio::time::timeout(PATIENCE, read(relayer, &kinds)).await.map_err(|_| {
+    let mut found = tokio::time::timeout(PATIENCE, read(relayer, &kinds)).await.map_err(|_| {
         tbmq_bus::Error::Unavailable(format!("the configuration topics were not read within {PATIENCE:?}"))
     })??;
-    let topics: BTreeSet<String> = plane.admin.topics().await?.into_iter().map(|topic| topic.name).collect();
     if found.revision_max > plane.store.revision().await? {
         plane.store.raise_revision(found.revision_max).await?;
     }
@@ -62,81 +78,125 @@ pub(crate) async fn reconcile(relayer: &Relayer) -> Result<(), Error> {
     if let Ok([claims]) = claims.as_deref() {
         plane.store.reset_epochs(claims.end).await?;
     }
-
-    let now_ms = tbmq_service::time::now_ms();
-    let mut known = BTreeSet::new();
+    repair_waits(relayer, found.end).await?;
     let mut after = None;
     loop {
         let rows = plane.store.scan(after).await?;
         let Some(last) = rows.last() else { break };
         after = Some(last.id);
+        let ids: Vec<IntegrationId> = rows.iter().map(|row| row.id).collect();
+        let lives = plane.store.lives(&ids).await?;
+        let lives: BTreeMap<IntegrationId, Life> =
+            lives.into_iter().map(|life| (life.integration, life)).collect();
         for row in rows {
-            known.insert(row.id);
-            let Some(mut life) = plane.store.life(row.id).await? else { continue };
-            let lost =
-                life.life.stage == Stage::Live && !topics.contains(&plane.catalogue.messages(row.id, 1).name);
-            if lost {
-                tracing::warn!(integration = %row.id, "the message topic is missing and is created anew");
-                life.life.lost();
-                plane.store.save_life(&mut life).await?;
-            }
-            let subscription = found.subscriptions.get(&row.id);
-            let downlink = found.downlinks.get(&(row.kind.clone(), row.id));
-            let seen =
-                subscription.map_or(0, |held| held.revision).max(downlink.map_or(0, |held| held.revision));
-            let same = |held: Option<&Held>, record: &BatchRecord| match (held, &record.value) {
-                (Some(held), Some(value)) => held.value == value && held.revision == row.revision,
-                (None, None) => true,
-                _ => false,
-            };
-            if lost
-                || !same(subscription, &relayer.subscription(&row, &life))
-                || !same(downlink, &relayer.desired(&row, &life))
-            {
-                plane.metrics.repairs.inc();
-                plane.store.mark_again(row.id, seen, now_ms).await?;
+            let subscription = found.subscriptions.remove(&row.id);
+            let downlinks = found.downlinks.remove(&(row.id, row.kind.clone())).unwrap_or_default();
+            if let Some(life) = lives.get(&row.id) {
+                repair(relayer, &row, life, subscription, downlinks).await?;
             }
         }
     }
-    repair_strangers(relayer, found, &known, now_ms).await
+    repair_strangers(relayer, found).await
+}
+
+/// Has a withdrawal written again whose place lies beyond the end: the topic was lost, and nodes would never get there.
+async fn repair_waits(relayer: &Relayer, end: u64) -> Result<(), Error> {
+    for mut life in relayer.plane.store.restless_lives().await? {
+        if matches!(life.life.stage, Stage::AwaitNodes { position } if position > end) {
+            life.life.withdraw_again();
+            relayer.plane.store.save_life(&mut life).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Compares the records of one integration with the store.
+async fn repair(
+    relayer: &Relayer,
+    row: &Row,
+    life: &Life,
+    subscription: Option<Held>,
+    mut downlinks: Downlinks,
+) -> Result<(), Error> {
+    let same = |held: Option<&Held>, record: &BatchRecord| match (held, &record.value) {
+        (Some(held), Some(value)) => held.value == value && held.revision == row.revision,
+        (None, None) => true,
+        _ => false,
+    };
+    let held = subscription.iter().chain(downlinks.values());
+    let seen = held.map(|held| held.revision).max().unwrap_or(0);
+    let mut is_same = same(subscription.as_ref(), &relayer.subscription(row, life));
+    let mut is_restart = false;
+    for (shard, record) in (0..).zip(relayer.desired(row, life)) {
+        let held = record.partition.and_then(|partition| downlinks.remove(&(shard, partition)));
+        // A running shard takes another generation only under another revision.
+        is_restart |=
+            held.as_ref().and_then(Held::desired).is_some_and(|held| held.generation != life.life.generation);
+        is_same &= same(held.as_ref(), &record);
+    }
+    let strange: Vec<BatchRecord> = downlinks
+        .into_iter()
+        .map(|((index, partition), held)| {
+            let shard = ShardId { integration: row.id, index };
+            tracing::warn!(%shard, partition, "a configuration at a strange place is withdrawn");
+            relayer.downlink_record(&row.kind, partition, shard, held.revision, None)
+        })
+        .collect();
+    if is_same && strange.is_empty() {
+        return Ok(());
+    }
+    relayer.plane.metrics.repairs.inc();
+    let now_ms = tbmq_service::time::now_ms();
+    if strange.is_empty() && !is_restart {
+        relayer.plane.store.mark_again(row.id, seen, now_ms).await?;
+    } else {
+        // Whoever ran a strange record may have stopped what is to run.
+        for chunk in strange.chunks(BATCH_RECORDS) {
+            relayer.write(chunk.to_vec()).await?;
+        }
+        relayer.plane.store.mark_anew(row.id, now_ms).await?;
+    }
+    Ok(())
 }
 
 /// Withdraws what lies on the bus without standing in the store. Message topics are left alone: a store that was
 /// restored from an old backup must not cost messages.
-async fn repair_strangers(
-    relayer: &Relayer,
-    found: Found,
-    known: &BTreeSet<IntegrationId>,
-    now_ms: i64,
-) -> Result<(), Error> {
+async fn repair_strangers(relayer: &Relayer, found: Found) -> Result<(), Error> {
     let plane = &relayer.plane;
+    // Nothing is projected meanwhile: an integration that is created under an old id comes after its withdrawal.
+    let _order = relayer.order.lock().await;
     let mut batch = Vec::new();
     for (id, held) in &found.subscriptions {
         // A life that goes on withdraws by itself; a change since the scan has left its mark.
-        if !known.contains(id) && plane.store.life(*id).await?.is_none() {
+        if plane.store.life(*id).await?.is_none() {
             tracing::warn!(integration = %id, "a subscription without an integration is withdrawn");
             batch.push(relayer.subscription_record(*id, held.revision, None));
         }
     }
-    for ((kind, id), held) in &found.downlinks {
-        if known.contains(id) || plane.store.life(*id).await?.is_some() {
+    let now_ms = tbmq_service::time::now_ms();
+    for ((id, kind), downlinks) in &found.downlinks {
+        if plane.store.life(*id).await?.is_some_and(|life| life.kind == *kind) {
             continue;
         }
-        let is_deleted = matches!(
-            wire::decode_downlink(Some(&held.value), None),
-            Ok(Downlink::Desired(desired)) if desired.change == Change::Deleted
-        );
-        if !is_deleted {
-            tracing::warn!(integration = %id, %kind, "a configuration without an integration is withdrawn");
-            batch.push(relayer.downlink_record(*id, kind, held.revision, 0, Some(Change::Deleted)));
-        } else if held.time_ms + (TOMBSTONE_AFTER.as_millis() as i64) < now_ms {
-            batch.push(relayer.downlink_record(*id, kind, held.revision, 0, None));
+        for ((index, partition), held) in downlinks {
+            let shard = ShardId { integration: *id, index: *index };
+            let desired = held.desired();
+            let is_deleted = desired.as_ref().is_some_and(|desired| desired.change == Change::Deleted);
+            let value = match desired {
+                Some(desired) if !is_deleted => {
+                    tracing::warn!(%shard, %kind, "a configuration without an integration is withdrawn");
+                    Some(wire::encode_desired(&Desired { change: Change::Deleted, ..desired }))
+                }
+                Some(_) if held.time_ms + (TOMBSTONE_AFTER.as_millis() as i64) >= now_ms => continue,
+                _ => None,
+            };
+            batch.push(relayer.downlink_record(kind, *partition, shard, held.revision, value));
         }
     }
-    for (kind, key) in found.requests {
+    for (kind, partition, key) in found.requests {
         batch.push(BatchRecord {
             topic: plane.catalogue.downlink(&kind).name.into(),
-            partition: None,
+            partition: Some(partition),
             key: Some(key),
             value: None,
             headers: Vec::new(),
@@ -175,11 +235,14 @@ async fn read(relayer: &Relayer, kinds: &[Kind]) -> Result<Found, Error> {
                 for record in records {
                     match kind {
                         None => take_subscription(&mut found, record),
-                        Some(kind) => take_downlink(&mut found, kind, record, now_ms),
+                        Some(kind) => take_downlink(&mut found, kind, partition.partition, record, now_ms),
                     }
                 }
             }
-            ReaderEvent::End { partition, .. } => {
+            ReaderEvent::End { partition, position } => {
+                if *partition.topic == subscriptions.name {
+                    found.end = position;
+                }
                 reader.remove(&partition);
                 open.remove(&partition);
             }
@@ -211,26 +274,29 @@ fn take_subscription(found: &mut Found, record: Record) {
     };
 }
 
-fn take_downlink(found: &mut Found, kind: &Kind, record: Record, now_ms: i64) {
+fn take_downlink(found: &mut Found, kind: &Kind, partition: u32, record: Record, now_ms: i64) {
     let Some(key) = record.key.clone() else { return };
     let shard = key_text(&record).and_then(ShardId::from_downlink_key);
     let Some(held) = held(&record, found) else {
-        if let Some(shard) = shard {
-            found.downlinks.remove(&(kind.clone(), shard.integration));
+        if let Some(shard) = shard
+            && let Some(downlinks) = found.downlinks.get_mut(&(shard.integration, kind.clone()))
+        {
+            downlinks.remove(&(shard.index, partition));
         }
-        found.requests.retain(|(_, request)| *request != key);
+        found.requests.retain(|(_, at, request)| (*at, request) != (partition, &key));
         return;
     };
     match wire::decode_downlink(Some(&held.value), None) {
         Ok(Downlink::Request(request)) => {
             // Whoever asked has withdrawn it, or died before he could.
             if request.deadline_ms > 0 && request.deadline_ms < now_ms {
-                found.requests.push((kind.clone(), key));
+                found.requests.push((kind.clone(), partition, key));
             }
         }
         _ => {
-            if let Some(shard) = shard.filter(|shard| shard.index == 0) {
-                found.downlinks.insert((kind.clone(), shard.integration), held);
+            if let Some(shard) = shard {
+                let downlinks = found.downlinks.entry((shard.integration, kind.clone())).or_default();
+                downlinks.insert((shard.index, partition), held);
             }
         }
     }

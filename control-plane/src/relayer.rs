@@ -21,6 +21,7 @@ use tbmq_integration::{
 };
 use tbmq_proto::{
     ids::{IntegrationId, Kind, ShardId},
+    partition,
     queue::{
         ClientSubscriptionsProto, SubscriptionOptionsProto, SubscriptionsSourceProto, TopicSubscriptionProto,
     },
@@ -31,8 +32,8 @@ use tokio::sync::Mutex;
 use crate::{
     jobs,
     plane::Plane,
-    reconcile,
     store::{self, Lease, Life, Mark, Observed, Projection, Row},
+    watchdog::Watchdog,
 };
 
 /// Name of the lease.
@@ -41,8 +42,11 @@ pub(crate) const LEASE: &str = "relayer";
 /// A holder that has not renewed for so long has lost the lease.
 const LEASE_FOR: Duration = Duration::from_secs(10);
 
-/// Marks that are followed in one batch.
+/// Marks that are followed in one round.
 const BATCH_MARKS: u64 = 128;
+
+/// Bytes of one batch, unless the records of one integration alone have more.
+const BATCH_BYTES: usize = 8 << 20;
 
 /// Topics that are created or deleted at once.
 const ADMIN_CALLS: usize = 8;
@@ -58,7 +62,7 @@ pub(crate) enum Error {
 
 impl Error {
     /// Somebody else leads now.
-    fn is_fenced(&self) -> bool {
+    pub(crate) fn is_fenced(&self) -> bool {
         matches!(self, Self::Bus(tbmq_bus::Error::Fenced(_)))
     }
 }
@@ -132,7 +136,7 @@ async fn lead(plane: &Arc<Plane>, holder: &str, lease: Lease) {
     };
     tokio::select! {
         () = renewing => tracing::warn!(fencing = lease.fencing, "the relayer's lease is lost"),
-        () = work(plane) => {}
+        () = Box::pin(work(plane)) => {}
         () = plane.drain.begun() => {
             if let Err(error) = plane.store.release_lease(LEASE, lease).await {
                 tracing::debug!(%error, "the lease was not given back");
@@ -156,8 +160,10 @@ async fn work(plane: &Arc<Plane>) {
             }
         };
         let relayer = Relayer::new(plane.clone(), writer);
-        if let Err(error) = reconcile::reconcile(&relayer).await {
-            tracing::warn!(%error, "reconciliation failed; it is tried again with the next lease");
+        let mut watchdog = Watchdog::default();
+        // What lies on the bus is put in order before anything is added to it.
+        if let Err(error) = watchdog.round(&relayer).await {
+            tracing::warn!(%error, "reconciliation failed; it is tried again soon");
             if error.is_fenced() {
                 return;
             }
@@ -166,6 +172,7 @@ async fn work(plane: &Arc<Plane>) {
             error = relayer.follow_marks() => error,
             error = relayer.follow_lives() => error,
             error = jobs::run(&relayer) => error,
+            error = watchdog.run(&relayer) => error,
         };
         plane.metrics.relay_failures.inc();
         tracing::warn!(%error, "the relayer's writer failed");
@@ -183,14 +190,15 @@ pub(crate) struct Relayer {
     writer: Mutex<Box<dyn FencedWriter>>,
     /// Held from reading a life to writing the subscription that follows from it, so that a withdrawal and a
     /// subscription of one integration are written in the order of the store.
-    order: Mutex<()>,
+    pub(crate) order: Mutex<()>,
 }
 
 /// The records of one integration.
 struct Prepared {
     mark: Mark,
     revision: u64,
-    records: [BatchRecord; 2],
+    /// The subscription, then one downlink record for each shard.
+    records: Vec<BatchRecord>,
 }
 
 impl Relayer {
@@ -274,14 +282,37 @@ impl Relayer {
         if ready.is_empty() {
             return Ok(false);
         }
-        let batch = ready.iter().flat_map(|prepared| prepared.records.clone()).collect();
-        let done = match self.write(batch).await {
-            Ok(written) => ready.iter().zip(written.chunks(2)).map(|(p, w)| finished(p, w)).collect(),
+        for group in groups(&ready) {
+            let done = self.write_group(group, deferred).await?;
+            plane.store.projected(&done, tbmq_service::time::now_ms()).await?;
+            plane.metrics.projections.inc_by(done.len() as u64);
+            plane.projected.send_modify(|rounds| *rounds += 1);
+        }
+        Ok(true)
+    }
+
+    /// Writes the records of several integrations in one batch.
+    async fn write_group(
+        &self,
+        group: &[Prepared],
+        deferred: &mut BTreeMap<IntegrationId, (u64, Instant)>,
+    ) -> Result<Vec<(Mark, Projection)>, Error> {
+        let batch = group.iter().flat_map(|prepared| prepared.records.clone()).collect();
+        match self.write(batch).await {
+            Ok(written) => {
+                let mut written = written.as_slice();
+                let finish = |prepared: &Prepared| {
+                    let (own, rest) = written.split_at(prepared.records.len().min(written.len()));
+                    written = rest;
+                    finished(prepared, own)
+                };
+                Ok(group.iter().map(finish).collect())
+            }
             // One record of the batch can't be written: the others must not suffer.
             Err(tbmq_bus::Error::Refused(_)) => {
                 let mut done = Vec::new();
-                for prepared in &ready {
-                    match self.write(prepared.records.to_vec()).await {
+                for prepared in group {
+                    match self.write(prepared.records.clone()).await {
                         Ok(written) => done.push(finished(prepared, &written)),
                         Err(error @ tbmq_bus::Error::Refused(_)) => {
                             self.defer(deferred, prepared.mark, &error);
@@ -289,14 +320,10 @@ impl Relayer {
                         Err(error) => return Err(error.into()),
                     }
                 }
-                done
+                Ok(done)
             }
-            Err(error) => return Err(error.into()),
-        };
-        plane.store.projected(&done, tbmq_service::time::now_ms()).await?;
-        plane.metrics.projections.inc_by(done.len() as u64);
-        plane.projected.send_modify(|rounds| *rounds += 1);
-        Ok(true)
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn defer(
@@ -322,7 +349,7 @@ impl Relayer {
             return Ok(None);
         };
         if life.life.stage == Stage::Create {
-            plane.ensure(&plane.catalogue.messages(row.id, 1)).await?;
+            plane.ensure(&plane.catalogue.messages(row.id, life.shards)).await?;
             life.life.created();
             if !plane.store.save_life(&mut life).await? {
                 return Ok(None);
@@ -334,7 +361,8 @@ impl Relayer {
             return Ok(None);
         }
         plane.ensure_downlink(&row.kind).await?;
-        let records = [self.subscription(&row, &life), self.desired(&row, &life)];
+        let mut records = vec![self.subscription(&row, &life)];
+        records.extend(self.desired(&row, &life));
         Ok(Some(Prepared { mark, revision: row.revision, records }))
     }
 
@@ -359,39 +387,49 @@ impl Relayer {
         }
     }
 
-    /// The downlink record that a row stands for.
-    pub(crate) fn desired(&self, row: &Row, life: &Life) -> BatchRecord {
+    /// The downlink records that a row stands for, in the order of shards.
+    pub(crate) fn desired(&self, row: &Row, life: &Life) -> Vec<BatchRecord> {
         let target = Target {
             name: row.name.as_str().into(),
             enabled: row.enabled,
             configuration: row.configuration.as_str().into(),
         };
         let change = Change::Apply { cause: row.cause, target };
-        self.downlink_record(row.id, &row.kind, row.revision, life.life.generation, Some(change))
+        self.downlink_records(life, row.revision, Some(&change))
+    }
+
+    /// One downlink record for each shard, in their order; tombstones without a change.
+    fn downlink_records(&self, life: &Life, revision: u64, change: Option<&Change>) -> Vec<BatchRecord> {
+        let partitions = self.plane.downlink_partitions(&life.kind);
+        let record = |index| {
+            let shard = ShardId { integration: life.integration, index };
+            let value = change.map(|change| {
+                wire::encode_desired(&Desired {
+                    shard,
+                    shard_count: life.shards,
+                    kind: life.kind.clone(),
+                    revision,
+                    generation: life.life.generation,
+                    change: change.clone(),
+                })
+            });
+            let partition = partition::for_shard(&shard, life.shards, partitions);
+            self.downlink_record(&life.kind, partition, shard, revision, value)
+        };
+        (0..life.shards).map(record).collect()
     }
 
     pub(crate) fn downlink_record(
         &self,
-        id: IntegrationId,
         kind: &Kind,
+        partition: u32,
+        shard: ShardId,
         revision: u64,
-        generation: u64,
-        change: Option<Change>,
+        value: Option<Bytes>,
     ) -> BatchRecord {
-        let shard = ShardId::first(id);
-        let value = change.map(|change| {
-            wire::encode_desired(&Desired {
-                shard,
-                shard_count: 1,
-                kind: kind.clone(),
-                revision,
-                generation,
-                change,
-            })
-        });
         BatchRecord {
             topic: self.plane.catalogue.downlink(kind).name.into(),
-            partition: None,
+            partition: Some(partition),
             key: Some(Bytes::from(shard.downlink_key())),
             value,
             headers: vec![Header::text(REVISION_HEADER, revision.to_string())],
@@ -467,17 +505,14 @@ impl Relayer {
             }
             Step::Dismiss => {
                 plane.ensure_downlink(&life.kind).await?;
-                let generation = life.life.generation;
-                let record =
-                    self.downlink_record(id, &life.kind, life.revision, generation, Some(Change::Deleted));
-                self.write(vec![record]).await?;
+                self.write(self.downlink_records(&life, life.revision, Some(&Change::Deleted))).await?;
                 life.life.dismissed(now);
             }
             Step::AwaitStop => {
                 let statuses = plane.store.statuses(&[id]).await?;
                 let has_stopped =
-                    !statuses.is_empty() && statuses.iter().all(|status| status.event == "STOPPED");
-                if !has_stopped && !plane.nodes.executors_of(&life.kind).is_empty() {
+                    |shard| statuses.iter().any(|status| status.shard == shard && status.event == "STOPPED");
+                if !(0..life.shards).all(has_stopped) && !plane.nodes.executors_of(&life.kind).is_empty() {
                     return Ok(Progress::default());
                 }
                 life.life.stopped();
@@ -490,14 +525,13 @@ impl Relayer {
                         return Ok(Progress { again: true, waits_for_nodes: false });
                     }
                 }
-                plane.admin.delete_topic(&plane.catalogue.messages(id, 1).name).await?;
+                plane.admin.delete_topic(&plane.catalogue.messages(id, life.shards).name).await?;
                 life.life.deleted(now);
                 tracing::info!(integration = %id, goal = ?life.life.goal, "message topic deleted");
             }
             Step::Forget => {
-                let generation = life.life.generation;
-                let record = self.downlink_record(id, &life.kind, life.revision, generation, None);
-                self.write(vec![record]).await?;
+                plane.ensure_downlink(&life.kind).await?;
+                self.write(self.downlink_records(&life, life.revision, None)).await?;
                 plane.store.bury(id).await?;
                 return Ok(Progress::default());
             }
@@ -518,6 +552,25 @@ pub(crate) struct Progress {
     pub(crate) again: bool,
     /// Something waits for nodes.
     pub(crate) waits_for_nodes: bool,
+}
+
+/// Parts the records into batches that are not too large.
+fn groups(mut ready: &[Prepared]) -> impl Iterator<Item = &[Prepared]> {
+    std::iter::from_fn(move || {
+        let mut bytes = 0;
+        let fits = |prepared: &&Prepared| {
+            bytes += prepared
+                .records
+                .iter()
+                .filter_map(|record| Some(record.value.as_ref()?.len()))
+                .sum::<usize>();
+            bytes <= BATCH_BYTES
+        };
+        let count = ready.iter().take_while(fits).count().max(1);
+        let (group, rest) = ready.split_at_checked(count)?;
+        ready = rest;
+        Some(group)
+    })
 }
 
 fn finished(prepared: &Prepared, written: &[Written]) -> (Mark, Projection) {
@@ -552,41 +605,10 @@ pub(crate) fn only_partition(topic: &str) -> TopicPartition {
 
 #[cfg(test)]
 mod tests {
-    use std::{num::NonZeroU32, path::Path};
-
     use tbmq_bus::{Bus, ReaderConfig, ReaderEvent, Start, memory::MemoryBus};
-    use tbmq_proto::topic::Catalogue;
-    use tbmq_service::{admin::Health, drain::Drain, identity::Identity};
 
     use super::*;
-    use crate::{
-        Config, Context,
-        plane::Kinds,
-        store::{New, Store},
-    };
-
-    async fn plane(folder: &Path, bus: &Arc<MemoryBus>, id: &str) -> Arc<Plane> {
-        let mut config = Config::default();
-        config.use_sqlite(&folder.join("control.db"));
-        config.spring.datasource.maximum_pool_size = NonZeroU32::MIN;
-        let store = Store::open(&config.store_options().unwrap()).await.unwrap();
-        let context = Context {
-            bus: bus.clone(),
-            catalogue: Catalogue::new(""),
-            replication_factor: 1,
-            identity: Identity::of("control-plane", Some(id)),
-            metrics: tbmq_service::metrics::Metrics::default(),
-            health: Health::default(),
-        };
-        let id = id.parse().unwrap();
-        Arc::new(Plane::new(config, context, id, store, Kinds::new(Vec::new()), Drain::new()))
-    }
-
-    async fn relayer(plane: &Arc<Plane>) -> Relayer {
-        plane.ensure(&plane.catalogue.integration_subscriptions()).await.unwrap();
-        let writer = plane.bus.fenced_writer(&plane.catalogue.relayer()).await.unwrap();
-        Relayer::new(plane.clone(), writer)
-    }
+    use crate::testing::{new, plane, relayer};
 
     async fn revisions(bus: &MemoryBus, topic: &str) -> Vec<u64> {
         let mut reader = bus.reader(ReaderConfig::new("test", None)).await.unwrap();
@@ -613,23 +635,14 @@ mod tests {
             (plane(folder.path(), &bus, "cp1").await, plane(folder.path(), &bus, "cp2").await);
         let topic = first.catalogue.integration_subscriptions().name;
         let old = relayer(&first).await;
-        let new = New {
-            id: IntegrationId(uuid::Uuid::new_v4()),
-            name: "one".to_owned(),
-            kind: "HTTP".parse().unwrap(),
-            enabled: true,
-            configuration: r#"{"topicFilters":["a"],"clientConfiguration":{}}"#.to_owned(),
-            labels: BTreeMap::new(),
-            description: String::new(),
-        };
-        let row = first.store.create(new, first.saved(None)).await.unwrap();
+        let row = first.store.create(new("one"), first.saved(None)).await.unwrap();
         let mut deferred = BTreeMap::new();
         assert!(old.relay_round(&mut deferred).await.unwrap());
         assert_eq!(revisions(&bus, &topic).await, [row.revision]);
 
         // It has read the row and stalls before it writes.
         let life = first.store.life(row.id).await.unwrap().unwrap();
-        let stale = vec![old.subscription(&row, &life), old.desired(&row, &life)];
+        let stale = [vec![old.subscription(&row, &life)], old.desired(&row, &life)].concat();
         let successor = relayer(&second).await;
         let newer = second.store.set_enabled(row.id, None, false, second.saved(None)).await.unwrap();
         assert!(successor.relay_round(&mut deferred).await.unwrap());

@@ -6,6 +6,9 @@ use serde::{Deserialize, Serialize};
 use tbmq_mqtt::{session::Limits, topic::Rules};
 use tbmq_service::config::Setting;
 
+/// The shortest deadline that leaves the bus time to answer.
+const PRODUCE_DEADLINE_MIN: Duration = Duration::from_millis(100);
+
 /// Everything that the data plane can be told.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
@@ -84,6 +87,13 @@ pub struct MqttConfig {
     pub max_in_flight_msgs: NonZeroU16,
     /// Bytes of a client's publishes on their way to the bus; at the limit its socket is not read.
     pub in_flight_bytes_max: NonZeroUsize,
+    /// Bytes of one integration's records on their way to the bus; at the limit a publish for it is refused.
+    pub topic_in_flight_bytes_max: NonZeroUsize,
+    /// Bytes of all records on their way to the bus; at the limit sockets that publish are not read.
+    pub node_in_flight_bytes_max: NonZeroUsize,
+    /// From a publish to the bus's confirmation, at most; later the publish is refused.
+    #[serde(with = "humantime_serde")]
+    pub produce_deadline: Duration,
     /// Unacknowledged deliveries to a client.
     pub flow_control: FlowControlConfig,
     /// Deliveries that wait for a connection's task: messages.
@@ -112,6 +122,9 @@ impl Default for MqttConfig {
             keep_alive: KeepAliveConfig::default(),
             max_in_flight_msgs: NonZeroU16::new(1000).expect("not 0"),
             in_flight_bytes_max: NonZeroUsize::new(4 << 20).expect("not 0"),
+            topic_in_flight_bytes_max: NonZeroUsize::new(4 << 20).expect("not 0"),
+            node_in_flight_bytes_max: NonZeroUsize::new(256 << 20).expect("not 0"),
+            produce_deadline: Duration::from_secs(10),
             flow_control: FlowControlConfig::default(),
             outbound_queue_messages_max: NonZeroUsize::new(10_000).expect("not 0"),
             outbound_queue_bytes_max: NonZeroUsize::new(16 << 20).expect("not 0"),
@@ -221,6 +234,9 @@ pub const SETTINGS: &[Setting] = &[
     Setting { env: "MQTT_KEEP_ALIVE_MAX_KEEP_ALIVE_SEC", key: "mqtt.keep-alive.max-keep-alive-sec" },
     Setting { env: "MQTT_MAX_IN_FLIGHT_MSGS", key: "mqtt.max-in-flight-msgs" },
     Setting { env: "TBMQ_MQTT_IN_FLIGHT_BYTES_MAX", key: "mqtt.in-flight-bytes-max" },
+    Setting { env: "TBMQ_MQTT_TOPIC_IN_FLIGHT_BYTES_MAX", key: "mqtt.topic-in-flight-bytes-max" },
+    Setting { env: "TBMQ_MQTT_NODE_IN_FLIGHT_BYTES_MAX", key: "mqtt.node-in-flight-bytes-max" },
+    Setting { env: "TBMQ_MQTT_PRODUCE_DEADLINE", key: "mqtt.produce-deadline" },
     Setting { env: "MQTT_FLOW_CONTROL_MQTT_3X_RECEIVE_MAX", key: "mqtt.flow-control.mqtt-3x-receive-max" },
     Setting {
         env: "MQTT_FLOW_CONTROL_DELAYED_QUEUE_MAX_SIZE",
@@ -246,6 +262,18 @@ impl Config {
     /// Bytes of a whole packet: TBMQ's limit counts without the fixed header, which has at most 5.
     pub(crate) fn packet_bytes(&self) -> u32 {
         self.listener.tcp.netty.max_payload_size.get().saturating_add(5)
+    }
+
+    /// Checks what types can't say: names the key, the variable and the value.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        let deadline = self.mqtt.produce_deadline;
+        if deadline < PRODUCE_DEADLINE_MIN {
+            return Err(format!(
+                "bad value {deadline:?} for mqtt.produce-deadline (TBMQ_MQTT_PRODUCE_DEADLINE): at least \
+                 {PRODUCE_DEADLINE_MIN:?}"
+            ));
+        }
+        Ok(())
     }
 
     /// The session machine's limits.
@@ -291,6 +319,9 @@ mod tests {
             ("MQTT_KEEP_ALIVE_MAX_KEEP_ALIVE_SEC", "60"),
             ("MQTT_MAX_IN_FLIGHT_MSGS", "5"),
             ("TBMQ_MQTT_IN_FLIGHT_BYTES_MAX", "99"),
+            ("TBMQ_MQTT_TOPIC_IN_FLIGHT_BYTES_MAX", "98"),
+            ("TBMQ_MQTT_NODE_IN_FLIGHT_BYTES_MAX", "97"),
+            ("TBMQ_MQTT_PRODUCE_DEADLINE", "2s"),
             ("MQTT_FLOW_CONTROL_MQTT_3X_RECEIVE_MAX", "6"),
             ("MQTT_FLOW_CONTROL_DELAYED_QUEUE_MAX_SIZE", "8"),
             ("MQTT_FLOW_CONTROL_TTL", "9"),

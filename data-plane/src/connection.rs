@@ -235,7 +235,10 @@ impl Connection {
     fn hold(&mut self, now: Now) {
         let must_hold = self.must_hold();
         if must_hold && !self.is_held {
-            self.plane.metrics.in_flight_limit_reached.inc();
+            // A full bus has a counter of its own.
+            if self.stalled.is_empty() {
+                self.plane.metrics.in_flight_limit_reached.inc();
+            }
             self.session.pause_keep_alive();
         } else if !must_hold && self.is_held {
             self.session.resume_keep_alive(now);

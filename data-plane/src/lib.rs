@@ -28,6 +28,7 @@ mod listen;
 mod mailbox;
 mod metrics;
 mod node_session;
+mod peers;
 mod plane;
 mod record;
 mod route;
@@ -38,6 +39,7 @@ pub use config::{
     Config, ControlConfig, ControlGrpcConfig, FlowControlConfig, KeepAliveConfig, ListenerConfig, MqttConfig,
     NettyConfig, SETTINGS, SubscriptionConfig, TcpConfig, TopicConfig,
 };
+use peers::Superseded;
 use plane::Plane;
 
 /// Linger on message topics (architecture §4.13).
@@ -88,13 +90,19 @@ pub async fn start(config: Config, context: Context) -> anyhow::Result<Running> 
         .service_id
         .parse()
         .map_err(|error| Misconfigured::new(format!("TB_SERVICE_ID: {error}")))?;
+    config.check().map_err(Misconfigured::new)?;
     let metrics = metrics::Metrics::default();
     context.metrics.register(|registry| metrics.register(registry));
     let component = context.health.component("integration-subscriptions");
 
     let mut writer_config = WriterConfig::new(context.catalogue.client_id("ie-msg-producer", &service));
     writer_config.linger = LINGER;
+    writer_config.deadline = config.mqtt.produce_deadline;
+    writer_config.topic_budget_bytes = config.mqtt.topic_in_flight_bytes_max.get();
+    writer_config.budget_bytes = config.mqtt.node_in_flight_bytes_max.get();
     let writer = context.bus.writer(writer_config).await?;
+    let applied_config = WriterConfig::new(context.catalogue.client_id("node-applied-producer", &service));
+    let applied_writer = context.bus.writer(applied_config).await?;
     let router = Arc::new(route::Router::new(writer.clone(), context.catalogue.clone()));
     let drain = Drain::new();
     let plane = Plane::new(
@@ -111,7 +119,7 @@ pub async fn start(config: Config, context: Context) -> anyhow::Result<Running> 
         .map_err(|error| Misconfigured::new(format!("{error:#}")))?;
 
     let subscriptions =
-        subscriptions::Subscriptions::open(&context, &service, router, metrics, &component).await?;
+        subscriptions::Subscriptions::open(&context, &service, router, metrics.clone(), &component).await?;
 
     let mut workers = JoinSet::new();
     let stop_workers = CancellationToken::new();
@@ -130,8 +138,6 @@ pub async fn start(config: Config, context: Context) -> anyhow::Result<Running> 
     let urls: Vec<String> =
         addresses.iter().map(|(scheme, address)| format!("{scheme}://{address}")).collect();
 
-    let applied_config = WriterConfig::new(context.catalogue.client_id("node-applied-producer", &service));
-    let applied_writer = context.bus.writer(applied_config).await?;
     let stop_applied = CancellationToken::new();
     let applied = applied::Applied {
         topic: applied_writer.topic(&context.catalogue.node_applied().name),
@@ -146,13 +152,10 @@ pub async fn start(config: Config, context: Context) -> anyhow::Result<Running> 
     let mut tasks = JoinSet::new();
     let confirmation = subscriptions.confirmation();
     tasks.spawn(async move {
-        subscriptions::confirm(confirmation, component).await;
+        subscriptions::confirm(confirmation, component, metrics.degraded).await;
         anyhow::anyhow!("positions are not confirmed any more")
     });
-    tasks.spawn(async move {
-        subscriptions.run().await;
-        anyhow::anyhow!("integration filters are not followed any more")
-    });
+    tasks.spawn(async move { subscriptions.run().await.into() });
     let session = node_session::NodeSession::new(plane.clone(), context.identity.clone(), urls, endpoints)?;
     tasks.spawn(async move { session.run().await.into() });
     Ok(Running { plane, addresses, tasks, accepting, workers, stop_workers, applied, stop_applied })
@@ -167,7 +170,15 @@ impl Running {
     /// Completes only when the plane dies, or a newer incarnation took over. Cancel-safe.
     pub async fn failed(&mut self) -> anyhow::Error {
         tokio::select! {
-            Some(ended) = self.tasks.join_next() => ended.unwrap_or_else(Into::into),
+            Some(ended) = self.tasks.join_next() => {
+                let error = ended.unwrap_or_else(Into::into);
+                if error.is::<Superseded>() {
+                    tracing::error!(%error, "superseded");
+                    // Not a word more: what we say stands where our successor speaks.
+                    self.applied.abort();
+                }
+                error
+            }
             Some(ended) = self.accepting.join_next() => anyhow::anyhow!("a listener ended: {ended:?}"),
             Some(ended) = self.workers.join_next() => anyhow::anyhow!("a worker ended: {ended:?}"),
         }
@@ -191,7 +202,9 @@ impl Running {
         while self.workers.join_next().await.is_some() {}
         self.tasks.shutdown().await;
         self.stop_applied.cancel();
-        if let Err(error) = self.applied.await {
+        if let Err(error) = self.applied.await
+            && !error.is_cancelled()
+        {
             tracing::error!(%error, "the task of applied positions failed");
         }
     }

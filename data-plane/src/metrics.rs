@@ -110,6 +110,7 @@ pub(crate) struct Metrics {
     pub(crate) integrations: Gauge,
     pub(crate) bad_records: Counter,
     pub(crate) stale_records: Counter,
+    pub(crate) degraded: Gauge,
     pub(crate) node_sessions_lost: Counter,
     pub(crate) peers: Gauge,
 }
@@ -184,6 +185,11 @@ impl Metrics {
             "tbmq_subscriptions_integrations",
             "Integrations with filters",
             self.integrations.clone(),
+        );
+        registry.register(
+            "tbmq_subscriptions_degraded",
+            "1 while it is not confirmed that the filters of integrations are up to date",
+            self.degraded.clone(),
         );
         registry.register("tbmq_node_data_plane_peers", "Other live data planes", self.peers.clone());
     }

@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Endpoint;
 
-use crate::plane::Plane;
+use crate::{peers::Superseded, plane::Plane};
 
 /// Heartbeats before the control plane says how often.
 const HEARTBEAT: Duration = Duration::from_secs(5);
@@ -26,16 +26,6 @@ const BACKOFF_MAX: Duration = Duration::from_secs(30);
 
 /// A session that lasted so long makes the next try a first one.
 const STABLE: Duration = Duration::from_secs(30);
-
-/// A newer incarnation of our service id took over.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "incarnation {incarnation} of service id {service_id} has taken over; two processes must not share an id"
-)]
-pub(crate) struct Superseded {
-    service_id: String,
-    incarnation: String,
-}
 
 #[derive(Debug)]
 pub(crate) struct NodeSession {
@@ -74,13 +64,7 @@ impl NodeSession {
         for endpoint in self.endpoints.iter().cycle() {
             let begun = std::time::Instant::now();
             match self.hold(endpoint).await {
-                Ok(superseded) => {
-                    tracing::error!(
-                        incarnation = superseded.incarnation,
-                        "superseded by a newer incarnation"
-                    );
-                    return superseded;
-                }
+                Ok(superseded) => return superseded,
                 Err(error) => {
                     self.plane.metrics.node_sessions_lost.inc();
                     tracing::warn!(error = format!("{error:#}"), endpoint = %endpoint.uri(), "no session to the control plane");
@@ -121,10 +105,7 @@ impl NodeSession {
                             heartbeats = tokio::time::interval(period);
                         }
                         Some(control_message::Message::Superseded(superseded)) => {
-                            return Ok(Superseded {
-                                service_id: self.identity.service_id.clone(),
-                                incarnation: superseded.incarnation,
-                            });
+                            return Ok(Superseded::new(&self.identity, superseded.incarnation));
                         }
                         // A newer control plane may say more.
                         None => {}

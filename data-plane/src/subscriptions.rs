@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use prometheus_client::metrics::gauge::Gauge;
 use prost::Message as _;
 use tbmq_bus::{Admin, Reader, ReaderConfig, ReaderEvent, Record, Start, TopicPartition, spec_of};
 use tbmq_mqtt::topic::{self, Rules};
@@ -16,21 +17,22 @@ use tbmq_proto::{
     ids::{IntegrationId, ServiceId},
     queue::ClientSubscriptionsProto,
     topic::REVISION_HEADER,
-    wire::{NodeApplied, Role},
 };
 use tbmq_service::admin::Component;
 use tokio::sync::watch;
 
-use crate::{Context, metrics::Metrics, route::Router};
+use crate::{
+    Context,
+    metrics::Metrics,
+    peers::{Peers, Superseded},
+    route::Router,
+};
 
 /// How often the end of the topic is asked for.
 const CONFIRM_PERIOD: Duration = Duration::from_secs(5);
 
 /// Without a confirmed position for so long, the plane is degraded.
 const CONFIRM_PATIENCE: Duration = Duration::from_secs(30);
-
-/// A node that is silent for so long is not live.
-const PEER_PATIENCE: Duration = Duration::from_secs(15);
 
 /// Pause between two tries to reach the bus.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
@@ -79,13 +81,14 @@ impl Subscriptions {
             reader,
             filters,
             applier: Applier::new(router, metrics.clone()),
-            peers: Peers::new(service.as_str()),
+            peers: Peers::new(&context.identity),
             position: Arc::default(),
             changed: watch::channel(0).0,
             context: context.clone(),
             metrics,
         };
-        while !opened.step().await {}
+        // Nobody can supersede us before we have caught up with what is known of nodes.
+        while !matches!(opened.step().await, Some(Seen::Complete)) {}
         component.up();
         tracing::info!(
             position = opened.position.load(Ordering::Relaxed),
@@ -114,15 +117,17 @@ impl Subscriptions {
         }
     }
 
-    /// Follows the topic; does not return.
-    pub(crate) async fn run(mut self) {
+    /// Follows the topic; returns only when a newer incarnation of our service id has taken over.
+    pub(crate) async fn run(mut self) -> Superseded {
         loop {
-            self.step().await;
+            if let Some(Seen::Superseded(superseded)) = self.step().await {
+                return superseded;
+            }
         }
     }
 
-    /// Handles one event; `true` when all filters there were are known.
-    async fn step(&mut self) -> bool {
+    /// Handles one event.
+    async fn step(&mut self) -> Option<Seen> {
         match self.reader.next().await {
             ReaderEvent::Batch { partition, records } if partition == self.filters => {
                 for record in &records {
@@ -135,7 +140,7 @@ impl Subscriptions {
             ReaderEvent::End { partition, position } if partition == self.filters => {
                 self.applier.complete();
                 self.advance(position);
-                return true;
+                return Some(Seen::Complete);
             }
             ReaderEvent::Gap { partition, from, to } if partition == self.filters => {
                 // Compaction leaves no gaps; somebody deleted records of configuration.
@@ -146,9 +151,8 @@ impl Subscriptions {
                 self.reopen(&partition).await;
             }
             ReaderEvent::Batch { records, .. } => {
-                for record in &records {
-                    self.peers.note(record, Instant::now());
-                }
+                let superseded: Vec<_> =
+                    records.iter().filter_map(|record| self.peers.note(record, Instant::now())).collect();
                 let (live, is_new) = self.peers.live(Instant::now());
                 self.metrics.peers.set(live as i64);
                 if is_new {
@@ -157,10 +161,12 @@ impl Subscriptions {
                         "cluster: integrations only; clients of other data planes are not reached"
                     );
                 }
+                return superseded.into_iter().next_back().map(Seen::Superseded);
             }
-            ReaderEvent::End { .. } | ReaderEvent::Gap { .. } => {}
+            ReaderEvent::End { .. } => self.peers.caught_up(),
+            ReaderEvent::Gap { .. } => {}
         }
-        false
+        None
     }
 
     async fn reopen(&mut self, partition: &TopicPartition) {
@@ -183,6 +189,15 @@ impl Subscriptions {
         self.position.store(position, Ordering::Release);
         self.changed.send_replace(position);
     }
+}
+
+/// What an event meant beyond itself.
+#[derive(Debug)]
+enum Seen {
+    /// All filters there were are known.
+    Complete,
+    /// A newer process with our service id is at work.
+    Superseded(Superseded),
 }
 
 /// Puts records into the router.
@@ -283,10 +298,11 @@ pub(crate) struct Confirmation {
     position: Arc<AtomicU64>,
 }
 
-/// Tells `component` when the position was not confirmed for 30 s; does not return.
-pub(crate) async fn confirm(confirmation: Confirmation, component: Component) {
+/// Tells `component` and `degraded` when the position was not confirmed for 30 s, and when it is again; does not
+/// return. What is known is served all the while.
+pub(crate) async fn confirm(confirmation: Confirmation, component: Component, degraded: Gauge) {
     let Confirmation { admin, partition, position } = confirmation;
-    let origin = Instant::now();
+    let origin = tokio::time::Instant::now();
     let mut confirmed = Confirmed::default();
     loop {
         tokio::time::sleep(CONFIRM_PERIOD).await;
@@ -305,10 +321,12 @@ pub(crate) async fn confirm(confirmation: Confirmation, component: Component) {
                 let text = format!("no confirmed position of {partition} for 30 s (position {})", position());
                 tracing::warn!(%partition, position = position(), "position is not confirmed");
                 component.down(text);
+                degraded.set(1);
             }
             Some(false) => {
                 tracing::info!(%partition, "position is confirmed again");
                 component.up();
+                degraded.set(0);
             }
             None => {}
         }
@@ -347,44 +365,12 @@ impl Confirmed {
     }
 }
 
-/// Other data planes, as `tbmq.node.applied` tells.
-#[derive(Debug)]
-struct Peers {
-    own_id: String,
-    last_seen: HashMap<String, Instant>,
-    had_peers: bool,
-}
-
-impl Peers {
-    fn new(own_id: &str) -> Self {
-        Self { own_id: own_id.to_owned(), last_seen: HashMap::new(), had_peers: false }
-    }
-
-    fn note(&mut self, record: &Record, now: Instant) {
-        let Ok(node) = NodeApplied::decode(record.value.as_deref().unwrap_or_default()) else { return };
-        let is_old = tbmq_service::time::now_ms() - node.time_ms > PEER_PATIENCE.as_millis() as i64;
-        if node.role != Role::DataPlane as i32 || node.service_id == self.own_id {
-            return;
-        }
-        if node.leaving || is_old {
-            self.last_seen.remove(&node.service_id);
-        } else {
-            self.last_seen.insert(node.service_id, now);
-        }
-    }
-
-    /// How many are live, and whether these are the first.
-    fn live(&mut self, now: Instant) -> (usize, bool) {
-        self.last_seen.retain(|_, seen| now.duration_since(*seen) < PEER_PATIENCE);
-        let has_peers = !self.last_seen.is_empty();
-        let is_new = has_peers && !self.had_peers;
-        self.had_peers = has_peers;
-        (self.last_seen.len(), is_new)
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use tbmq_bus::{Bus as _, Outgoing, WriterConfig, memory::MemoryBus, write};
+    use tbmq_proto::topic::Catalogue;
+    use tbmq_service::admin::Health;
+
     use super::*;
 
     const fn s(seconds: u64) -> Duration {
@@ -406,6 +392,35 @@ mod tests {
         assert_eq!(confirmed.change(s(45)), Some(false));
     }
 
+    #[tokio::test]
+    async fn a_plane_is_degraded_after_30_s_without_a_confirmed_position_and_well_by_itself() {
+        let bus = MemoryBus::new();
+        let topic = Catalogue::default().integration_subscriptions();
+        bus.admin().create_topic(&spec_of(&topic, 1)).await.unwrap();
+        let writer = bus.writer(WriterConfig::new("test")).await.unwrap();
+        let record = Outgoing { partition: Some(0), key: Some(b"k"), value: Some(b"v"), headers: &[] };
+        write(&*writer, &writer.topic(&topic.name), record).await.unwrap();
+        let (health, degraded) = (Health::default(), Gauge::<i64>::default());
+        let component = health.component("integration-subscriptions");
+        component.up();
+        let position = Arc::new(AtomicU64::new(0));
+        let partition = TopicPartition::new(topic.name, 0);
+        let confirmation = Confirmation { admin: bus.admin(), partition, position: position.clone() };
+        tokio::time::pause();
+        let confirming = tokio::spawn(confirm(confirmation, component, degraded.clone()));
+        tokio::time::sleep(s(29)).await;
+        assert_eq!((health.is_up(), degraded.get()), (true, 0));
+        tokio::time::sleep(s(7)).await;
+        assert_eq!(degraded.get(), 1);
+        let [(name, reason)] = &health.down()[..] else { panic!("{:?}", health.down()) };
+        assert_eq!(name, "integration-subscriptions");
+        assert!(reason.contains("for 30 s (position 0)"), "{reason}");
+        position.store(1, Ordering::Release);
+        tokio::time::sleep(s(6)).await;
+        assert_eq!((health.is_up(), degraded.get()), (true, 0));
+        confirming.abort();
+    }
+
     #[test]
     fn a_bus_that_does_not_say_where_the_end_is_makes_the_position_late() {
         let mut confirmed = Confirmed::default();
@@ -414,39 +429,5 @@ mod tests {
             assert_eq!(confirmed.change(s(now)), None);
         }
         assert_eq!(confirmed.change(s(31)), Some(true));
-    }
-
-    #[test]
-    fn other_live_data_planes_are_told_once() {
-        let record = |service_id: &str, role: Role, leaving: bool, age_ms: i64| Record {
-            offset: 0,
-            timestamp_ms: 0,
-            key: None,
-            value: Some(
-                NodeApplied {
-                    service_id: service_id.to_owned(),
-                    role: role as i32,
-                    leaving,
-                    time_ms: tbmq_service::time::now_ms() - age_ms,
-                    ..NodeApplied::default()
-                }
-                .encode_to_vec()
-                .into(),
-            ),
-            headers: Vec::new(),
-        };
-        let now = Instant::now();
-        let mut peers = Peers::new("own");
-        peers.note(&record("own", Role::DataPlane, false, 0), now);
-        peers.note(&record("executor", Role::Executor, false, 0), now);
-        peers.note(&record("long gone", Role::DataPlane, false, 60_000), now);
-        assert_eq!(peers.live(now), (0, false));
-        peers.note(&record("other", Role::DataPlane, false, 0), now);
-        assert_eq!(peers.live(now), (1, true));
-        assert_eq!(peers.live(now), (1, false));
-        assert_eq!(peers.live(now + s(15)), (0, false));
-        peers.note(&record("other", Role::DataPlane, false, 0), now);
-        peers.note(&record("other", Role::DataPlane, true, 0), now);
-        assert_eq!(peers.live(now), (0, false));
     }
 }

@@ -140,6 +140,9 @@ struct Driver {
     renewing: Option<BoxFuture<'static, (Renewal, Result<(), tbmq_bus::Error>)>>,
     remaking: FuturesUnordered<Future<u32>>,
     handing_over: FuturesUnordered<Future<HandedOver>>,
+    /// Partitions whose shards are being stopped for the next owner.
+    leaving: HashMap<u32, Leaving>,
+    hand_overs: u64,
     actors: JoinSet<()>,
     by_task: HashMap<Id, (u32, ShardId)>,
     /// When partitions were assigned whose restoration has not been told yet.
@@ -184,8 +187,16 @@ struct Claimed {
     pause: Duration,
 }
 
+/// A partition that is being handed over.
+struct Leaving {
+    /// By which hand-over.
+    number: u64,
+    shards: Vec<watch::Sender<Order>>,
+}
+
 /// Partitions whose shards have stopped; they are the next owner's when this is dropped.
 struct HandedOver {
+    number: u64,
     partitions: Vec<u32>,
     _release: Option<Release>,
 }
@@ -209,6 +220,8 @@ impl Driver {
             renewing: None,
             remaking: FuturesUnordered::new(),
             handing_over: FuturesUnordered::new(),
+            leaving: HashMap::new(),
+            hand_overs: 0,
             actors: JoinSet::new(),
             by_task: HashMap::new(),
             restoring_since: None,
@@ -230,7 +243,10 @@ impl Driver {
                 Some(partition) = self.remaking.next() => self.read_again(partition),
                 Some(handed_over) = self.handing_over.next() => self.handed_over(&handed_over),
                 Some(ended) = self.actors.join_next_with_id() => self.ended(ended),
-                _ = ticks.tick() => self.renew(),
+                _ = ticks.tick() => {
+                    self.tell_health();
+                    self.renew();
+                }
             }
         }
         self.leave(ticks).await
@@ -264,6 +280,8 @@ impl Driver {
     fn assigned(&mut self, partitions: &[TopicPartition]) {
         tracing::info!(kind = %self.group.kind, partitions = partitions.len(), "got partitions");
         for partition in partitions {
+            // It can only be assigned again if it was lost before it was handed over.
+            self.forget(partition.partition);
             self.owned.insert(partition.partition, Owned::default());
         }
         self.restoring_since.get_or_insert_with(|| self.group.shared.clock.now());
@@ -352,7 +370,6 @@ impl Driver {
 
     /// Sends a renewal, unless one is on its way.
     fn renew(&mut self) {
-        self.tell_health();
         if self.renewing.is_some() {
             return;
         }
@@ -572,10 +589,12 @@ impl Driver {
         }
     }
 
-    /// Ends the shards of a partition at once, as lost.
+    /// Ends the shards of a partition at once, as lost; also those that are being handed over.
     fn forget(&mut self, partition: u32) {
-        for handle in self.withdraw(partition) {
-            handle.orders.send_modify(|order| order.end = Some(End::Lost));
+        let held = self.withdraw(partition).into_iter().map(|handle| handle.orders);
+        let leaving = self.leaving.remove(&partition).map(|leaving| leaving.shards);
+        for orders in held.chain(leaving.into_iter().flatten()) {
+            orders.send_modify(|order| order.end = Some(End::Lost));
         }
     }
 
@@ -589,7 +608,15 @@ impl Driver {
     /// Stops all shards of these partitions, which stay ours until they have committed and ended; then `release` is
     /// dropped.
     fn hand_over(&mut self, partitions: Vec<u32>, release: Option<Release>) {
-        let handles: Vec<_> = partitions.iter().flat_map(|partition| self.withdraw(*partition)).collect();
+        self.hand_overs += 1;
+        let number = self.hand_overs;
+        let mut handles = Vec::new();
+        for partition in &partitions {
+            let stopping = self.withdraw(*partition);
+            let shards = stopping.iter().map(|handle| handle.orders.clone()).collect();
+            self.leaving.insert(*partition, Leaving { number, shards });
+            handles.extend(stopping);
+        }
         for handle in &handles {
             handle.orders.send_modify(|order| order.end = Some(End::HandOver));
         }
@@ -607,12 +634,18 @@ impl Driver {
                     handle.abort.abort();
                 }
             }
-            HandedOver { partitions, _release: release }
+            HandedOver { number, partitions, _release: release }
         }));
     }
 
-    fn handed_over(&mut self, handed_over: &HandedOver) {
-        self.ownership.gone(handed_over.partitions.iter().copied());
+    fn handed_over(&mut self, HandedOver { number, partitions, .. }: &HandedOver) {
+        for partition in partitions {
+            // Unless it was lost, and perhaps assigned again, meanwhile.
+            if self.leaving.get(partition).is_some_and(|leaving| leaving.number == *number) {
+                self.leaving.remove(partition);
+                self.ownership.gone([*partition]);
+            }
+        }
     }
 
     async fn leave(mut self, mut ticks: tokio::time::Interval) -> Result<(), Replaced> {

@@ -28,6 +28,9 @@ const CREDITS: usize = 3;
 /// Commands that may wait for the reader's task, and hand-overs for the committer's.
 const COMMANDS: usize = 1_024;
 
+/// How often what is committed is compared with what was: a commit of an earlier owner may have come late.
+const VERIFY_EVERY: Duration = Duration::from_secs(30);
+
 /// No position yet.
 const NONE: u64 = u64::MAX;
 
@@ -287,6 +290,8 @@ async fn commit(
 ) {
     let mut ticks = tokio::time::interval(interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut looks = tokio::time::interval(VERIFY_EVERY);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut waiting = Vec::new();
     loop {
         tokio::select! {
@@ -302,11 +307,41 @@ async fn commit(
                     flush.done.send(is_done).ok();
                 }
             }
+            _ = looks.tick() => {
+                let slots: Vec<_> = board.slots.lock().values().cloned().collect();
+                verify(&mut *reader, &slots).await;
+            }
             _ = ticks.tick() => {
                 let slots: Vec<_> = board.slots.lock().values().cloned().collect();
                 commit_slots(&mut *reader, &slots, &metrics).await;
             }
         }
+    }
+}
+
+/// Has what was set back committed anew. An owner that froze between its lease's check and its commit may send that
+/// commit when another one has committed more; what it costs is repeated, so it must not stay.
+async fn verify(reader: &mut dyn Reader, slots: &[Arc<Slot>]) {
+    let done = |slot: &&Arc<Slot>| slot.committed.load(Ordering::Acquire) != NONE && slot.lease.holds();
+    let slots: HashMap<&TopicPartition, &Arc<Slot>> =
+        slots.iter().filter(done).map(|slot| (&slot.partition, slot)).collect();
+    if slots.is_empty() {
+        return;
+    }
+    let partitions: Vec<TopicPartition> = slots.keys().map(|partition| (*partition).clone()).collect();
+    match reader.committed(&partitions).await {
+        Ok(commits) => {
+            for commit in commits {
+                let Some(slot) = slots.get(&commit.partition) else { continue };
+                let ours = slot.committed.load(Ordering::Acquire);
+                if commit.offset < ours {
+                    tracing::warn!(partition = %slot.partition, found = commit.offset, ours, "a late commit set the offset back");
+                    slot.committed.store(NONE, Ordering::Release);
+                }
+            }
+        }
+        // The next look is soon enough.
+        Err(error) => tracing::debug!(%error, "can't read what is committed"),
     }
 }
 

@@ -6,6 +6,8 @@
 #![warn(missing_docs)]
 
 mod m0001_integrations;
+mod m0002_shards;
+mod m0003_changes;
 
 use sea_orm_migration::{
     MigrationTrait, MigratorTrait,
@@ -21,7 +23,11 @@ pub struct Migrator;
 
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![Box::new(m0001_integrations::Migration)]
+        vec![
+            Box::new(m0001_integrations::Migration),
+            Box::new(m0002_shards::Migration),
+            Box::new(m0003_changes::Migration),
+        ]
     }
 }
 
@@ -63,9 +69,10 @@ mod tests {
         migrate(&connection).await.unwrap();
         migrate(&connection).await.unwrap();
         let manager = SchemaManager::new(&connection);
-        for table in m0001_integrations::TABLES {
+        for table in m0001_integrations::TABLES.into_iter().chain([m0003_changes::TABLE]) {
             assert!(manager.has_table(table).await.unwrap(), "{table}");
         }
+        assert!(manager.has_column("topic_life", "shards").await.unwrap());
         assert!(Migrator::get_pending_migrations(&connection).await.unwrap().is_empty());
     }
 }

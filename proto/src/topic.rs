@@ -10,7 +10,7 @@
 //! | `tbmq.integration.subscriptions` (compact) | `<id>` | `ClientSubscriptionsProto` | control plane | data planes |
 //! | `tbmq.node.applied` (compact) | service id | `NodeApplied` | every node | control planes |
 //! | `tbmq.ie.kinds` (compact) | kind | `KindAnnouncement` | executors | control planes |
-//! | `tbmq.ie.owner` (compact) | `<kind>/<partition>` | `OwnerClaim` | executors | executors |
+//! | `tbmq.ie.owner` (compact) | `<kind>/<partition>` | `OwnerClaim` | executors | executors, control planes |
 //!
 //! Records of configuration carry the header [`REVISION_HEADER`]. Names come with the prefix of
 //! `TB_KAFKA_PREFIX`, which [`Catalogue`] holds.

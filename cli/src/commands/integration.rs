@@ -1,5 +1,7 @@
 //! `tbmqctl integration`.
 
+mod watch;
+
 use std::{collections::HashMap, num::NonZeroUsize, path::PathBuf};
 
 use clap::{Args, Subcommand, ValueEnum};
@@ -48,6 +50,11 @@ pub(crate) enum Command {
     Restart(Many),
     /// Have an executor connect to the external system; nothing is saved
     Check(CheckArguments),
+    /// Show changes of integrations and of their status as they happen
+    #[command(
+        after_help = "With -o json each change is one line; BOOKMARK lines say where --after-revision may go on."
+    )]
+    Watch(watch::Arguments),
     /// List the types of integrations, with their JSON Schemas in -o json
     Kinds,
 }
@@ -308,6 +315,7 @@ pub(crate) async fn run(command: Command, target: &Target, output: Output) -> Re
             .await
         }
         Command::Check(arguments) => check(arguments, target, output).await,
+        Command::Watch(arguments) => watch::run(arguments, target, output).await,
         Command::Kinds => {
             let mut client = target.integrations().await?;
             let kinds = client.list_kinds(target.request(ListKindsRequest {})).await?.into_inner().kinds;

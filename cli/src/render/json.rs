@@ -53,6 +53,11 @@ struct Status {
 struct Holder {
     service_id: String,
     role: String,
+    /// Of an executor: which shard it holds, and since which claim.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    shard: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ownership_epoch: Option<u64>,
     observed_revision: u64,
     state: String,
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -98,15 +103,56 @@ impl From<&control::Integration> for Integration {
 
 impl From<control::Holder> for Holder {
     fn from(from: control::Holder) -> Self {
+        let is_executor = from.role == "EXECUTOR";
         Self {
             service_id: from.service_id,
             role: from.role,
+            shard: is_executor.then_some(from.shard),
+            ownership_epoch: is_executor.then_some(from.ownership_epoch),
             observed_revision: from.observed_revision,
             state: from.state,
             error: from.error,
             update_time: time(from.update_time),
         }
     }
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Change {
+    r#type: &'static str,
+    revision: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    integration: Option<Changed>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum Changed {
+    Is(Box<Integration>),
+    Was { name: String, uid: String },
+}
+
+impl From<&control::WatchIntegrationsResponse> for Change {
+    fn from(from: &control::WatchIntegrationsResponse) -> Self {
+        let is_deleted = from.r#type() == control::watch_integrations_response::Type::Deleted;
+        let changed = |one: &control::Integration| {
+            if is_deleted {
+                Changed::Was { name: one.name.clone(), uid: one.uid.clone() }
+            } else {
+                Changed::Is(Box::new(Integration::from(one)))
+            }
+        };
+        Self {
+            r#type: change(from),
+            revision: from.revision,
+            integration: from.integration.as_ref().map(changed),
+        }
+    }
+}
+
+/// The type of a change without the enum's prefix.
+pub(crate) fn change(from: &control::WatchIntegrationsResponse) -> &'static str {
+    from.r#type().as_str_name().trim_start_matches("TYPE_")
 }
 
 #[derive(Debug, Serialize)]

@@ -55,6 +55,33 @@ impl Output {
     }
 }
 
+impl Output {
+    /// Prints one of many things as it comes: a line for people, a line of JSON, or a YAML document. Nothing is printed
+    /// of what has no form of this kind.
+    pub(crate) fn print_item<V: Serialize>(
+        self,
+        line: impl FnOnce() -> String,
+        view: impl FnOnce() -> Option<V>,
+    ) -> Result<(), Failure> {
+        let bug = |error: &dyn std::fmt::Display| Failure::bug(error.to_string());
+        let text = match self.format {
+            Format::Table => line(),
+            Format::Json => match view() {
+                Some(view) => serde_json::to_string(&view).map_err(|error| bug(&error))? + "\n",
+                None => return Ok(()),
+            },
+            Format::Yaml => match view() {
+                Some(view) => {
+                    let value = serde_json::to_value(view).map_err(|error| bug(&error))?;
+                    format!("---\n{}", serde_norway::to_string(&value).map_err(|error| bug(&error))?)
+                }
+                None => return Ok(()),
+            },
+        };
+        write(&text)
+    }
+}
+
 /// Prints text to stdout as it is and sees that it leaves at once.
 pub(crate) fn write(text: &str) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();

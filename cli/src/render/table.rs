@@ -1,9 +1,11 @@
 //! What people get: one line per thing, columns apart by spaces.
 
 use comfy_table::{ContentArrangement, Table, presets};
-use tbmq_proto::control::{CheckConnectionResponse, Event, Integration, Kind, Node, event::Body};
+use tbmq_proto::control::{
+    CheckConnectionResponse, Event, Integration, Kind, Node, WatchIntegrationsResponse, event::Body,
+};
 
-use super::json::{phase, time};
+use super::json::{self, phase, time};
 
 /// NAME, TYPE, ENABLED, PHASE, REVISION, LAG, UID.
 pub(crate) fn integrations(all: &[Integration]) -> String {
@@ -21,6 +23,35 @@ pub(crate) fn integrations(all: &[Integration]) -> String {
         ]
     });
     table(&["NAME", "TYPE", "ENABLED", "PHASE", "REVISION", "LAG", "UID"], rows)
+}
+
+/// CHANGE, NAME, TYPE, ENABLED, PHASE, REVISION, UID: of lines that come one by one.
+pub(crate) fn change_header() -> String {
+    change_line(["CHANGE", "NAME", "TYPE", "ENABLED", "PHASE", "REVISION", "UID"])
+}
+
+/// One line, or nothing of a bookmark.
+pub(crate) fn change(from: &WatchIntegrationsResponse) -> String {
+    let Some(one) = &from.integration else { return String::new() };
+    // Of what is deleted only name and uid are known.
+    let status = one.status.as_ref();
+    let revision = if from.revision == 0 { "-".to_owned() } else { from.revision.to_string() };
+    change_line([
+        json::change(from),
+        if one.display_name.is_empty() { "-" } else { &one.display_name },
+        if one.r#type.is_empty() { "-" } else { &one.r#type },
+        status.map_or("-", |_| if one.enabled { "yes" } else { "no" }),
+        status.map_or("-", phase),
+        &revision,
+        &one.uid,
+    ])
+}
+
+/// Columns of a width that was chosen before it was known what comes.
+fn change_line(cells: [&str; 7]) -> String {
+    let cells = cells.map(|cell| cell.replace(|c: char| c.is_control(), " "));
+    let [change, name, kind, enabled, phase, revision, uid] = cells;
+    format!("{change:<8}  {name:<24}  {kind:<6}  {enabled:<7}  {phase:<8}  {revision:<8}  {uid}\n")
 }
 
 /// All about one integration.
@@ -63,16 +94,20 @@ pub(crate) fn integration(one: &Integration) -> String {
     );
     if !status.holders.is_empty() {
         let rows = status.holders.iter().map(|holder| {
+            // Only executors own shards.
+            let own = |number: String| if holder.role == "EXECUTOR" { number } else { "-".to_owned() };
             vec![
                 holder.service_id.clone(),
                 holder.role.clone(),
+                own(holder.shard.to_string()),
+                own(holder.ownership_epoch.to_string()),
                 holder.observed_revision.to_string(),
                 holder.state.clone(),
                 holder.error.clone(),
             ]
         });
         text.push('\n');
-        text.push_str(&table(&["HOLDER", "ROLE", "REVISION", "STATE", "ERROR"], rows));
+        text.push_str(&table(&["HOLDER", "ROLE", "SHARD", "EPOCH", "REVISION", "STATE", "ERROR"], rows));
     }
     text
 }
@@ -185,13 +220,24 @@ mod tests {
             status: Some(IntegrationStatus {
                 phase: Phase::Active.into(),
                 lag: Some(Lag { messages: 3, seconds: 1.25 }),
-                holders: vec![Holder {
-                    service_id: "ie1".to_owned(),
-                    role: "EXECUTOR".to_owned(),
-                    observed_revision: 7,
-                    state: "STARTED".to_owned(),
-                    ..Holder::default()
-                }],
+                holders: vec![
+                    Holder {
+                        service_id: "ie1".to_owned(),
+                        role: "EXECUTOR".to_owned(),
+                        observed_revision: 7,
+                        state: "STARTED".to_owned(),
+                        shard: 1,
+                        ownership_epoch: 12,
+                        ..Holder::default()
+                    },
+                    Holder {
+                        service_id: "dp1".to_owned(),
+                        role: "DATA_PLANE".to_owned(),
+                        observed_revision: 7,
+                        state: "APPLIED".to_owned(),
+                        ..Holder::default()
+                    },
+                ],
                 ..IntegrationStatus::default()
             }),
             ..Integration::default()
@@ -210,6 +256,25 @@ b ad           no       UNKNOWN  0         -
     }
 
     #[test]
+    fn changes_are_lines_under_their_header() {
+        use tbmq_proto::control::watch_integrations_response::Type;
+        let change = |what: Type, integration, revision| {
+            change(&WatchIntegrationsResponse { r#type: what.into(), integration, revision })
+        };
+        let gone = Integration { uid: "0e2f".to_owned(), ..Integration::default() };
+        let text = change_header()
+            + &change(Type::Added, Some(sensors()), 0)
+            + &change(Type::Bookmark, None, 8)
+            + &change(Type::Deleted, Some(gone), 9);
+        let expected = "\
+CHANGE    NAME                      TYPE    ENABLED  PHASE     REVISION  UID
+ADDED     sensors                   HTTP    yes      ACTIVE    -         0e2f
+DELETED   -                         -       -        -         9         0e2f
+";
+        assert_eq!(text, expected);
+    }
+
+    #[test]
     fn one_integration_shows_what_is_known_and_who_holds_it() {
         let expected = "\
 Name:      sensors
@@ -221,8 +286,9 @@ Lag:       3 messages, the oldest 1.2 s old
 Filters:   a/#, b
 Revision:  7
 
-HOLDER  ROLE      REVISION  STATE    ERROR
-ie1     EXECUTOR  7         STARTED
+HOLDER  ROLE        SHARD  EPOCH  REVISION  STATE    ERROR
+ie1     EXECUTOR    1      12     7         STARTED
+dp1     DATA_PLANE  -      -      7         APPLIED
 ";
         assert_eq!(integration(&sensors()), expected);
     }

@@ -31,10 +31,12 @@ fn nobody() -> String {
 
 #[test]
 fn a_server_that_is_away_is_exit_code_3_with_a_hint_on_stderr() {
-    let output = run(&["integration", "list", "--server", &nobody()]);
-    assert_eq!(output.status.code(), Some(3));
-    assert!(output.stdout.is_empty());
-    assert!(stderr(&output).contains("hint: is a control plane running there?"), "{}", stderr(&output));
+    for command in ["list", "watch"] {
+        let output = run(&["integration", command, "--server", &nobody()]);
+        assert_eq!(output.status.code(), Some(3), "{command}");
+        assert!(output.stdout.is_empty(), "{command}");
+        assert!(stderr(&output).contains("hint: is a control plane running there?"), "{}", stderr(&output));
+    }
 }
 
 #[test]

@@ -1,14 +1,20 @@
 //! Against a control plane that answers as told: what is asked, and how answers and refusals appear.
 
-use std::{collections::HashMap, io::Write, process::Output, sync::Arc};
+use std::{
+    collections::{HashMap, VecDeque},
+    io::Write,
+    process::Output,
+    sync::Arc,
+};
 
 use parking_lot::Mutex;
 use tbmq_proto::control::{
     CheckConnectionRequest, CheckConnectionResponse, CreateIntegrationRequest, DeleteIntegrationRequest,
     DisableIntegrationRequest, EnableIntegrationRequest, GetIntegrationRequest, Integration, Kind,
     ListIntegrationsRequest, ListIntegrationsResponse, ListKindsRequest, ListKindsResponse,
-    RestartIntegrationRequest, UpdateIntegrationRequest,
+    RestartIntegrationRequest, UpdateIntegrationRequest, WatchIntegrationsRequest, WatchIntegrationsResponse,
     integration_service_server::{IntegrationService, IntegrationServiceServer},
+    watch_integrations_response::Type,
 };
 use tonic::{Code, Request, Response, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
@@ -24,7 +30,12 @@ struct Fake {
     created: Arc<Mutex<Vec<CreateIntegrationRequest>>>,
     updated: Arc<Mutex<Vec<UpdateIntegrationRequest>>>,
     deadlines: Arc<Mutex<Vec<String>>>,
+    /// What each watch is told, in turn.
+    told: Arc<Mutex<VecDeque<Vec<Told>>>>,
+    watched: Arc<Mutex<Vec<WatchIntegrationsRequest>>>,
 }
+
+type Told = Result<WatchIntegrationsResponse, Status>;
 
 fn refusal(code: Code, text: &str, reason: &str, violations: Vec<FieldViolation>) -> Status {
     let mut details = ErrorDetails::new();
@@ -148,14 +159,17 @@ impl IntegrationService for Fake {
         }))
     }
 
-    type WatchIntegrationsStream =
-        tokio_stream::Empty<Result<tbmq_proto::control::WatchIntegrationsResponse, Status>>;
+    type WatchIntegrationsStream = tokio_stream::Iter<std::vec::IntoIter<Told>>;
 
     async fn watch_integrations(
         &self,
-        _: Request<tbmq_proto::control::WatchIntegrationsRequest>,
+        request: Request<WatchIntegrationsRequest>,
     ) -> Result<Response<Self::WatchIntegrationsStream>, Status> {
-        Ok(Response::new(tokio_stream::empty()))
+        assert!(request.metadata().get("grpc-timeout").is_none(), "a watch has no end");
+        self.watched.lock().push(request.into_inner());
+        let told = self.told.lock().pop_front();
+        let told = told.ok_or_else(|| refusal(Code::InvalidArgument, "enough", "ENOUGH", vec![]))?;
+        Ok(Response::new(tokio_stream::iter(told)))
     }
 
     async fn list_kinds(&self, _: Request<ListKindsRequest>) -> Result<Response<ListKindsResponse>, Status> {
@@ -312,4 +326,76 @@ fn a_negative_check_is_data_on_stdout_and_exit_code_1() {
     let kinds = served.run(&["integration", "kinds", "-o", "json"]);
     let kinds: serde_json::Value = serde_json::from_str(&stdout(&kinds)).unwrap();
     assert_eq!(kinds[0]["jsonSchema"]["type"], "object");
+}
+
+fn told(what: Type, name: &str, revision: u64) -> Told {
+    let integration = (what != Type::Bookmark).then(|| Integration {
+        name: format!("integrations/{UID}"),
+        uid: UID.to_owned(),
+        display_name: name.to_owned(),
+        configuration_json: "{}".to_owned(),
+        ..Integration::default()
+    });
+    Ok(WatchIntegrationsResponse { r#type: what.into(), integration, revision })
+}
+
+#[test]
+fn a_lost_watch_resumes_where_it_was_and_lists_again_when_it_is_too_late() {
+    let served = serve();
+    served.fake.told.lock().extend([
+        vec![
+            told(Type::Added, "demo", 0),
+            told(Type::Bookmark, "", 5),
+            told(Type::Modified, "demo2", 7),
+            Err(Status::unavailable("stopping")),
+        ],
+        vec![told(Type::Bookmark, "", 9)],
+        vec![Err(refusal(Code::OutOfRange, "old", "REVISION_COMPACTED", vec![]))],
+        vec![
+            told(Type::Added, "demo2", 0),
+            Err(refusal(Code::ResourceExhausted, "slow", "SLOW_WATCHER", vec![])),
+        ],
+        vec![told(Type::Bookmark, "", 12), told(Type::Deleted, "", 13)],
+    ]);
+    let output = served.run(&["integration", "watch", UID, "-o", "json"]);
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    let watched: Vec<_> = served.fake.watched.lock().drain(..).collect();
+    let after: Vec<_> = watched.iter().map(|request| request.after_revision).collect();
+    // The last watch but two ended within its list.
+    assert_eq!(after, [None, Some(7), Some(9), None, None, Some(13)]);
+    assert!(watched.iter().all(|request| request.name == format!("integrations/{UID}")));
+    let lines: Vec<serde_json::Value> =
+        stdout(&output).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let shown: Vec<_> =
+        lines.iter().map(|line| format!("{} {}", line["type"].as_str().unwrap(), line["revision"])).collect();
+    let expected =
+        ["ADDED 0", "BOOKMARK 5", "MODIFIED 7", "BOOKMARK 9", "ADDED 0", "BOOKMARK 12", "DELETED 13"];
+    assert_eq!(shown, expected);
+    assert_eq!(lines[2]["integration"]["displayName"], "demo2");
+    let name = format!("integrations/{UID}");
+    assert_eq!(lines[6]["integration"], serde_json::json!({ "name": name, "uid": UID }));
+    let text = stderr(&output);
+    assert_eq!(text.matches("the watch was lost: ").count(), 4, "{text}");
+    assert!(
+        text.contains("not kept any more; listing what exists") && text.contains("reason: ENOUGH"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_watch_shows_people_one_line_per_change() {
+    let served = serve();
+    served.fake.told.lock().push_back(vec![
+        told(Type::Added, "demo", 0),
+        told(Type::Bookmark, "", 5),
+        told(Type::Deleted, "", 6),
+    ]);
+    let output = served.run(&["integration", "watch", "--after-revision", "4"]);
+    assert_eq!(served.fake.watched.lock()[0].after_revision, Some(4));
+    let text = stdout(&output);
+    let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(lines[0], ["CHANGE", "NAME", "TYPE", "ENABLED", "PHASE", "REVISION", "UID"]);
+    assert_eq!(lines[1], ["ADDED", "demo", "-", "-", "-", "-", UID]);
+    assert_eq!(lines[2], ["DELETED", "demo", "-", "-", "-", "6", UID], "its name is remembered");
+    assert_eq!(lines.len(), 3);
 }

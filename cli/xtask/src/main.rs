@@ -2,6 +2,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command line speaks on stdout")]
 
 mod bench;
+mod chaos;
 mod ci;
 mod r#gen;
 mod servers;
@@ -43,15 +44,22 @@ enum Task {
         #[arg(long)]
         install: bool,
     },
-    /// Measure: `bus` (produce and consume at 1 to 10,000 topics) or `e2e` (MQTT QoS 1 → HTTP).
+    /// Measure: `bus` (produce and consume at 1 to 10,000 topics), `e2e` (MQTT QoS 1 → HTTP) or `scale` (thousands of
+    /// integrations).
     Bench {
-        /// `bus` or `e2e`, with that benchmark's own options.
+        /// `bus`, `e2e` or `scale`, with that benchmark's own options.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
         arguments: Vec<String>,
     },
     /// Simulate a deployment from seeds, with faults: `--seeds 5000 --from 0`, or `--seed N --trace`.
     Sim {
         /// The simulation's own options.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Inject faults into a running system under load, and have the ledger judge; `chaos --help` lists the options.
+    Chaos {
+        /// `--rounds N --seed S`, `--only FAULT`, `--write`.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
@@ -67,6 +75,7 @@ fn main() -> Result<()> {
         Task::Gen { check } => r#gen::run(&root, check),
         Task::Servers { install } => servers::run(install),
         Task::Bench { arguments } => bench::run(&root, &arguments),
+        Task::Chaos { arguments } => chaos::run(&root, &arguments),
         Task::Sim { arguments } => sim::run(&root, &arguments),
     }
 }

@@ -159,7 +159,7 @@ impl Client {
 /// What a publisher is to do.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    broker: SocketAddr,
+    brokers: Vec<SocketAddr>,
     topic: String,
     count: u64,
     first: u64,
@@ -169,13 +169,14 @@ pub struct Plan {
     rate: u64,
     timed: bool,
     patience: Duration,
+    answer_within: Duration,
 }
 
 impl Plan {
     /// `count` marks on a topic, 256 bytes each, 20 unacknowledged at most, as fast as it goes.
     pub fn new(broker: SocketAddr, topic: &str, count: u64) -> Self {
         Self {
-            broker,
+            brokers: vec![broker],
             topic: topic.to_owned(),
             count,
             first: 0,
@@ -185,7 +186,29 @@ impl Plan {
             rate: 0,
             timed: false,
             patience: Duration::from_secs(120),
+            answer_within: Duration::from_secs(30),
         }
+    }
+
+    /// Further brokers: after each failure it is the next one's turn.
+    #[must_use]
+    pub fn or(mut self, brokers: impl IntoIterator<Item = SocketAddr>) -> Self {
+        self.brokers.extend(brokers);
+        self
+    }
+
+    /// A broker that leaves a CONNECT or a publish without an answer for so long counts as gone.
+    #[must_use]
+    pub fn answer_within(mut self, patience: Duration) -> Self {
+        self.answer_within = patience;
+        self
+    }
+
+    /// Without any acknowledgement for so long the publisher gives up.
+    #[must_use]
+    pub fn patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
     }
 
     /// As this publisher.
@@ -216,7 +239,7 @@ impl Plan {
         self
     }
 
-    /// Publishes per second; 0: as fast as it goes.
+    /// Publishes per second; 0: as fast as it goes. What was missed while there was no connection is not made up for.
     #[must_use]
     pub fn rate(mut self, rate: u64) -> Self {
         self.rate = rate;
@@ -231,13 +254,50 @@ impl Plan {
     }
 }
 
+/// Sees what a publisher sees.
+pub trait Observer: Send + Sync {
+    /// Whether the publisher shall begin nothing new; it ends when everything begun is acknowledged.
+    fn is_stopped(&self) -> bool {
+        false
+    }
+
+    /// The broker acknowledged a publish.
+    fn acknowledged(&self, mark: Mark);
+
+    /// The broker refused a publish; it will be sent again.
+    fn refused(&self, _mark: Mark, _reason: ReasonCode) {}
+
+    /// The connection ended; what is not acknowledged will be sent again on the next one.
+    fn disconnected(&self, _error: &anyhow::Error) {}
+}
+
+/// Keeps what was acknowledged.
+#[derive(Default)]
+struct Kept(parking_lot::Mutex<Vec<Mark>>);
+
+impl Observer for Kept {
+    fn acknowledged(&self, mark: Mark) {
+        self.0.lock().push(mark);
+    }
+}
+
 /// Publishes a plan's marks at QoS 1. When the connection goes or a publish is refused, connects again and sends
 /// everything unacknowledged anew, in order, until all is acknowledged.
 ///
 /// # Errors
 /// When that takes longer than two minutes without progress.
 pub async fn publish_all(plan: Plan) -> Result<Vec<Mark>> {
-    let mut state = Progress::new(plan);
+    let kept = Kept::default();
+    publish_observed(plan, &kept).await?;
+    Ok(kept.0.into_inner())
+}
+
+/// The same; tells `observer` what happens, and stops when it says so. Returns the sequence that would be next.
+///
+/// # Errors
+/// When nothing is acknowledged for longer than the plan's patience.
+pub async fn publish_observed(plan: Plan, observer: &dyn Observer) -> Result<u64> {
+    let mut state = Progress::new(plan, observer);
     let mut last_error = None;
     while !state.is_done() {
         if state.progress.elapsed() > state.plan.patience {
@@ -245,65 +305,77 @@ pub async fn publish_all(plan: Plan) -> Result<Vec<Mark>> {
             return Err(error.context(format!("publisher {} makes no progress", state.plan.publisher)));
         }
         if let Err(error) = state.session().await {
+            observer.disconnected(&error);
             last_error = Some(error);
+            state.plan.brokers.rotate_left(1);
             // The broker may be starting; nothing tells when it is there but trying.
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
-    Ok(state.acknowledged)
+    Ok(state.next)
 }
 
-struct Progress {
+struct Progress<'a> {
     plan: Plan,
+    observer: &'a dyn Observer,
     /// Not acknowledged, in order; those beyond `sent` were not sent on this connection.
     open: VecDeque<Mark>,
     next: u64,
-    acknowledged: Vec<Mark>,
     progress: Instant,
-    start: Instant,
+    /// Beginning of this connection, and what was next then.
+    start: (Instant, u64),
 }
 
-impl Progress {
-    fn new(plan: Plan) -> Self {
+impl<'a> Progress<'a> {
+    fn new(plan: Plan, observer: &'a dyn Observer) -> Self {
         let now = Instant::now();
         Self {
             next: plan.first,
+            start: (now, plan.first),
             plan,
+            observer,
             open: VecDeque::new(),
-            acknowledged: Vec::new(),
             progress: now,
-            start: now,
         }
+    }
+
+    fn has_begun_all(&self) -> bool {
+        self.next - self.plan.first == self.plan.count || self.observer.is_stopped()
     }
 
     fn is_done(&self) -> bool {
-        self.next == self.plan.first + self.plan.count && self.open.is_empty()
+        self.open.is_empty() && self.has_begun_all()
     }
 
-    /// How many may have been begun by now, at the plan's rate.
-    fn allowed(&self) -> u64 {
+    /// How many more may be begun by now, at the plan's rate, and how long until the next.
+    fn allowed(&self) -> (u64, Duration) {
         if self.plan.rate == 0 {
-            return u64::MAX;
+            return (u64::MAX, Duration::MAX);
         }
-        (self.start.elapsed().as_secs_f64() * self.plan.rate as f64) as u64
+        let begun = self.next - self.start.1;
+        let elapsed = self.start.0.elapsed().as_secs_f64();
+        let allowed = ((elapsed * self.plan.rate as f64) as u64).saturating_sub(begun);
+        let next = (begun + allowed + 1) as f64 / self.plan.rate as f64;
+        (allowed, Duration::from_secs_f64((next - elapsed).max(0.001)))
     }
 
     async fn session(&mut self) -> Result<()> {
         let client_id = format!("publisher-{}-{}", self.plan.publisher, self.plan.topic.replace('/', "-"));
-        let mut client = Client::connect(self.plan.broker, &client_id, ProtocolVersion::V5).await?;
+        let patience = self.plan.answer_within;
+        let connecting = Client::connect(self.plan.brokers[0], &client_id, ProtocolVersion::V5);
+        let mut client =
+            tokio::time::timeout(patience, connecting).await.context("no answer to CONNECT")??;
         let mut in_flight: BTreeMap<u16, Mark> = BTreeMap::new();
         let mut again: VecDeque<Mark> = self.open.clone();
         let mut packet_id: u16 = 0;
+        self.start = (Instant::now(), self.next);
+        let mut answered = Instant::now();
         while !self.is_done() {
-            let begun = self.next - self.plan.first;
-            let mut may_begin = self.allowed().saturating_sub(begun);
+            let (mut may_begin, next_in) = self.allowed();
             while in_flight.len() < self.plan.window {
                 let mark = match again.pop_front() {
                     Some(mark) => mark,
-                    None if begun < self.plan.count
-                        && self.next < self.plan.first + self.plan.count
-                        && may_begin > 0 =>
-                    {
+                    None if !self.has_begun_all() && may_begin > 0 => {
                         may_begin -= 1;
                         let sent_ns = if self.plan.timed { now_ns() } else { 0 };
                         let mark = Mark { publisher: self.plan.publisher, sequence: self.next, sent_ns };
@@ -313,6 +385,9 @@ impl Progress {
                     }
                     None => break,
                 };
+                if in_flight.is_empty() {
+                    answered = Instant::now();
+                }
                 packet_id = packet_id % u16::MAX + 1;
                 in_flight.insert(packet_id, mark);
                 client.queue(&Packet::Publish(self.publish(mark, packet_id)));
@@ -321,19 +396,24 @@ impl Progress {
             let waiting = async {
                 loop {
                     if let Some(packet) = client.decode()? {
-                        return anyhow::Ok(Some(packet));
+                        return anyhow::Ok(packet);
                     }
                     client.fill().await?;
                 }
             };
-            // With a rate, waiting ends when the next publish is due.
-            let patience =
-                if self.plan.rate > 0 { Duration::from_millis(1) } else { Duration::from_secs(30) };
-            let mut packet = match tokio::time::timeout(patience, waiting).await {
-                Ok(packet) => packet?,
-                Err(_) if self.plan.rate > 0 => None,
-                Err(_) => bail!("no acknowledgement within {patience:?}"),
+            // Waiting ends when the next publish is due, too.
+            let due = if in_flight.len() < self.plan.window { next_in.min(patience) } else { patience };
+            let mut packet = match tokio::time::timeout(due, waiting).await {
+                Ok(packet) => Some(packet?),
+                Err(_) => None,
             };
+            if packet.is_some() {
+                answered = Instant::now();
+            }
+            ensure!(
+                in_flight.is_empty() || answered.elapsed() < patience,
+                "no acknowledgement within {patience:?}"
+            );
             while let Some(received) = packet {
                 self.received(&received, &mut in_flight)?;
                 packet = client.decode()?;
@@ -359,10 +439,13 @@ impl Progress {
             bail!("{packet:?} instead of a PUBACK");
         };
         let mark = in_flight.remove(packet_id).with_context(|| format!("PUBACK for {packet_id}"))?;
-        ensure!(!reason.is_error(), "a publish was refused: {reason:?}");
+        if reason.is_error() {
+            self.observer.refused(mark, *reason);
+            bail!("a publish was refused: {reason:?}");
+        }
         let position = self.open.iter().position(|open| *open == mark).context("acknowledged twice")?;
         self.open.remove(position);
-        self.acknowledged.push(mark);
+        self.observer.acknowledged(mark);
         self.progress = Instant::now();
         Ok(())
     }

@@ -16,9 +16,17 @@ impl Guard {
     /// # Errors
     /// When `sh` can't be started.
     pub fn of(pid: u32) -> Result<Self> {
+        Self::at_end(&format!("kill -9 {pid} 2>/dev/null"))
+    }
+
+    /// Has a shell command run when our process ends without dropping this.
+    ///
+    /// # Errors
+    /// When `sh` can't be started.
+    pub fn at_end(command: &str) -> Result<Self> {
         // The pipe closes with our process, however it ends; `read` then returns and the shell kills.
         let watcher = Command::new("sh")
-            .args(["-c", &format!("read -r _; kill -9 {pid} 2>/dev/null")])
+            .args(["-c", &format!("read -r _; {command}")])
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())

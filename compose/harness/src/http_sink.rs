@@ -16,6 +16,8 @@ use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 
+use crate::postgres::free_port;
+
 /// A request that arrived, in order of arrival.
 #[derive(Clone, Debug)]
 pub struct Received {
@@ -35,10 +37,32 @@ pub struct Received {
 
 type Script = dyn Fn(&Method, &str, &Bytes) -> (StatusCode, Duration) + Send + Sync;
 
+/// How a sink behaves towards everyone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Answers what the script says.
+    Serving,
+    /// The listener and every connection are closed.
+    Down,
+    /// Accepts connections and requests, and never answers. What it took in this mode is not answered later either.
+    BlackHole,
+    /// Answers every request with this status.
+    Answering(StatusCode),
+    /// As `Serving`, after this time more.
+    Slow(Duration),
+}
+
+/// What takes the requests of a sink that does not keep them.
+type Observer = dyn Fn(Received) + Send + Sync;
+
 struct Shared {
     received: Mutex<Vec<Received>>,
+    observer: Option<Box<Observer>>,
     count: watch::Sender<usize>,
     script: Mutex<Arc<Script>>,
+    mode: watch::Sender<Mode>,
+    /// Whether the listener is open.
+    open: watch::Sender<bool>,
 }
 
 /// A running server; it stops when dropped.
@@ -55,20 +79,47 @@ impl std::fmt::Debug for HttpSink {
 }
 
 impl HttpSink {
-    /// Starts a server on a free port of the loopback interface; it answers 200 to everything.
+    /// Starts a server on a free port of the loopback interface; it answers 200 to everything and keeps it.
     ///
     /// # Errors
     /// When no port can be bound.
     pub async fn start() -> Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        Self::start_with(None).await
+    }
+
+    /// The same; requests are handed to `observer` when they are answered, and not kept.
+    ///
+    /// # Errors
+    /// When no port can be bound.
+    pub async fn observed(observer: impl Fn(Received) + Send + Sync + 'static) -> Result<Self> {
+        Self::start_with(Some(Box::new(observer))).await
+    }
+
+    async fn start_with(observer: Option<Box<Observer>>) -> Result<Self> {
+        // Nobody else is given the port while the sink is down.
+        let listener = TcpListener::bind(("127.0.0.1", free_port()?)).await?;
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared {
             received: Mutex::default(),
+            observer,
             count: watch::Sender::new(0),
             script: Mutex::new(Arc::new(|_, _, _| (StatusCode::OK, Duration::ZERO))),
+            mode: watch::Sender::new(Mode::Serving),
+            open: watch::Sender::new(true),
         });
-        let task = tokio::spawn(serve(listener, Arc::clone(&shared)));
+        let task = tokio::spawn(serve(listener, address, Arc::clone(&shared)));
         Ok(Self { address, shared, task })
+    }
+
+    /// From now on behaves like this; waits until the listener is closed or open as the mode wants it.
+    ///
+    /// # Errors
+    /// When the server has ended.
+    pub async fn set_mode(&self, mode: Mode) -> Result<()> {
+        self.shared.mode.send_replace(mode);
+        let mut open = self.shared.open.subscribe();
+        open.wait_for(|open| *open == (mode != Mode::Down)).await?;
+        Ok(())
     }
 
     /// `http://127.0.0.1:<port>/<path>`.
@@ -132,8 +183,36 @@ impl Drop for HttpSink {
     }
 }
 
-async fn serve(listener: TcpListener, shared: Arc<Shared>) {
-    // Connections end with the set, and the set with this task.
+async fn serve(listener: TcpListener, address: SocketAddr, shared: Arc<Shared>) {
+    let mut mode = shared.mode.subscribe();
+    let mut listener = Some(listener);
+    loop {
+        match listener.take() {
+            Some(open) => {
+                accept(open, &shared, &mut mode).await;
+                shared.open.send_replace(false);
+            }
+            None => {
+                if mode.wait_for(|mode| *mode != Mode::Down).await.is_err() {
+                    return;
+                }
+                match TcpListener::bind(address).await {
+                    Ok(open) => {
+                        listener = Some(open);
+                        shared.open.send_replace(true);
+                    }
+                    Err(error) => {
+                        eprintln!("the sink can't listen on {address} again: {error}");
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Serves until the sink is to be down. Connections end with the set, and the set with this function.
+async fn accept(listener: TcpListener, shared: &Arc<Shared>, mode: &mut watch::Receiver<Mode>) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
@@ -143,7 +222,7 @@ async fn serve(listener: TcpListener, shared: Arc<Shared>) {
                     eprintln!("the sink's connection is gone: {error}");
                     continue;
                 }
-                let shared = Arc::clone(&shared);
+                let shared = Arc::clone(shared);
                 connections.spawn(async move {
                     let service = service_fn(move |request| answer(Arc::clone(&shared), request));
                     // A client that goes away in the middle of a request is part of many tests.
@@ -151,6 +230,7 @@ async fn serve(listener: TcpListener, shared: Arc<Shared>) {
                 });
             }
             Some(_) = connections.join_next() => {}
+            _ = mode.wait_for(|mode| *mode == Mode::Down) => return,
         }
     }
 }
@@ -165,12 +245,26 @@ async fn answer(
     };
     let path = head.uri.path_and_query().map(ToString::to_string).unwrap_or_default();
     let script = Arc::clone(&shared.script.lock());
-    let (status, pause) = script(&head.method, &path, &body);
+    let mode = *shared.mode.borrow();
+    let (status, pause) = match mode {
+        Mode::BlackHole => return std::future::pending().await,
+        Mode::Answering(status) => (status, Duration::ZERO),
+        Mode::Serving | Mode::Down => script(&head.method, &path, &body),
+        Mode::Slow(more) => {
+            let (status, pause) = script(&head.method, &path, &body);
+            (status, pause + more)
+        }
+    };
     if !pause.is_zero() {
         tokio::time::sleep(pause).await;
     }
     let received =
         Received { at: Instant::now(), method: head.method, path, headers: head.headers, body, status };
+    if let Some(observer) = &shared.observer {
+        observer(received);
+        shared.count.send_modify(|seen| *seen += 1);
+        return Ok(response(status));
+    }
     let count = {
         let mut all = shared.received.lock();
         all.push(received);
@@ -188,4 +282,53 @@ fn response(status: StatusCode) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::default());
     *response.status_mut() = status;
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpStream,
+    };
+
+    use super::*;
+
+    /// Posts a body on a connection of its own and reads the status.
+    async fn post(sink: &HttpSink) -> Result<u16> {
+        let mut stream = TcpStream::connect(sink.address).await?;
+        stream
+            .write_all(b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok")
+            .await?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await?;
+        Ok(text.split(' ').nth(1).unwrap_or_default().parse()?)
+    }
+
+    #[tokio::test]
+    async fn a_sink_fails_goes_down_and_comes_back_on_its_port() {
+        let sink = HttpSink::start().await.unwrap();
+        assert_eq!(post(&sink).await.unwrap(), 200);
+        sink.set_mode(Mode::Answering(StatusCode::INTERNAL_SERVER_ERROR)).await.unwrap();
+        assert_eq!(post(&sink).await.unwrap(), 500);
+        sink.set_mode(Mode::Down).await.unwrap();
+        post(&sink).await.unwrap_err();
+        sink.set_mode(Mode::Serving).await.unwrap();
+        assert_eq!(post(&sink).await.unwrap(), 200);
+        let statuses: Vec<u16> = sink.received().iter().map(|one| one.status.as_u16()).collect();
+        assert_eq!(statuses, [200, 500, 200]);
+    }
+
+    #[tokio::test]
+    async fn a_request_that_fell_into_the_black_hole_is_never_answered() {
+        let sink = HttpSink::start().await.unwrap();
+        sink.set_mode(Mode::BlackHole).await.unwrap();
+        let swallowed = post(&sink);
+        tokio::pin!(swallowed);
+        let patience = Duration::from_millis(200);
+        tokio::time::timeout(patience, &mut swallowed).await.unwrap_err();
+        sink.set_mode(Mode::Serving).await.unwrap();
+        assert_eq!(post(&sink).await.unwrap(), 200);
+        tokio::time::timeout(patience, &mut swallowed).await.unwrap_err();
+        assert_eq!(sink.count(), 1);
+    }
 }

@@ -191,6 +191,16 @@ impl Kafka {
         self.end(Signal::KILL)
     }
 
+    /// Sends the server a signal (STOP, CONT).
+    ///
+    /// # Errors
+    /// When it is not running.
+    pub fn signal(&self, which: Signal) -> Result<()> {
+        let state = self.state.lock().expect("no step panics");
+        let (child, _) = state.server.as_ref().context("Kafka is not running")?;
+        signal(child.id(), which)
+    }
+
     /// Starts a stopped or killed server again, with its data and on its port.
     ///
     /// # Errors
@@ -218,10 +228,32 @@ impl Kafka {
         self.launch()
     }
 
+    /// Whether the server runs; it ends by itself when its disk is full.
+    ///
+    /// # Errors
+    /// When the system does not tell.
+    pub fn is_running(&self) -> Result<bool> {
+        let mut state = self.state.lock().expect("no step panics");
+        match state.server.as_mut() {
+            Some((child, _)) => Ok(child.try_wait()?.is_none()),
+            None => Ok(false),
+        }
+    }
+
+    /// The id of the topic whose log the server keeps for a partition; `None` once that was deleted. Two ids tell that a
+    /// topic was created anew.
+    pub fn stored_topic_id(&self, topic: &str, partition: u32) -> Option<String> {
+        let log = self.folder.join("logs").join(format!("{topic}-{partition}"));
+        let text = fs::read_to_string(log.join("partition.metadata")).ok()?;
+        Some(text.lines().find_map(|line| line.strip_prefix("topic_id: "))?.to_owned())
+    }
+
     fn end(&self, how: Signal) -> Result<()> {
         let mut state = self.state.lock().expect("no step panics");
         let (mut child, guard) = state.server.take().context("Kafka is not running")?;
-        signal(child.id(), how)?;
+        if child.try_wait()?.is_none() {
+            signal(child.id(), how)?;
+        }
         child.wait()?;
         drop(guard);
         Ok(())

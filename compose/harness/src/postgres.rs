@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
-        OnceLock,
+        Mutex, OnceLock,
         atomic::{AtomicU32, Ordering},
     },
     time::{Duration, Instant},
@@ -29,6 +29,12 @@ pub fn availability() -> Result<(), String> {
     }
 }
 
+/// Name and major version, such as `PostgreSQL 15`.
+pub fn version() -> Option<String> {
+    let folder = binaries()?;
+    Some(format!("PostgreSQL {}", folder.parent()?.file_name()?.to_str()?))
+}
+
 fn binaries() -> Option<PathBuf> {
     let versions = fs::read_dir("/usr/lib/postgresql").ok()?;
     let mut folders: Vec<PathBuf> = versions
@@ -42,8 +48,7 @@ fn binaries() -> Option<PathBuf> {
 /// A running server.
 #[derive(Debug)]
 pub struct Postgres {
-    server: Child,
-    guard: Option<Guard>,
+    server: Mutex<Option<(Child, Guard)>>,
     data: PathBuf,
     port: u16,
     databases: AtomicU32,
@@ -72,16 +77,9 @@ impl Postgres {
             .output()?;
         ensure!(output.status.success(), "initdb failed: {}", String::from_utf8_lossy(&output.stderr));
         let port = free_port()?;
-        let server = spawn(&binaries, &data, port)?;
-        let mut postgres = Self {
-            guard: Some(Guard::of(server.id())?),
-            server,
-            data,
-            port,
-            databases: AtomicU32::new(0),
-            _folder: folder,
-        };
-        postgres.await_ready()?;
+        let postgres =
+            Self { server: Mutex::default(), data, port, databases: AtomicU32::new(0), _folder: folder };
+        postgres.launch()?;
         Ok(postgres)
     }
 
@@ -119,38 +117,82 @@ impl Postgres {
     }
 
     /// Pid of the server.
+    ///
+    /// # Panics
+    /// When it was stopped.
     pub fn pid(&self) -> u32 {
-        self.server.id()
+        let server = self.server.lock().expect("no step panics");
+        server.as_ref().map(|(child, _)| child.id()).expect("it runs")
     }
 
-    /// Kills the server (an immediate shutdown of all its processes) and starts it again on the same port and data.
+    /// Ends the server cleanly, cutting its connections (SIGINT, a "fast shutdown"), and waits.
+    ///
+    /// # Errors
+    /// When it is not running.
+    pub fn stop(&self) -> Result<()> {
+        self.end(Signal::INT)
+    }
+
+    /// Kills the server's first process (SIGKILL) and waits; the others see that and end.
+    ///
+    /// # Errors
+    /// When it is not running.
+    pub fn kill(&self) -> Result<()> {
+        self.end(Signal::KILL)
+    }
+
+    /// Starts a stopped or killed server again, with its data and on its port. Blocks until it answers, at most 60 s.
+    ///
+    /// # Errors
+    /// When it runs, or does not come up.
+    pub fn launch(&self) -> Result<()> {
+        let binaries = binaries().context("PostgreSQL is missing")?;
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let mut server = self.server.lock().expect("no step panics");
+        ensure!(server.is_none(), "PostgreSQL is running");
+        loop {
+            let mut child = spawn(&binaries, &self.data, self.port)?;
+            let guard = Guard::of(child.id())?;
+            match self.await_ready(&mut child, deadline) {
+                Ok(()) => {
+                    *server = Some((child, guard));
+                    return Ok(());
+                }
+                // Processes of a killed server hold its shared memory for a moment more.
+                Err(_) if child.try_wait()?.is_some() && Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Ends the server at once (SIGQUIT, an "immediate shutdown") and starts it again on the same port and data.
     ///
     /// # Errors
     /// When it does not come back.
-    pub fn restart(&mut self) -> Result<()> {
+    pub fn restart(&self) -> Result<()> {
         self.end(Signal::QUIT)?;
-        let binaries = binaries().context("PostgreSQL is missing")?;
-        self.server = spawn(&binaries, &self.data, self.port)?;
-        self.guard = Some(Guard::of(self.server.id())?);
-        self.await_ready()
+        self.launch()
     }
 
-    fn end(&mut self, how: Signal) -> Result<()> {
-        signal(self.server.id(), how)?;
-        self.server.wait()?;
-        self.guard = None;
+    fn end(&self, how: Signal) -> Result<()> {
+        let (mut child, guard) =
+            self.server.lock().expect("no step panics").take().context("PostgreSQL is not running")?;
+        signal(child.id(), how)?;
+        child.wait()?;
+        drop(guard);
         Ok(())
     }
 
-    fn await_ready(&mut self) -> Result<()> {
-        let patience = Instant::now() + Duration::from_secs(60);
+    fn await_ready(&self, server: &mut Child, deadline: Instant) -> Result<()> {
         loop {
             match self.sql("postgres", "SELECT 1") {
                 Ok(_) => return Ok(()),
-                Err(error) if Instant::now() > patience => return Err(error),
+                Err(error) if Instant::now() > deadline => return Err(error),
                 Err(_) => {}
             }
-            if let Some(status) = self.server.try_wait()? {
+            if let Some(status) = server.try_wait()? {
                 bail!("PostgreSQL ended with {status}");
             }
             std::thread::sleep(Duration::from_millis(50));
@@ -160,7 +202,8 @@ impl Postgres {
 
 impl Drop for Postgres {
     fn drop(&mut self) {
-        if let Err(error) = self.end(Signal::QUIT) {
+        let running = self.server.lock().is_ok_and(|server| server.is_some());
+        if running && let Err(error) = self.end(Signal::QUIT) {
             eprintln!("PostgreSQL could not be stopped: {error}");
         }
     }
@@ -210,4 +253,27 @@ pub fn free_port() -> Result<u16> {
         }
     }
     bail!("no port is free in {RANGE:?}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_keeps_its_port_and_data_over_a_stop_and_a_kill() {
+        if !crate::ready("a_server_keeps_its_port_and_data_over_a_stop_and_a_kill", &[crate::Need::Postgres])
+        {
+            return;
+        }
+        let postgres = Postgres::start().unwrap();
+        let url = postgres.create_database().unwrap();
+        let database = url.rsplit('/').next().unwrap();
+        postgres.sql(database, "CREATE TABLE t AS SELECT 7 AS n").unwrap();
+        postgres.stop().unwrap();
+        assert!(postgres.sql(database, "SELECT n FROM t").is_err());
+        postgres.launch().unwrap();
+        postgres.kill().unwrap();
+        postgres.launch().unwrap();
+        assert_eq!(postgres.sql(database, "SELECT n FROM t").unwrap(), "7");
+    }
 }

@@ -3,18 +3,19 @@
 use std::{
     collections::{HashMap, VecDeque},
     ffi::OsString,
-    io::{BufRead as _, BufReader, Read},
-    net::SocketAddr,
+    fs::{File, OpenOptions},
+    io::{BufRead as _, BufReader, Read, Write as _},
+    net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Condvar, Mutex},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use rustix::process::Signal;
 
 use crate::guard::{Guard, signal};
+pub use rustix::process::Signal;
 
 /// Lines of output that are kept for error messages.
 const KEPT_LINES: usize = 200;
@@ -67,6 +68,22 @@ impl Process {
         environment: &[(String, String)],
         schemes: &[&str],
     ) -> Result<Self> {
+        Self::start_logged(name, arguments, environment, schemes, None)
+    }
+
+    /// As [`Process::start`]; what it prints is also appended to a file.
+    ///
+    /// # Errors
+    /// As [`Process::start`], and when the file can't be written.
+    pub fn start_logged(
+        name: &str,
+        arguments: &[&str],
+        environment: &[(String, String)],
+        schemes: &[&str],
+        log: Option<&Path>,
+    ) -> Result<Self> {
+        let open = |path| OpenOptions::new().create(true).append(true).open(path).map(Arc::new);
+        let log = log.map(open).transpose()?;
         let path = binary(name)?;
         let kept = ["PATH", "HOME", "RUST_BACKTRACE"].map(|key| (key, std::env::var_os(key)));
         let kept = kept.into_iter().filter_map(|(key, value)| Some((OsString::from(key), value?)));
@@ -82,8 +99,8 @@ impl Process {
             .with_context(|| format!("{} could not be started", path.display()))?;
         let guard = Guard::of(child.id())?;
         let output = Arc::new((Mutex::new(Output::default()), Condvar::new()));
-        collect(child.stdout.take().context("stdout is piped")?, Arc::clone(&output), true);
-        collect(child.stderr.take().context("stderr is piped")?, Arc::clone(&output), false);
+        collect(child.stdout.take().context("stdout is piped")?, Arc::clone(&output), log.clone(), true);
+        collect(child.stderr.take().context("stderr is piped")?, Arc::clone(&output), log, false);
         let process = Self { name: name.to_owned(), child, output, _guard: guard };
         process.await_addresses(schemes)?;
         Ok(process)
@@ -143,20 +160,52 @@ impl Process {
     /// When it does not end in time, or with another code than 0.
     pub fn drain(mut self, patience: Duration) -> Result<()> {
         signal(self.child.id(), Signal::TERM)?;
+        let status = self.await_end(patience)?;
+        ensure!(status.success(), "{} ended with {status}:\n{}", self.name, self.output());
+        Ok(())
+    }
+
+    /// Blocks until it ends by itself.
+    ///
+    /// # Errors
+    /// When it does not within `patience`, with what it printed.
+    pub fn await_end(&mut self, patience: Duration) -> Result<ExitStatus> {
         let deadline = Instant::now() + patience;
         loop {
             if let Some(status) = self.child.try_wait()? {
-                ensure!(status.success(), "{} ended with {status}:\n{}", self.name, self.output());
-                return Ok(());
+                return Ok(status);
             }
             ensure!(
                 Instant::now() < deadline,
-                "{} did not drain in {patience:?}:\n{}",
+                "{} did not end in {patience:?}:\n{}",
                 self.name,
                 self.output()
             );
             std::thread::sleep(Duration::from_millis(10));
         }
+    }
+
+    /// Whether it has ended by itself.
+    ///
+    /// # Errors
+    /// When the system does not tell.
+    pub fn has_ended(&mut self) -> Result<bool> {
+        Ok(self.child.try_wait()?.is_some())
+    }
+
+    /// A page of its admin endpoint, such as `/metrics`: status code and body. Blocks, at most 10 s.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn admin(&self, path: &str) -> Result<(u16, String)> {
+        let mut stream = TcpStream::connect(self.address("http"))?;
+        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n")?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        let (head, body) = text.split_once("\r\n\r\n").context("no HTTP answer")?;
+        let status = head.split(' ').nth(1).context("no status")?.parse()?;
+        Ok((status, body.to_owned()))
     }
 
     /// Sends it a signal (STOP, CONT, ...).
@@ -196,6 +245,8 @@ pub struct Usage {
     pub cpu: Duration,
     /// Resident memory, bytes.
     pub resident_bytes: u64,
+    /// Threads.
+    pub threads: u64,
 }
 
 impl Usage {
@@ -210,20 +261,32 @@ impl Usage {
             stat.rsplit_once(')').context("no name in stat")?.1.split_whitespace().collect();
         let ticks: u64 = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
         let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or("0 kB");
-        let kibibytes: u64 = resident.trim().trim_end_matches(" kB").trim().parse()?;
+        let value =
+            |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map_or("0", str::trim);
+        let kibibytes: u64 = value("VmRSS:").trim_end_matches(" kB").trim().parse()?;
         let ticks_per_second = rustix::param::clock_ticks_per_second();
         Ok(Self {
             cpu: Duration::from_micros(ticks * 1_000_000 / ticks_per_second),
             resident_bytes: kibibytes * 1024,
+            threads: value("Threads:").parse()?,
         })
     }
 }
 
-fn collect(stream: impl Read + Send + 'static, into: Arc<(Mutex<Output>, Condvar)>, is_stdout: bool) {
+fn collect(
+    stream: impl Read + Send + 'static,
+    into: Arc<(Mutex<Output>, Condvar)>,
+    log: Option<Arc<File>>,
+    is_stdout: bool,
+) {
     std::thread::spawn(move || {
         for line in BufReader::new(stream).lines() {
             let Ok(line) = line else { break };
+            if let Some(mut log) = log.as_deref()
+                && let Err(error) = log.write_all(format!("{line}\n").as_bytes())
+            {
+                eprintln!("a log can't be written: {error}");
+            }
             let Ok(mut output) = into.0.lock() else { break };
             if is_stdout && let Some((scheme, address)) = listening(&line) {
                 output.addresses.insert(scheme, address);

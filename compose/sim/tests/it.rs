@@ -27,7 +27,6 @@ fn check(seeds: impl IntoIterator<Item = u64>) -> Counts {
 
 /// A simulation in which nothing goes wrong would show nothing.
 fn check_eventful(counts: &Counts) {
-    println!("{counts:?}");
     let Counts {
         published,
         acknowledged,

@@ -105,6 +105,27 @@ pub(super) fn overloaded(error: impl Display) -> Status {
     with_details(Code::ResourceExhausted, error.to_string(), details)
 }
 
+/// A limit of this replica; another one may have room.
+pub(super) fn limit_reached(text: String) -> Status {
+    let mut details = details("LIMIT_REACHED");
+    details.set_retry_info(Some(Duration::from_secs(5)));
+    with_details(Code::ResourceExhausted, text, details)
+}
+
+/// A watch whose client takes nothing; `resume` is the last revision that was handed over.
+pub(super) fn slow_watcher(patience: Duration, resume: Option<u64>) -> Status {
+    let (metadata, advice) = match resume {
+        Some(revision) => {
+            let metadata = HashMap::from([("resume_revision".to_owned(), revision.to_string())]);
+            (metadata, format!("resume after revision {revision}"))
+        }
+        None => (HashMap::new(), "watch anew".to_owned()),
+    };
+    let text = format!("nothing was taken from the stream for {patience:?}; {advice}");
+    let details = ErrorDetails::with_error_info("SLOW_WATCHER", DOMAIN, metadata);
+    with_details(Code::ResourceExhausted, text, details)
+}
+
 pub(super) fn stale() -> Status {
     status(Code::Aborted, "ETAG_MISMATCH", "the integration has changed since it was read; read it again")
 }
@@ -124,6 +145,10 @@ impl From<store::Error> for Status {
             store::Error::Stale { .. } => stale(),
             store::Error::Disabled => {
                 status(Code::FailedPrecondition, "INTEGRATION_DISABLED", "Integration is disabled")
+            }
+            store::Error::Compacted { .. } => {
+                let text = format!("{error}; list again: watch without after_revision");
+                status(Code::OutOfRange, "REVISION_COMPACTED", text)
             }
             store::Error::RequestReused(_) => invalid_field("request_id", error.to_string()),
             // Answered where it arises.

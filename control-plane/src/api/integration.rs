@@ -8,11 +8,10 @@ use std::{
 
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
-use tbmq_bus::TopicPartition;
 use tbmq_integration::{
     entity::{Document, Violation},
     validation::End,
-    wire::{CommitMetadata, RequestType, ValidationReply, ValidationRequest},
+    wire::{RequestType, ValidationReply, ValidationRequest},
 };
 use tbmq_mqtt::topic::{Rules, check_filter};
 use tbmq_proto::{
@@ -23,16 +22,21 @@ use tbmq_proto::{
         ListKindsRequest, ListKindsResponse, RestartIntegrationRequest, UpdateIntegrationRequest,
         integration_service_server::IntegrationService, integration_status::Phase,
     },
-    ids::{IntegrationId, Kind},
+    ids::{IntegrationId, Kind, ShardId},
+    partition,
 };
+use tbmq_service::drain::Drain;
 use tonic::{Code, Request, Response, Status, metadata::MetadataMap};
 use uuid::Uuid;
 
-use super::{error, page};
+use super::{
+    error, page,
+    status::{self, Shard},
+};
 use crate::{
     plane::{BUILT_IN_KINDS, Plane},
     secret,
-    store::{self, Change, Filter, Life, New, Projection, Row, StatusRow},
+    store::{self, Change, Filter, New, Projection, Row, StatusRow},
 };
 
 const NAME_CHARS_MAX: usize = 255;
@@ -49,14 +53,16 @@ const SILENT_NODES: &str = "tbmq-silent-nodes";
 /// How long the lag of one integration may take to be read.
 const LAG_PATIENCE: Duration = Duration::from_millis(500);
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Integrations {
-    plane: Arc<Plane>,
+    pub(super) plane: Arc<Plane>,
+    /// Begins when streams are to end.
+    pub(super) stopping: Drain,
 }
 
 impl Integrations {
-    pub(super) fn new(plane: Arc<Plane>) -> Self {
-        Self { plane }
+    pub(super) fn new(plane: Arc<Plane>, stopping: Drain) -> Self {
+        Self { plane, stopping }
     }
 }
 
@@ -96,8 +102,8 @@ impl IntegrationService for Integrations {
             labels: integration.labels.into_iter().collect(),
             description: integration.description,
         };
-        let (draft, _) = self.check(draft, kind.as_ref(), None, &mut violations);
-        let (Some(kind), true) = (kind, violations.is_empty()) else {
+        let (draft, document) = self.check(draft, kind.as_ref(), None, &mut violations);
+        let (Some(kind), Some(document), true) = (kind, document, violations.is_empty()) else {
             return Err(error::invalid(violations));
         };
         if self.plane.store.is_name_taken(&draft.name, None).await? {
@@ -115,6 +121,7 @@ impl IntegrationService for Integrations {
             configuration: draft.configuration,
             labels: draft.labels,
             description: draft.description,
+            shards: document.shards,
         };
         if request.validate_only {
             return Ok(Response::new(self.preview(new)));
@@ -138,8 +145,14 @@ impl IntegrationService for Integrations {
         let mut integration = self.resource(row).await?;
         if let Some(status) = &mut integration.status {
             let life = self.plane.store.life(id).await?;
-            status.lag = tokio::time::timeout(LAG_PATIENCE, self.lag(id, life)).await.ok().flatten();
-            if status.phase() == Phase::Pending && self.plane.nodes.executors_of(&kind).is_empty() {
+            if let Some(life) = life {
+                let lag = status::lag(&self.plane, &life);
+                status.lag = tokio::time::timeout(LAG_PATIENCE, lag).await.ok().flatten();
+            }
+            if status.phase() == Phase::Pending
+                && status.reason != status::EXECUTOR_SILENT
+                && self.plane.nodes.executors_of(&kind).is_empty()
+            {
                 "NO_EXECUTOR".clone_into(&mut status.reason);
             }
         }
@@ -201,6 +214,13 @@ impl IntegrationService for Integrations {
         let type_given = mask.iter().any(|path| path == "type") || !integration.r#type.is_empty();
         let draft = apply_mask(&stored, integration, &mask, &mut violations, type_given)?;
         let (draft, document) = self.check(draft, Some(&stored.kind), Some(&stored), &mut violations);
+        if let (Some(document), Some(life)) = (&document, self.plane.store.life(id).await?)
+            && document.shards != life.shards
+        {
+            // Messages of one publisher would be divided anew, and their order would be lost.
+            let text = format!("can not be changed from {} to {}!", life.shards, document.shards);
+            violations.push(Violation::new(format!("{}.shards", error::DOCUMENT), text));
+        }
         if !violations.is_empty() {
             return Err(error::invalid(violations));
         }
@@ -336,15 +356,13 @@ impl IntegrationService for Integrations {
         Ok(Response::new(ListKindsResponse { kinds }))
     }
 
-    type WatchIntegrationsStream = std::pin::Pin<
-        Box<dyn futures_util::Stream<Item = Result<proto::WatchIntegrationsResponse, Status>> + Send>,
-    >;
+    type WatchIntegrationsStream = super::watch::Watching;
 
     async fn watch_integrations(
         &self,
-        _request: Request<proto::WatchIntegrationsRequest>,
+        request: Request<proto::WatchIntegrationsRequest>,
     ) -> Result<Response<Self::WatchIntegrationsStream>, Status> {
-        Err(Status::unimplemented("to be filled in by the watch's owner before this lands"))
+        self.watch(request.into_inner()).await
     }
 }
 
@@ -680,7 +698,7 @@ impl Integrations {
         resources.pop().ok_or_else(|| Status::internal("no resource"))
     }
 
-    async fn resources(&self, rows: Vec<Row>) -> Result<Vec<Integration>, Status> {
+    pub(super) async fn resources(&self, rows: Vec<Row>) -> Result<Vec<Integration>, Status> {
         let ids: Vec<IntegrationId> = rows.iter().map(|row| row.id).collect();
         let mut statuses: HashMap<IntegrationId, Vec<StatusRow>> = HashMap::new();
         for status in self.plane.store.statuses(&ids).await? {
@@ -688,12 +706,32 @@ impl Integrations {
         }
         let projections: HashMap<IntegrationId, Projection> =
             self.plane.store.projections(&ids).await?.into_iter().collect();
+        let shards: HashMap<IntegrationId, u32> = self
+            .plane
+            .store
+            .lives(&ids)
+            .await?
+            .into_iter()
+            .map(|life| (life.integration, life.shards))
+            .collect();
         let nodes = self.plane.nodes.live_data_planes();
+        let executors = self.plane.nodes.live_executors();
         let topic = self.plane.catalogue.integration_subscriptions().name;
         let build = |row: Row| {
             let statuses = statuses.remove(&row.id).unwrap_or_default();
             let projection = projections.get(&row.id).copied();
-            let mut status = status_of(&row, &statuses, projection);
+            let count = shards.get(&row.id).copied().unwrap_or(1);
+            let partitions = self.plane.downlink_partitions(&row.kind);
+            let shards = (0..count).map(|index| {
+                let shard = ShardId { integration: row.id, index };
+                let partition = partition::for_shard(&shard, count, partitions);
+                Shard {
+                    index,
+                    event: statuses.iter().find(|status| status.shard == index),
+                    claim: self.plane.claims.of(&row.kind, partition),
+                }
+            });
+            let mut status = status::status_of(&row, shards, &executors, projection);
             for node in &nodes {
                 let applied = projection.filter(|at| node.position(&topic, 0) >= at.position);
                 status.holders.push(Holder {
@@ -711,26 +749,6 @@ impl Integrations {
             to_resource(row, masked, status)
         };
         Ok(rows.into_iter().map(build).collect())
-    }
-
-    /// What was written and not settled, if the bus tells in time.
-    async fn lag(&self, id: IntegrationId, life: Option<Life>) -> Option<proto::Lag> {
-        let life = life?;
-        let partition = TopicPartition::new(self.plane.catalogue.messages(id, 1).name, 0);
-        let partitions = [partition];
-        let bounds = self.plane.admin.bounds(&partitions).await.ok()?;
-        let bounds = bounds.first()?;
-        let group = self.plane.catalogue.messages_group();
-        let committed = self.plane.admin.committed(&group, &partitions).await.ok()?;
-        // A commit of another generation speaks of another topic.
-        let settled = committed
-            .first()
-            .filter(|commit| {
-                CommitMetadata::from_text(&commit.metadata)
-                    .is_some_and(|metadata| metadata.generation == life.life.generation)
-            })
-            .map_or(bounds.start, |commit| commit.offset.max(bounds.start));
-        Some(proto::Lag { messages: bounds.end.saturating_sub(settled), seconds: 0.0 })
     }
 }
 
@@ -801,47 +819,6 @@ fn apply_mask(
         labels: if wants("labels") { given.labels.into_iter().collect() } else { stored.labels.clone() },
         description: if wants("description") { given.description } else { stored.description.clone() },
     })
-}
-
-fn status_of(row: &Row, statuses: &[StatusRow], projection: Option<Projection>) -> IntegrationStatus {
-    let mut status = IntegrationStatus::default();
-    let failed = statuses.iter().find(|shard| is_started(shard) && !shard.success);
-    let running = !statuses.is_empty() && statuses.iter().all(|shard| is_started(shard) && shard.success);
-    let last = failed.or_else(|| statuses.iter().max_by_key(|shard| shard.time_ms));
-    let (phase, reason) = if !row.enabled {
-        (Phase::Disabled, "DISABLED")
-    } else if let Some(failed) = failed {
-        status.error.clone_from(&failed.error);
-        (Phase::Failed, "EXECUTOR_FAILED")
-    } else if running {
-        (Phase::Active, "RUNNING")
-    } else if projection.is_none_or(|projection| projection.revision < row.revision) {
-        (Phase::Pending, "WAITS_FOR_BUS")
-    } else {
-        (Phase::Pending, "WAITS_FOR_EXECUTOR")
-    };
-    status.set_phase(phase);
-    reason.clone_into(&mut status.reason);
-    status.service_id = last.map(|shard| shard.service_id.clone()).unwrap_or_default();
-    status.holders = statuses
-        .iter()
-        .map(|shard| Holder {
-            service_id: shard.service_id.clone(),
-            role: "EXECUTOR".to_owned(),
-            observed_revision: shard.revision,
-            state: if shard.event.is_empty() { "PENDING".to_owned() } else { shard.event.clone() },
-            error: shard.error.clone(),
-            update_time: Some(timestamp(shard.time_ms)),
-            shard: shard.shard,
-            ownership_epoch: shard.epoch,
-        })
-        .collect();
-    status
-}
-
-/// STARTED and FAILED say whether it runs; everything else leaves that open (spec §3.10).
-fn is_started(shard: &StatusRow) -> bool {
-    matches!(shard.event.as_str(), "STARTED" | "FAILED")
 }
 
 fn to_resource(row: Row, configuration_json: String, status: IntegrationStatus) -> Integration {

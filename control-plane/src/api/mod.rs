@@ -6,6 +6,8 @@ mod integration;
 mod node;
 mod node_session;
 mod page;
+mod status;
+mod watch;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -77,9 +79,10 @@ impl Server {
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         };
         let stopping = Drain::new();
-        let integrations = IntegrationServiceServer::new(integration::Integrations::new(plane.clone()))
-            .max_decoding_message_size(REQUEST_BYTES_MAX)
-            .max_encoding_message_size(usize::MAX);
+        let integrations =
+            IntegrationServiceServer::new(integration::Integrations::new(plane.clone(), stopping.clone()))
+                .max_decoding_message_size(REQUEST_BYTES_MAX)
+                .max_encoding_message_size(usize::MAX);
         let server = tonic::transport::Server::builder()
             .http2_keepalive_interval(Some(KEEPALIVE))
             .http2_keepalive_timeout(Some(KEEPALIVE))

@@ -9,7 +9,10 @@ use tbmq_proto::{
 use tonic::{Request, Response, Status};
 
 use super::integration::timestamp;
-use crate::{nodes::LIVE_FOR, plane::Plane};
+use crate::{
+    nodes::{FORGET_AFTER, LIVE_FOR},
+    plane::Plane,
+};
 
 #[derive(Debug)]
 pub(super) struct NodesApi {
@@ -28,7 +31,9 @@ impl NodeService for NodesApi {
         &self,
         _request: Request<ListNodesRequest>,
     ) -> Result<Response<ListNodesResponse>, Status> {
-        let since_ms = tbmq_service::time::now_ms() - LIVE_FOR.as_millis() as i64;
+        let now_ms = tbmq_service::time::now_ms();
+        let since_ms = now_ms - LIVE_FOR.as_millis() as i64;
+        let forgotten_ms = now_ms - FORGET_AFTER.as_millis() as i64;
         let sessions = self.plane.store.sessions(since_ms).await?;
         let mut nodes: BTreeMap<String, proto::Node> = BTreeMap::new();
         for node in self.plane.nodes.all() {
@@ -39,6 +44,9 @@ impl NodeService for NodesApi {
                 Role::Unspecified => "UNSPECIFIED",
             };
             let live = node.is_live();
+            if !live && node.seen_ms < forgotten_ms {
+                continue;
+            }
             let applied = node.applied;
             let listed = proto::Node {
                 service_id: applied.service_id.clone(),

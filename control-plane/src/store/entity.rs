@@ -49,6 +49,7 @@ entity!(topic_life, "topic_life" {
     generation: i64,
     revision: i64,
     version: i64,
+    shards: i32,
 });
 
 entity!(outbox, "outbox" {
@@ -95,6 +96,13 @@ entity!(event, "event" {
     error: Option<String>,
     messages_processed: Option<i64>,
     errors: Option<i64>,
+});
+
+entity!(integration_change, "integration_change" {
+    #[sea_orm(primary_key, auto_increment = false)] seq: i64,
+    integration_id: Uuid,
+    kind: i16,
+    time_ms: i64,
 });
 
 entity!(kind, "kind" {

@@ -1,5 +1,7 @@
 //! Events, stored once by id, and the status that follows from them.
 
+use std::collections::BTreeSet;
+
 use sea_orm::{
     ActiveValue::Set, ColumnTrait as _, Condition, ConnectionTrait, DatabaseTransaction, EntityTrait as _,
     QueryFilter as _, QueryOrder as _, QuerySelect as _, sea_query::Expr, sea_query::OnConflict,
@@ -7,7 +9,7 @@ use sea_orm::{
 use tbmq_proto::ids::IntegrationId;
 use uuid::Uuid;
 
-use super::{Error, PAGE_ROWS_MAX, Store, entity, fault};
+use super::{Error, PAGE_ROWS_MAX, Store, change, entity, fault, next_revision};
 
 /// An event.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -105,7 +107,8 @@ pub struct StatusRow {
 }
 
 impl Store {
-    /// Stores events of executors once, and moves the status of their shards on, in one transaction.
+    /// Stores events of executors once, moves the status of their shards on, and tells watches what has changed, in
+    /// one transaction.
     ///
     /// # Errors
     /// The database's.
@@ -114,11 +117,20 @@ impl Store {
             return Ok(());
         }
         let transaction = self.begin().await?;
+        // The counter's row is locked before any other, in the order of all writers: no deadlock.
+        let changes_status = events.iter().any(|event| matches!(event.body, EventBody::Lifecycle { .. }));
+        let seq = if changes_status { Some(next_revision(&transaction).await?) } else { None };
         insert(&transaction, events).await?;
+        let mut changed = BTreeSet::new();
         for event in events {
-            if let EventBody::Lifecycle { event: name, success, error } = &event.body {
-                apply_status(&transaction, event, name, *success, error.as_deref()).await?;
+            if let EventBody::Lifecycle { event: name, success, error } = &event.body
+                && apply_status(&transaction, event, name, *success, error.as_deref()).await?
+            {
+                changed.insert(event.integration);
             }
+        }
+        if let Some(seq) = seq {
+            change::record_statuses(&transaction, seq, &changed, tbmq_service::time::now_ms()).await?;
         }
         transaction.commit().await.map_err(|error| fault(&error))
     }
@@ -247,22 +259,28 @@ pub(super) async fn clear_status(transaction: &DatabaseTransaction, id: Integrat
     Ok(())
 }
 
+/// Moves the status of a shard on; `true` when something that the API shows has changed.
 async fn apply_status(
     transaction: &DatabaseTransaction,
     event: &EventRow,
     name: &str,
     success: bool,
     error: Option<&str>,
-) -> Result<(), Error> {
+) -> Result<bool, Error> {
     use entity::integration_status::{ActiveModel, Column, Entity};
     let key = (event.integration.0, event.shard.cast_signed());
     let held = Entity::find_by_id(key).one(transaction).await.map_err(|error| fault(&error))?;
+    let mut is_visible = true;
     if let Some(held) = &held {
-        let held = (held.epoch, held.incarnation.as_str(), held.seq);
         // The order of owners, never of clocks (architecture §4.4).
-        if (event.epoch as i64, event.incarnation.as_str(), event.seq as i64) <= held {
-            return Ok(());
+        if (event.epoch as i64, event.incarnation.as_str(), event.seq as i64)
+            <= (held.epoch, held.incarnation.as_str(), held.seq)
+        {
+            return Ok(false);
         }
+        let shown = (held.event.as_str(), held.success, held.error.as_str(), held.service_id.as_str());
+        is_visible = (name, success, error.unwrap_or_default(), event.service_id.as_str()) != shown
+            || (event.revision as i64, event.epoch as i64) != (held.revision, held.epoch);
     } else if entity::topic_life::Entity::find_by_id(event.integration.0)
         .one(transaction)
         .await
@@ -270,7 +288,7 @@ async fn apply_status(
         .is_none()
     {
         // A straggler of an integration that is gone.
-        return Ok(());
+        return Ok(false);
     }
     let model = ActiveModel {
         integration_id: Set(event.integration.0),
@@ -304,7 +322,7 @@ async fn apply_status(
         .exec_without_returning(transaction)
         .await
         .map_err(|error| fault(&error))?;
-    Ok(())
+    Ok(is_visible)
 }
 
 fn to_model(event: &EventRow) -> entity::event::ActiveModel {

@@ -7,13 +7,13 @@ use sea_orm::{
     PaginatorTrait as _, QueryFilter as _, QueryOrder as _, QuerySelect as _, sea_query::Expr,
     sea_query::Func, sea_query::OnConflict,
 };
-use tbmq_integration::{cleanup::TopicLife, wire::Cause};
+use tbmq_integration::wire::Cause;
 use tbmq_proto::ids::{IntegrationId, Kind};
 use uuid::Uuid;
 
 use super::{
-    Error, PAGE_ROWS_MAX, Store, entity, event::EventBody, event::EventRow, fault, life, next_revision,
-    unique_violation,
+    Error, PAGE_ROWS_MAX, Store, change, change::ChangeKind, entity, event::EventBody, event::EventRow,
+    fault, life, next_revision, unique_violation,
 };
 
 /// A stored integration.
@@ -75,6 +75,8 @@ pub struct New {
     pub labels: BTreeMap<String, String>,
     /// Description.
     pub description: String,
+    /// Number of shards, at least 1.
+    pub shards: u32,
 }
 
 impl std::fmt::Debug for New {
@@ -173,9 +175,10 @@ impl Store {
             .exec_without_returning(&transaction)
             .await
             .map_err(|error| taken(&error, &row))?;
-        life::insert(&transaction, row.id, &row.kind, TopicLife::new(), revision).await?;
+        life::insert(&transaction, row.id, &row.kind, new.shards, revision).await?;
         life::mark(&transaction, row.id, revision, saved.now_ms).await?;
         note(&transaction, &row, "CREATED", saved).await?;
+        change::record(&transaction, revision, row.id, ChangeKind::Created, saved.now_ms).await?;
         transaction.commit().await.map_err(|error| fault(&error))?;
         Ok(row)
     }
@@ -342,6 +345,7 @@ impl Store {
         .await?;
         life::mark(&transaction, id, revision, saved.now_ms).await?;
         note(&transaction, &Row { revision: revision as u64, ..row }, "DELETED", saved).await?;
+        change::record(&transaction, revision, id, ChangeKind::Deleted, saved.now_ms).await?;
         transaction.commit().await.map_err(|error| fault(&error))
     }
 
@@ -409,6 +413,7 @@ impl Store {
         }
         life::mark(&transaction, id, revision, saved.now_ms).await?;
         note(&transaction, &row, event, saved).await?;
+        change::record(&transaction, revision, id, ChangeKind::Modified, saved.now_ms).await?;
         transaction.commit().await.map_err(|error| fault(&error))?;
         Ok(row)
     }
@@ -533,7 +538,7 @@ fn to_model(row: &Row) -> entity::integration::ActiveModel {
     }
 }
 
-fn from_model(model: entity::integration::Model) -> Result<Row, Error> {
+pub(super) fn from_model(model: entity::integration::Model) -> Result<Row, Error> {
     let id = IntegrationId(model.id);
     let corrupt = |what: &str| Error::Corrupt(format!("{what} of integration {id} that can't be read"));
     Ok(Row {

@@ -23,6 +23,8 @@ pub struct Life {
     pub life: TopicLife,
     /// Revision of the deletion.
     pub revision: u64,
+    /// Number of shards, at least 1; fixed when the integration is created.
+    pub shards: u32,
     version: i64,
 }
 
@@ -66,7 +68,7 @@ impl Store {
     }
 
     /// Leaves a mark for an integration whose records are to be written again; gives it a new revision when the
-    /// stored one is not greater than `seen`.
+    /// stored one is less than `seen`.
     ///
     /// # Errors
     /// The database's.
@@ -90,9 +92,18 @@ impl Store {
                 .exec(&transaction)
                 .await
                 .map_err(|error| fault(&error))?;
+            super::change::record(&transaction, revision, id, super::ChangeKind::Modified, now_ms).await?;
         }
         mark(&transaction, id, revision, now_ms).await?;
         transaction.commit().await.map_err(|error| fault(&error))
+    }
+
+    /// Leaves a mark for an integration that is to be started anew: gives it a new revision.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn mark_anew(&self, id: IntegrationId, now_ms: i64) -> Result<(), Error> {
+        self.mark_again(id, u64::MAX, now_ms).await
     }
 
     /// Notes what was projected and clears the marks that have not been renewed since.
@@ -177,6 +188,38 @@ impl Store {
         find(&self.connection, id).await
     }
 
+    /// The lives of the topics of these integrations.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn lives(&self, ids: &[IntegrationId]) -> Result<Vec<Life>, Error> {
+        let models = entity::topic_life::Entity::find()
+            .filter(entity::topic_life::Column::IntegrationId.is_in(ids.iter().map(|id| id.0)))
+            .all(&self.connection)
+            .await
+            .map_err(|error| fault(&error))?;
+        models.into_iter().map(from_model).collect()
+    }
+
+    /// Lives that are live, in the order of ids, in pages: those after `after`.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn live_lives(&self, after: Option<IntegrationId>) -> Result<Vec<Life>, Error> {
+        use entity::topic_life::Column;
+        let mut query = entity::topic_life::Entity::find().filter(Column::Stage.eq("LIVE"));
+        if let Some(after) = after {
+            query = query.filter(Column::IntegrationId.gt(after.0));
+        }
+        let models = query
+            .order_by_asc(Column::IntegrationId)
+            .limit(PAGE_ROWS_MAX)
+            .all(&self.connection)
+            .await
+            .map_err(|error| fault(&error))?;
+        models.into_iter().map(from_model).collect()
+    }
+
     /// Lives that are on their way: neither live nor parked.
     ///
     /// # Errors
@@ -204,7 +247,8 @@ impl Store {
         Ok(saved)
     }
 
-    /// Begins to park the topics of integrations that have been disabled since before `before_ms`; tells how many.
+    /// Begins to park the topics of integrations that have been disabled since before `before_ms`, [`PAGE_ROWS_MAX`] of
+    /// them at most; tells how many.
     ///
     /// # Errors
     /// The database's.
@@ -300,10 +344,17 @@ pub(super) async fn insert(
     transaction: &DatabaseTransaction,
     id: IntegrationId,
     kind: &Kind,
-    life: TopicLife,
+    shards: u32,
     revision: i64,
 ) -> Result<(), Error> {
-    let life = Life { integration: id, kind: kind.clone(), life, revision: revision as u64, version: 0 };
+    let life = Life {
+        integration: id,
+        kind: kind.clone(),
+        life: TopicLife::new(),
+        revision: revision as u64,
+        shards: shards.max(1),
+        version: 0,
+    };
     entity::topic_life::Entity::insert(to_model(&life))
         .exec_without_returning(transaction)
         .await
@@ -380,6 +431,7 @@ fn to_model(life: &Life) -> entity::topic_life::ActiveModel {
         generation: Set(life.life.generation as i64),
         revision: Set(life.revision as i64),
         version: Set(life.version),
+        shards: Set(life.shards.cast_signed()),
     }
 }
 
@@ -412,6 +464,7 @@ fn from_model(model: entity::topic_life::Model) -> Result<Life, Error> {
         kind: model.kind.parse().map_err(|_| corrupt("a kind"))?,
         life: TopicLife { goal, stage, generation: model.generation as u64 },
         revision: model.revision as u64,
+        shards: model.shards.max(1).cast_unsigned(),
         version: model.version,
     })
 }

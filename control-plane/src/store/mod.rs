@@ -4,6 +4,7 @@
 //! transaction: revisions become visible in their order. The same transaction writes the dirty mark that the relayer
 //! follows (architecture §4.7, §4.9).
 
+mod change;
 mod entity;
 mod event;
 mod integration;
@@ -21,6 +22,7 @@ use sea_orm::{
 use tbmq_proto::ids::IntegrationId;
 
 pub use self::{
+    change::{ChangeKind, ChangeRow},
     event::{EventBody, EventFilter, EventRow, StatusRow},
     integration::{Change, Filter, New, Request, Row, Saved},
     lease::{Lease, Observed},
@@ -30,6 +32,9 @@ pub use self::{
 
 /// Rows that a page or a batch holds at most.
 pub const PAGE_ROWS_MAX: u64 = 1_000;
+
+/// Name of the counter of revisions.
+const REVISION: &str = "revision";
 
 /// A store is open as long as it lives; clones share its pool.
 #[derive(Clone, Debug)]
@@ -69,6 +74,12 @@ pub enum Error {
     /// This request id was used by another request.
     #[error("request id {0:?} was used for another request")]
     RequestReused(String),
+    /// Changes after the revision that was asked for may have been removed.
+    #[error("changes up to revision {floor} are not kept any more")]
+    Compacted {
+        /// All changes after this revision are kept.
+        floor: u64,
+    },
     /// A row holds what this version can't read.
     #[error("the database holds {0}")]
     Corrupt(String),
@@ -145,7 +156,7 @@ impl Store {
     pub async fn raise_revision(&self, seen: u64) -> Result<(), Error> {
         entity::counter::Entity::update_many()
             .col_expr(entity::counter::Column::Value, Expr::value(seen as i64))
-            .filter(entity::counter::Column::Name.eq("revision"))
+            .filter(entity::counter::Column::Name.eq(REVISION))
             .filter(entity::counter::Column::Value.lt(seen as i64))
             .exec(&self.connection)
             .await
@@ -158,7 +169,7 @@ impl Store {
     /// # Errors
     /// When the database can't be reached.
     pub async fn revision(&self) -> Result<u64, Error> {
-        read_counter(&self.connection).await
+        read_counter(&self.connection, REVISION).await
     }
 }
 
@@ -184,19 +195,19 @@ fn connect_options(options: &Options) -> ConnectOptions {
 async fn next_revision(transaction: &DatabaseTransaction) -> Result<i64, Error> {
     entity::counter::Entity::update_many()
         .col_expr(entity::counter::Column::Value, Expr::col(entity::counter::Column::Value).add(1_i64))
-        .filter(entity::counter::Column::Name.eq("revision"))
+        .filter(entity::counter::Column::Name.eq(REVISION))
         .exec(transaction)
         .await
         .map_err(|error| fault(&error))?;
-    Ok(read_counter(transaction).await? as i64)
+    Ok(read_counter(transaction, REVISION).await? as i64)
 }
 
-async fn read_counter(connection: &impl sea_orm::ConnectionTrait) -> Result<u64, Error> {
-    let row = entity::counter::Entity::find_by_id("revision".to_owned())
+async fn read_counter(connection: &impl sea_orm::ConnectionTrait, name: &str) -> Result<u64, Error> {
+    let row = entity::counter::Entity::find_by_id(name.to_owned())
         .one(connection)
         .await
         .map_err(|error| fault(&error))?
-        .ok_or_else(|| Error::Corrupt("no revision counter".to_owned()))?;
+        .ok_or_else(|| Error::Corrupt(format!("no counter {name}")))?;
     Ok(row.value as u64)
 }
 

@@ -171,6 +171,19 @@ impl Store {
         Ok(())
     }
 
+    /// Removes sessions that were last alive before `before_ms`: of control planes that died.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn delete_sessions_before(&self, before_ms: i64) -> Result<u64, Error> {
+        let result = entity::node_session::Entity::delete_many()
+            .filter(entity::node_session::Column::SeenMs.lt(before_ms))
+            .exec(&self.connection)
+            .await
+            .map_err(|error| fault(&error))?;
+        Ok(result.rows_affected)
+    }
+
     /// All sessions that were alive since `since_ms`.
     ///
     /// # Errors

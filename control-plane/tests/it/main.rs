@@ -3,7 +3,12 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod api;
+mod ownership;
 mod postgres;
 mod relay;
+mod replicas;
+mod shards;
 mod store;
 mod support;
+mod topics;
+mod watch;

@@ -8,7 +8,7 @@ use tbmq_control_plane::{
 };
 use tbmq_harness::{Need, postgres::Postgres, ready};
 
-fn options() -> Options {
+pub(crate) fn options() -> Options {
     let url = Postgres::shared().create_database().unwrap();
     Options { url, connections: 8, patience: Duration::from_secs(10) }
 }

@@ -87,3 +87,18 @@ async fn what_lies_on_the_bus_without_standing_in_the_store_is_withdrawn() {
     let created = tokio::time::timeout(Duration::from_secs(10), plane.create("new")).await.unwrap().unwrap();
     assert!(created.revision > orphan.revision, "revisions go on above what nodes have seen");
 }
+
+#[tokio::test]
+async fn the_older_of_two_control_planes_with_one_id_ends_and_says_why() {
+    let cluster = Cluster::new();
+    let mut older = cluster.control_plane("cp1").await;
+    let newer = cluster.control_plane("cp1").await;
+    let error = tokio::time::timeout(Duration::from_secs(10), older.running.failed()).await.unwrap();
+    for part in ["service id cp1 ", "TB_SERVICE_ID of its own"] {
+        assert!(error.to_string().contains(part), "{error}");
+    }
+    older.running.drain().await;
+    let _executor = cluster.executor(Verdict::Accept).await;
+    let created = newer.create("one").await.unwrap();
+    eventually("running", async || phase(&newer.get(&created.name).await.unwrap()) == "PHASE_ACTIVE").await;
+}

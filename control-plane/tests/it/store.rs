@@ -23,6 +23,7 @@ fn new(name: &str) -> New {
         configuration: "{ \"x\" : 1.0 }".to_owned(),
         labels: BTreeMap::from([("k".to_owned(), "ü".to_owned())]),
         description: "d".to_owned(),
+        shards: 1,
     }
 }
 

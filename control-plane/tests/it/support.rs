@@ -1,7 +1,7 @@
 //! A cluster of control planes, and an executor and a data plane that do what a test tells them.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -26,11 +26,11 @@ use tbmq_proto::{
         Integration, event_service_client::EventServiceClient,
         integration_service_client::IntegrationServiceClient, node_service_client::NodeServiceClient,
     },
-    ids::{IntegrationId, Kind, ServiceId},
+    ids::{IntegrationId, Kind, ServiceId, ShardId},
     integration::{ComponentLifecycleEventProto as Event, LifecycleEvent, NativeEvent, native_event::Body},
     node::node_session_service_client::NodeSessionServiceClient,
     topic::{Catalogue, REVISION_HEADER},
-    wire::{AppliedPosition, KindAnnouncement, NodeApplied, Role},
+    wire::{AppliedPosition, KindAnnouncement, NodeApplied, OwnerClaim, Role},
 };
 use tbmq_service::{admin::Health, identity::Identity, metrics::Metrics};
 use tempfile::TempDir;
@@ -57,6 +57,7 @@ pub(crate) struct ControlPlane {
     pub(crate) nodes: NodeServiceClient<Channel>,
     pub(crate) sessions: NodeSessionServiceClient<Channel>,
     pub(crate) channel: Channel,
+    pub(crate) metrics: Metrics,
 }
 
 impl Cluster {
@@ -83,12 +84,13 @@ impl Cluster {
         config.control.validation_timeout = Duration::from_secs(10);
         config.use_sqlite(&self.folder.path().join("control.db"));
         configure(&mut config);
+        let metrics = Metrics::default();
         let context = Context {
             bus: self.bus.clone(),
             catalogue: self.catalogue.clone(),
             replication_factor: 1,
             identity: Identity::of("control-plane", Some(id)),
-            metrics: Metrics::default(),
+            metrics: metrics.clone(),
             health: Health::default(),
         };
         let running = tbmq_control_plane::start(config, context).await.unwrap();
@@ -101,11 +103,17 @@ impl Cluster {
             nodes: NodeServiceClient::new(channel.clone()),
             sessions: NodeSessionServiceClient::new(channel.clone()),
             channel,
+            metrics,
         }
     }
 
     /// The latest value of each key of a topic, with its revision.
     pub(crate) async fn latest(&self, topic: &str) -> BTreeMap<String, (Option<u64>, Option<Bytes>)> {
+        self.places(topic).await.into_iter().map(|((key, _), record)| (key, record)).collect()
+    }
+
+    /// The latest value of each key in each partition of a topic, with its revision.
+    pub(crate) async fn places(&self, topic: &str) -> BTreeMap<(String, u32), (Option<u64>, Option<Bytes>)> {
         let mut latest = BTreeMap::new();
         let partitions = self.bus.admin().topic(topic).await.unwrap().map_or(0, |info| info.partitions);
         let mut reader = self.bus.reader(ReaderConfig::new("test", None)).await.unwrap();
@@ -115,11 +123,11 @@ impl Cluster {
         let mut open = partitions;
         while open > 0 {
             match reader.next().await {
-                ReaderEvent::Batch { records, .. } => {
+                ReaderEvent::Batch { partition, records } => {
                     for record in records {
                         let key = String::from_utf8(record.key.clone().unwrap().to_vec()).unwrap();
                         let revision = record.header(REVISION_HEADER).map(|text| text.parse().unwrap());
-                        latest.insert(key, (revision, record.value));
+                        latest.insert((key, partition.partition), (revision, record.value));
                     }
                 }
                 ReaderEvent::End { partition, .. } => {
@@ -166,10 +174,28 @@ impl Cluster {
     }
 
     pub(crate) async fn put(&self, topic: &str, key: &str, value: &[u8]) {
+        self.put_at(topic, None, key, Some(value)).await;
+    }
+
+    pub(crate) async fn put_at(&self, topic: &str, partition: Option<u32>, key: &str, value: Option<&[u8]>) {
         let writer = self.writer().await;
-        let record =
-            Outgoing { partition: None, key: Some(key.as_bytes()), value: Some(value), headers: &[] };
+        let record = Outgoing { partition, key: Some(key.as_bytes()), value, headers: &[] };
         write(&*writer, &writer.topic(topic), record).await.unwrap();
+    }
+
+    /// Claims a downlink partition; returns the epoch.
+    pub(crate) async fn claim(&self, executor: &str, partition: u32) -> u64 {
+        let claim = OwnerClaim {
+            service_id: executor.to_owned(),
+            incarnation: "1".to_owned(),
+            time_ms: tbmq_service::time::now_ms(),
+        };
+        let writer = self.writer().await;
+        let key = Catalogue::owner_key(&"HTTP".parse().unwrap(), partition);
+        let value = claim.encode_to_vec();
+        let record =
+            Outgoing { partition: None, key: Some(key.as_bytes()), value: Some(&value), headers: &[] };
+        write(&*writer, &writer.topic(&self.catalogue.owners().name), record).await.unwrap().offset
     }
 }
 
@@ -288,9 +314,10 @@ pub(crate) enum Verdict {
 
 /// An executor that reads the HTTP downlink, answers requests, and reports what it would run.
 pub(crate) struct Executor {
-    pub(crate) desired: Arc<Mutex<BTreeMap<IntegrationId, Desired>>>,
+    pub(crate) desired: Arc<Mutex<BTreeMap<ShardId, Desired>>>,
     pub(crate) requests: Arc<Mutex<Vec<ValidationRequest>>>,
     verdict: Arc<Mutex<Verdict>>,
+    ignored: Arc<Mutex<BTreeSet<ShardId>>>,
     events: Events,
     task: JoinHandle<()>,
 }
@@ -310,11 +337,22 @@ impl Events {
         event: Event,
         error: Option<&str>,
     ) -> NativeEvent {
+        self.report(ShardId::first(id), 5, revision, event, error).await
+    }
+
+    pub(crate) async fn report(
+        &self,
+        shard: ShardId,
+        epoch: u64,
+        revision: u64,
+        event: Event,
+        error: Option<&str>,
+    ) -> NativeEvent {
         let native = NativeEvent {
             event_id: Bytes::copy_from_slice(Uuid::now_v7().as_bytes()),
-            shard: 0,
+            shard: shard.index,
             revision,
-            ownership_epoch: 5,
+            ownership_epoch: epoch,
             incarnation: "1".to_owned(),
             seq: self.seq.fetch_add(1, Ordering::Relaxed) + 1,
             time_ms: tbmq_service::time::now_ms(),
@@ -325,7 +363,7 @@ impl Events {
                 error: error.map(ToOwned::to_owned),
             })),
         };
-        self.send(id, native.clone()).await;
+        self.send(shard.integration, native.clone()).await;
         native
     }
 
@@ -359,12 +397,14 @@ impl Executor {
         for partition in 0..downlink.partitions {
             reader.add(&TopicPartition::new(downlink.name.as_str(), partition), Start::Earliest);
         }
-        let desired: Arc<Mutex<BTreeMap<IntegrationId, Desired>>> = Arc::default();
+        let desired: Arc<Mutex<BTreeMap<ShardId, Desired>>> = Arc::default();
         let requests: Arc<Mutex<Vec<ValidationRequest>>> = Arc::default();
         let verdict = Arc::new(Mutex::new(verdict));
+        let ignored: Arc<Mutex<BTreeSet<ShardId>>> = Arc::default();
         let task = tokio::spawn({
             let (desired, requests, verdict, events) =
                 (desired.clone(), requests.clone(), verdict.clone(), events.clone());
+            let ignored = ignored.clone();
             let catalogue = cluster.catalogue.clone();
             async move {
                 loop {
@@ -388,6 +428,7 @@ impl Executor {
                                     answer(&events, &catalogue, &request, verdict == Verdict::Refuse).await;
                                 }
                             }
+                            Downlink::Desired(state) if ignored.lock().contains(&state.shard) => {}
                             Downlink::Desired(state) => obey(&events, &desired, state).await,
                             Downlink::Withdrawn => {}
                         }
@@ -395,11 +436,16 @@ impl Executor {
                 }
             }
         });
-        Self { desired, requests, verdict, events, task }
+        Self { desired, requests, verdict, ignored, events, task }
     }
 
     pub(crate) fn decide(&self, verdict: Verdict) {
         *self.verdict.lock() = verdict;
+    }
+
+    /// Takes no more notice of a shard.
+    pub(crate) fn ignore(&self, shard: ShardId) {
+        self.ignored.lock().insert(shard);
     }
 
     pub(crate) fn events(&self) -> &Events {
@@ -407,7 +453,11 @@ impl Executor {
     }
 
     pub(crate) fn held(&self, id: IntegrationId) -> Option<Desired> {
-        self.desired.lock().get(&id).cloned()
+        self.held_shard(ShardId::first(id))
+    }
+
+    pub(crate) fn held_shard(&self, shard: ShardId) -> Option<Desired> {
+        self.desired.lock().get(&shard).cloned()
     }
 }
 
@@ -438,15 +488,15 @@ async fn answer(events: &Events, catalogue: &Catalogue, request: &ValidationRequ
     write(&*events.writer, &events.writer.topic(&topic), record).await.unwrap();
 }
 
-async fn obey(events: &Events, desired: &Mutex<BTreeMap<IntegrationId, Desired>>, state: Desired) {
-    let (id, revision) = (state.shard.integration, state.revision);
-    let before = desired.lock().insert(id, state.clone());
+async fn obey(events: &Events, desired: &Mutex<BTreeMap<ShardId, Desired>>, state: Desired) {
+    let (shard, revision) = (state.shard, state.revision);
+    let before = desired.lock().insert(shard, state.clone());
     let ran = before.is_some_and(|before| runs(&before));
     if ran {
-        events.lifecycle(id, revision, Event::Stopped, None).await;
+        events.report(shard, 5, revision, Event::Stopped, None).await;
     }
     if runs(&state) {
-        events.lifecycle(id, revision, Event::Started, None).await;
+        events.report(shard, 5, revision, Event::Started, None).await;
     }
 }
 

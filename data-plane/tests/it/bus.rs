@@ -2,14 +2,15 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicUsize, Ordering},
+    atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use tbmq_bus::{
-    Admin, Bus, Completion, CompletionQueue, Error, FencedWriter, Membership, MembershipConfig, Outgoing,
-    Reader, ReaderConfig, SubmitError, Ticket, TopicHandle, Writer, WriterConfig, Written, memory::MemoryBus,
+    Admin, Bounds, Bus, Commit, Completion, CompletionQueue, Error, FencedWriter, Membership,
+    MembershipConfig, Outgoing, Reader, ReaderConfig, SubmitError, Ticket, TopicHandle, TopicInfo,
+    TopicPartition, TopicSpec, Writer, WriterConfig, Written, memory::MemoryBus,
 };
 
 /// What the message writer does with the next records.
@@ -30,6 +31,8 @@ pub(crate) enum Mode {
 pub(crate) struct TestBus {
     pub(crate) inner: Arc<MemoryBus>,
     pub(crate) control: Arc<Control>,
+    /// The administrator can't be reached.
+    pub(crate) is_away: Arc<AtomicBool>,
 }
 
 #[derive(Debug, Default)]
@@ -61,7 +64,7 @@ impl Control {
 
 impl TestBus {
     pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self { inner: MemoryBus::new(), control: Arc::default() })
+        Arc::new(Self { inner: MemoryBus::new(), control: Arc::default(), is_away: Arc::default() })
     }
 }
 
@@ -90,7 +93,57 @@ impl Bus for TestBus {
     }
 
     fn admin(&self) -> Arc<dyn Admin> {
-        self.inner.admin()
+        Arc::new(TestAdmin { inner: self.inner.admin(), is_away: self.is_away.clone() })
+    }
+}
+
+#[derive(Debug)]
+struct TestAdmin {
+    inner: Arc<dyn Admin>,
+    is_away: Arc<AtomicBool>,
+}
+
+impl TestAdmin {
+    fn reached(&self) -> Result<&dyn Admin, Error> {
+        if self.is_away.load(Ordering::Relaxed) {
+            return Err(Error::Unavailable("nobody answers".to_owned()));
+        }
+        Ok(&*self.inner)
+    }
+}
+
+#[async_trait]
+impl Admin for TestAdmin {
+    async fn create_topic(&self, spec: &TopicSpec) -> Result<bool, Error> {
+        self.reached()?.create_topic(spec).await
+    }
+
+    async fn delete_topic(&self, name: &str) -> Result<bool, Error> {
+        self.reached()?.delete_topic(name).await
+    }
+
+    async fn describe(&self, names: &[&str]) -> Result<Vec<Option<TopicInfo>>, Error> {
+        self.reached()?.describe(names).await
+    }
+
+    async fn topics(&self) -> Result<Vec<TopicInfo>, Error> {
+        self.reached()?.topics().await
+    }
+
+    async fn bounds(&self, partitions: &[TopicPartition]) -> Result<Vec<Bounds>, Error> {
+        self.reached()?.bounds(partitions).await
+    }
+
+    async fn delete_records(&self, partition: &TopicPartition, before: u64) -> Result<(), Error> {
+        self.reached()?.delete_records(partition, before).await
+    }
+
+    async fn committed(&self, group: &str, partitions: &[TopicPartition]) -> Result<Vec<Commit>, Error> {
+        self.reached()?.committed(group, partitions).await
+    }
+
+    async fn ping(&self) -> Result<(), Error> {
+        self.reached()?.ping().await
     }
 }
 

@@ -1,12 +1,18 @@
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use prost::Message as _;
-use tbmq_bus::{Bus as _, ReaderConfig, ReaderEvent, Start, TopicPartition};
+use tbmq_bus::{
+    Bus as _, Outgoing, ReaderConfig, ReaderEvent, Start, TopicPartition, WriterConfig, spec_of, write,
+};
 use tbmq_mqtt::packet::{Qos, ReasonCode};
 use tbmq_proto::{
     topic::Catalogue,
     wire::{NodeApplied, Role},
 };
+use tokio::net::TcpStream;
 
 use crate::{
     bus::TestBus,
@@ -101,4 +107,110 @@ async fn a_service_id_or_endpoint_that_can_not_be_used_stops_the_start() {
     let error = tbmq_data_plane::start(config, context(&bus)).await.unwrap_err();
     assert!(error.is::<tbmq_service::shell::Misconfigured>(), "{error}");
     assert!(error.to_string().contains("not a url"), "{error}");
+}
+
+#[tokio::test]
+async fn while_the_bus_is_away_at_the_start_nothing_listens_and_the_health_says_why() {
+    let bus = TestBus::new();
+    let id = integration(&bus, 1, &["a"]).await;
+    bus.is_away.store(true, Ordering::Relaxed);
+    let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let mut config = config();
+    config.listener.tcp.bind_port = address.port();
+    let context = context(&bus);
+    let health = context.health.clone();
+    let starting = tokio::spawn(tbmq_data_plane::start(config, context));
+    until(|| health.down().iter().any(|(_, reason)| reason.contains("nobody answers"))).await;
+    assert_eq!(health.down()[0].0, "integration-subscriptions");
+    assert!(TcpStream::connect(address).await.is_err());
+    bus.is_away.store(false, Ordering::Relaxed);
+    let running = starting.await.unwrap().unwrap();
+    assert!(health.is_up(), "{:?}", health.down());
+    let mut client = Client::v5(address, "c").await;
+    client.publish("a", Qos::AtLeastOnce, 1, "x").await;
+    assert_eq!(client.puback().await.reason, ReasonCode::Success);
+    let partition = TopicPartition::new(Catalogue::default().messages(id, 1).name, 0);
+    assert_eq!(bus.admin().bounds(&[partition]).await.unwrap()[0].end, 1);
+    drop(running);
+}
+
+#[tokio::test]
+async fn where_no_control_plane_ever_was_clients_are_served() {
+    let mut config = config();
+    config.control.grpc.endpoints = vec!["http://127.0.0.1:1".to_owned()];
+    let plane = Plane::with(TestBus::new(), config).await;
+    let mut client = Client::v5(plane.address, "c").await;
+    client.subscribed("a", Qos::AtMostOnce).await;
+    client.publish("a", Qos::AtMostOnce, 0, "x").await;
+    client.message().await;
+}
+
+#[tokio::test]
+async fn a_plane_started_anew_while_the_control_plane_is_away_serves_what_is_on_the_bus() {
+    let mut config = config();
+    config.control.grpc.endpoints = vec!["http://127.0.0.1:1".to_owned()];
+    let before = Plane::with(TestBus::new(), config.clone()).await;
+    let kept = before.integration(1, &["kept"]).await;
+    let gone = before.integration(2, &["gone"]).await;
+    filter_record(&before.bus, &gone.to_string(), None, 2).await;
+    until(|| before.metric("tbmq_subscriptions_integrations") == 1).await;
+    let bus = before.bus.clone();
+    before.running.drain().await;
+    let plane = Plane::with(bus, config).await;
+    let mut client = Client::v5(plane.address, "c").await;
+    client.publish("kept", Qos::AtLeastOnce, 1, "x").await;
+    assert_eq!(client.puback().await.reason, ReasonCode::Success);
+    client.publish("gone", Qos::AtLeastOnce, 2, "x").await;
+    assert_eq!(client.puback().await.reason, ReasonCode::NoMatchingSubscribers);
+    assert_eq!((plane.count(kept).await, plane.count(gone).await), (1, 0));
+}
+
+#[tokio::test]
+async fn the_older_of_two_processes_with_one_service_id_ends_itself_and_the_newer_goes_on() {
+    let mut older = Plane::start().await;
+    older.integration(1, &["a"]).await;
+    let newer = Plane::with(older.bus.clone(), config()).await;
+    let error = tokio::time::timeout(Duration::from_secs(20), older.running.failed()).await.unwrap();
+    let told = last_applied(&older.bus).await;
+    let text = error.to_string();
+    for part in ["node-1", &*told.incarnation, "TB_SERVICE_ID of its own"] {
+        assert!(text.contains(part), "{text}");
+    }
+    older.running.drain().await;
+    let told = last_applied(&newer.bus).await;
+    assert!(!told.leaving && told.addresses == [format!("mqtt://{}", newer.address)], "{told:?}");
+    let mut client = Client::v5(newer.address, "c").await;
+    client.publish("a", Qos::AtLeastOnce, 1, "x").await;
+    assert_eq!(client.puback().await.reason, ReasonCode::Success);
+}
+
+#[tokio::test]
+async fn what_a_predecessor_with_a_fast_clock_left_behind_ends_nobody() {
+    let bus = TestBus::new();
+    let topic = Catalogue::default().node_applied();
+    bus.admin().create_topic(&spec_of(&topic, 1)).await.unwrap();
+    let writer = bus.inner.writer(WriterConfig::new("predecessor")).await.unwrap();
+    let left = NodeApplied {
+        service_id: "node-1".to_owned(),
+        role: Role::DataPlane.into(),
+        incarnation: "ffffffff-ffff-7fff-bfff-ffffffffffff".to_owned(),
+        ..NodeApplied::default()
+    };
+    let record =
+        Outgoing { partition: None, key: Some(b"node-1"), value: Some(&left.encode_to_vec()), headers: &[] };
+    write(&*writer, &writer.topic(&topic.name), record).await.unwrap();
+    let mut plane = Plane::with(bus, config()).await;
+    // A living one, though, does: it is written after the start.
+    until_told(&plane).await;
+    write(&*writer, &writer.topic(&topic.name), record).await.unwrap();
+    let error = tokio::time::timeout(Duration::from_secs(20), plane.running.failed()).await.unwrap();
+    assert!(error.to_string().contains("ffffffff-ffff"), "{error}");
+}
+
+/// Waits until the plane has said that it lives, and has read that.
+async fn until_told(plane: &Plane) {
+    plane.integration(1, &["a"]).await;
+    while last_applied(&plane.bus).await.positions.iter().all(|position| position.position == 0) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }

@@ -7,7 +7,8 @@
 //! | remove | (any) → `Withdraw` → `AwaitNodes` → `Dismiss` → `AwaitStop` → `Delete` → `AwaitTombstone` → `Gone` |
 //!
 //! A step may be repeated until its result is reported: the state is durable and its holder may die between the two.
-//! A topic that was, or may have been, deleted comes back under a greater generation.
+//! A topic that was, or may have been, deleted comes back under a greater generation. So does one that others have
+//! deleted, whether they have made it anew or not.
 
 use std::time::Duration;
 
@@ -131,6 +132,14 @@ impl TopicLife {
         }
     }
 
+    /// Others have deleted the topic of a live integration and made another of the same name: it is there and may hold
+    /// messages, and it is to be read from its beginning.
+    pub fn replaced(&mut self) {
+        if self.stage == Stage::Live {
+            self.generation += 1;
+        }
+    }
+
     /// The integration was deleted.
     pub fn remove(&mut self) {
         if self.goal != Goal::Remove {
@@ -178,6 +187,13 @@ impl TopicLife {
     pub fn withdrawn(&mut self, position: u64) {
         if self.stage == Stage::Withdraw {
             self.stage = Stage::AwaitNodes { position };
+        }
+    }
+
+    /// The subscription tombstone was lost with its topic.
+    pub fn withdraw_again(&mut self) {
+        if let Stage::AwaitNodes { .. } = self.stage {
+            self.stage = Stage::Withdraw;
         }
     }
 
@@ -260,6 +276,9 @@ mod tests {
         life.remove();
         assert_eq!(life.step(Millis(0)), Step::Withdraw);
         assert!(!life.is_subscribed());
+        life.withdrawn(9);
+        life.withdraw_again();
+        assert_eq!(life.step(Millis(0)), Step::Withdraw, "the topic was lost meanwhile");
         life.withdrawn(7);
         assert_eq!(life.step(Millis(0)), Step::AwaitNodes(7));
         life.nodes_applied(Millis(0));
@@ -314,11 +333,25 @@ mod tests {
         assert_eq!((life.step(Millis(0)), life.generation), (Step::Create, 2));
     }
 
+    #[test]
+    fn a_topic_that_was_replaced_stays_live_under_the_next_generation() {
+        let mut life = live();
+        life.replaced();
+        assert_eq!(life, TopicLife { goal: Goal::Keep, stage: Stage::Live, generation: 2 });
+        life.remove();
+        life.replaced();
+        assert_eq!((life.step(Millis(0)), life.generation), (Step::Withdraw, 2), "it goes anyway");
+    }
+
     #[derive(Clone, Copy, Debug)]
     enum Input {
         Park,
         Keep,
         Remove,
+        /// Others delete the topic, and it is noticed.
+        Lose,
+        /// Others delete the topic and make it anew, and it is noticed.
+        Replace,
         Work,
         Pass,
     }
@@ -329,6 +362,7 @@ mod tests {
             inputs in prop::collection::vec(
                 prop_oneof![
                     Just(Input::Park), Just(Input::Keep), Just(Input::Remove),
+                    Just(Input::Lose), Just(Input::Replace),
                     Just(Input::Work), Just(Input::Work), Just(Input::Pass),
                 ],
                 0..100,
@@ -344,6 +378,15 @@ mod tests {
                     Input::Park => life.park(),
                     Input::Keep => life.keep(),
                     Input::Remove => { life.remove(); removing = true; }
+                    Input::Lose if life.stage == Stage::Live => { topic = None; life.lost(); }
+                    Input::Replace if life.stage == Stage::Live => {
+                        life.replaced();
+                        prop_assert!(life.generation > last_created);
+                        last_created = life.generation;
+                        topic = Some(life.generation);
+                    }
+                    Input::Lose => life.lost(),
+                    Input::Replace => life.replaced(),
                     Input::Pass => now = now + TOMBSTONE_AFTER,
                     Input::Work => match life.step(now) {
                         Step::Create => {

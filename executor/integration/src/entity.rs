@@ -6,6 +6,9 @@ use std::{collections::BTreeMap, fmt, time::Duration};
 
 use serde_json::{Map, Value};
 
+/// Shards that an integration has at most.
+pub const SHARDS_MAX: u32 = 64;
+
 /// One problem, by its place in the document.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {
@@ -61,6 +64,9 @@ pub struct Document {
     pub client_configuration: Map<String, Value>,
     /// `delivery`.
     pub delivery: Delivery,
+    /// `shards`: over how many executors the integration can be spread, from 1 (the default) to [`SHARDS_MAX`]. It is
+    /// fixed when the integration is created.
+    pub shards: u32,
 }
 
 impl Document {
@@ -92,14 +98,15 @@ impl Document {
             }
         };
         let delivery = delivery(root.remove("delivery"), &mut violations);
+        let shards = shards(root.remove("shards"), &mut violations);
         for field in root.keys() {
             violations.push(Violation::new(
                 field,
-                "unknown field; known are topicFilters, metadata, clientConfiguration and delivery",
+                "unknown field; known are topicFilters, metadata, clientConfiguration, delivery and shards",
             ));
         }
         if violations.is_empty() {
-            Ok(Self { topic_filters, metadata, client_configuration, delivery })
+            Ok(Self { topic_filters, metadata, client_configuration, delivery, shards })
         } else {
             Err(violations)
         }
@@ -195,6 +202,20 @@ fn delivery(value: Option<Value>, violations: &mut Vec<Violation>) -> Delivery {
     Delivery { ack_strategy, retries, pause_between_retries, pack_processing_timeout }
 }
 
+fn shards(value: Option<Value>, violations: &mut Vec<Violation>) -> u32 {
+    match value {
+        None | Some(Value::Null) => 1,
+        Some(value) => match value.as_u64().filter(|shards| (1..=u64::from(SHARDS_MAX)).contains(shards)) {
+            Some(shards) => shards as u32,
+            None => {
+                let text = format!("{value} is not a whole number from 1 to {SHARDS_MAX}");
+                violations.push(Violation::new("shards", text));
+                1
+            }
+        },
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -213,6 +234,20 @@ mod tests {
         let metadata: Vec<_> = document.metadata.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
         assert_eq!(metadata, [("deep", ""), ("n", "1"), ("site", "A")]);
         assert_eq!(document.delivery, Delivery::default());
+        assert_eq!(document.shards, 1);
+    }
+
+    #[test]
+    fn shards_are_a_whole_number_within_bounds() {
+        let with =
+            |shards: &str| format!(r#"{{"topicFilters":[],"clientConfiguration":{{}},"shards":{shards}}}"#);
+        for (text, shards) in [("null", 1), ("1", 1), ("64", 64)] {
+            assert_eq!(Document::parse(&with(text)).unwrap().shards, shards);
+        }
+        for text in ["0", "65", "-1", "1.5", "\"4\"", "[]"] {
+            let violation = Violation::new("shards", format!("{text} is not a whole number from 1 to 64"));
+            assert_eq!(Document::parse(&with(text)), Err(vec![violation]));
+        }
     }
 
     #[test]

@@ -32,6 +32,22 @@ async fn commit_of(world: &World, id: IntegrationId) -> Option<(u64, CommitMetad
     Some((offset, CommitMetadata::from_text(&metadata).unwrap()))
 }
 
+/// How many claims an executor has written.
+async fn claims_of(world: &World, service_id: &str) -> usize {
+    let mut reader = world.bus.reader(tbmq_bus::ReaderConfig::new("claims", None)).await.unwrap();
+    reader.add(&TopicPartition::new(world.catalogue.owners().name, 0), tbmq_bus::Start::Earliest);
+    let mut count = 0;
+    loop {
+        match reader.next().await {
+            tbmq_bus::ReaderEvent::Batch { records, .. } => {
+                let claims = records.into_iter().filter_map(|record| OwnerClaim::decode(record.value?).ok());
+                count += claims.filter(|claim| claim.service_id == service_id).count();
+            }
+            _ => return count,
+        }
+    }
+}
+
 async fn until_health(world: &World, is_up: bool) {
     let component = |health: Vec<(String, String)>| health.iter().any(|(name, _)| name == "executor.test");
     let waiting = async {
@@ -179,5 +195,65 @@ async fn a_topic_that_was_made_anew_meanwhile_is_read_from_its_beginning() {
     let executor = world.executor("ie1").await;
     world.until("all of the new topic", |state| state.delivered(id).len() >= 40).await;
     assert_eq!(world.state.borrow().delivered(id)[10..], numbers(100..130));
+    executor.drain().await;
+}
+
+#[tokio::test]
+async fn what_was_lost_while_it_was_handed_over_and_assigned_again_runs_again() {
+    let mut world = World::new().await;
+    world.config.integrations.destroy.graceful_timeout_ms = 100;
+    let ids: Vec<IntegrationId> = (0..8).map(|_| new_id()).collect();
+    for id in &ids {
+        world.create_messages(*id).await;
+        world.apply(*id, true).await;
+        // In flight for ever: handing over takes as long as it may.
+        world.publish(*id, ["hang it".to_owned()]).await;
+    }
+    let bus = FaultBus::new(world.bus.clone(), 1);
+    let one = world.executor_on(bus.clone(), "ie1").await;
+    world.until("all run", |state| ids.iter().all(|id| starts(state, *id).len() == 1)).await;
+    let two = world.executor("ie2").await;
+    for _ in 0..5 {
+        let before = claims_of(&world, "ie1").await;
+        bus.lose_memberships(&world.catalogue.downlink_group(&kind()));
+        let again = async {
+            while claims_of(&world, "ie1").await == before {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), again).await.expect("it claims again");
+    }
+    for id in &ids {
+        world.publish(*id, numbers(0..3)).await;
+    }
+    world.until("each delivers", |state| ids.iter().all(|id| state.delivered(*id).len() >= 3)).await;
+    drop(two);
+    drop(one);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_offset_that_a_late_commit_set_back_is_committed_anew() {
+    let world = World::new().await;
+    let id = new_id();
+    world.create_messages(id).await;
+    let revision = world.apply(id, true).await;
+    let executor = world.executor("ie1").await;
+    world.until_word(id, Word::Started, revision).await;
+    world.publish(id, numbers(0..10)).await;
+    let until_committed = async || {
+        let committed = async {
+            while commit_of(&world, id).await.is_none_or(|(offset, _)| offset != 10) {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), committed).await.expect("all is committed");
+    };
+    until_committed().await;
+    let partition = TopicPartition::new(world.catalogue.messages(id, 1).name, 0);
+    let group = Some(world.catalogue.messages_group());
+    let mut frozen = world.bus.reader(tbmq_bus::ReaderConfig::new("frozen", group)).await.unwrap();
+    let metadata = CommitMetadata { generation: 1, epoch: 0, topic: String::new() }.to_text();
+    frozen.commit(vec![Commit { partition, offset: 3, metadata }]).await.unwrap();
+    until_committed().await;
     executor.drain().await;
 }

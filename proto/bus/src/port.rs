@@ -366,8 +366,10 @@ pub enum ReaderEvent {
         /// Lowest offset that is kept.
         to: u64,
     },
-    /// The topic was deleted, or the wanted offset lies beyond its end (it was created anew). The reader has
-    /// removed the partition; look again and `add` it anew.
+    /// The topic was deleted, or deleted and created anew, or the wanted offset lies beyond its end. The reader has
+    /// removed the partition; look again (offsets of another [`TopicInfo::id`] mean nothing) and `add` it anew. When
+    /// a topic is created anew and grows fast, Kafka may hand out some of its records first, from the old position
+    /// on.
     Gone {
         /// The partition.
         partition: TopicPartition,
@@ -399,7 +401,7 @@ pub trait Reader: Send + fmt::Debug {
     /// Stops reading a partition; none of its events is returned afterwards.
     fn remove(&mut self, partition: &TopicPartition);
 
-    /// Stops handing out records of a partition, keeping its position; what was fetched stays within the budget.
+    /// Stops handing out records and ends of a partition, keeping its position; what was fetched stays within the budget.
     fn pause(&mut self, partition: &TopicPartition);
 
     /// Goes on where [`Reader::pause`] stopped.
@@ -491,7 +493,10 @@ pub trait Membership: Send + fmt::Debug {
     /// order. Ends within about two session timeouts.
     fn commit(&self, commits: Vec<Commit>) -> BoxFuture<'static, Result<(), Error>>;
 
-    /// Leaves the group, handing over what is held. Waits until the others may have it.
+    /// Leaves the group, a static member too, handing over what is held and what is not released yet. Waits until the
+    /// others may have it.
+    ///
+    /// A membership that is dropped without leaving has crashed: a static member keeps its place for its session.
     async fn leave(self: Box<Self>);
 }
 

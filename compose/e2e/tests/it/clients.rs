@@ -3,7 +3,7 @@
 use anyhow::Result;
 use tbmq_harness::{Need, mosquitto, ready};
 
-use crate::deployment::Deployment;
+use tbmq_e2e::deployment::Deployment;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn mosquittos_clients_talk_through_the_broker_in_both_versions_at_every_qos() -> Result<()> {

@@ -5,7 +5,7 @@ use std::{path::Path, time::Duration};
 use anyhow::{Context as _, Result, ensure};
 use tbmq_harness::{http_sink::HttpSink, process};
 
-use crate::deployment::Deployment;
+use tbmq_e2e::deployment::Deployment;
 
 fn tbmqctl(deployment: &Deployment, arguments: &[&str], folder: &Path) -> Result<(i32, String, String)> {
     let server = format!("http://{}", deployment.grpc());

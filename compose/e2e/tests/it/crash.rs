@@ -7,7 +7,7 @@ use tbmq_harness::{
     Need, client::Plan, http_sink::HttpSink, kafka::Kafka, ledger::Audit, postgres::Postgres, ready,
 };
 
-use crate::{
+use tbmq_e2e::{
     api::http,
     deployment::{Deployment, Plane},
     work,

@@ -2,11 +2,15 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 #![allow(clippy::print_stdout, reason = "an audit is worth reading when its test passes, too")]
 
-mod api;
+mod chaos;
 mod clients;
 mod command_line;
 mod crash;
-mod deployment;
+mod fencing;
 mod planted;
+mod replicas;
+mod rolling;
 mod scenarios;
-mod work;
+mod several;
+mod storm;
+mod twins;

@@ -26,7 +26,7 @@ use tbmq_proto::{
 use tbmq_service::{admin::Health, config, identity::Identity, metrics::Metrics};
 use tempfile::TempDir;
 
-use crate::{
+use tbmq_e2e::{
     api::{Api, http, http_with},
     work,
 };

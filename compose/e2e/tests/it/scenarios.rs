@@ -19,7 +19,7 @@ use tbmq_proto::{control::integration_status::Phase, ids::IntegrationId};
 use tonic::Code;
 use tonic_types::StatusExt as _;
 
-use crate::{
+use tbmq_e2e::{
     api::http,
     deployment::{Deployment, Plane},
     work,

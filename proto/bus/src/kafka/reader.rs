@@ -5,7 +5,7 @@
 //! are put aside until it is resumed.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeSet, HashMap, VecDeque},
     fmt,
     sync::Arc,
     time::{Duration, Instant},
@@ -21,7 +21,7 @@ use tokio::sync::mpsc;
 
 use super::{
     KafkaConfig, blocking, error,
-    ffi::{Batches, Found},
+    ffi::{self, Batches, Found},
 };
 use crate::{Bounds, Commit, Error, Reader, ReaderConfig, ReaderEvent, Record, Start, TopicPartition};
 
@@ -109,6 +109,7 @@ impl KafkaReader {
             records: config.batch_records,
             partitions: HashMap::new(),
             outbox,
+            fresh: BTreeSet::new(),
             next_look: Instant::now() + LOOK_EVERY,
         };
         std::thread::Builder::new()
@@ -291,8 +292,20 @@ struct Position {
     /// Where to begin while `next` is not known.
     start: Offset,
     end_told: Option<u64>,
+    /// Id of the topic, once it is known.
+    topic_id: Option<String>,
     /// Not assigned for now; what still comes is read again later.
     paused: bool,
+}
+
+impl Position {
+    /// Keeps the topic's id if it is the first; `false` when it is another one.
+    fn learn(&mut self, id: &str) -> bool {
+        if id.is_empty() {
+            return true;
+        }
+        self.topic_id.get_or_insert_with(|| id.to_owned()) == id
+    }
 }
 
 /// The thread.
@@ -302,6 +315,8 @@ struct Poller {
     records: usize,
     partitions: HashMap<TopicPartition, Position>,
     outbox: mpsc::Sender<Numbered>,
+    /// Topics of partitions that were added just now.
+    fresh: BTreeSet<Arc<str>>,
     next_look: Instant,
 }
 
@@ -315,6 +330,9 @@ impl Poller {
                     Err(std::sync::mpsc::TryRecvError::Empty) => break,
                     Err(std::sync::mpsc::TryRecvError::Disconnected) => return,
                 }
+            }
+            if !self.fresh.is_empty() {
+                self.learn();
             }
             self.batches.poll(TICK, &mut found);
             if !found.is_empty() && !self.tell(&mut found) {
@@ -334,7 +352,9 @@ impl Poller {
                     Start::Latest => (Offset::End, None),
                     Start::Offset(offset) => (Offset::Offset(offset as i64), Some(offset)),
                 };
-                let position = Position { number, next, start: offset, end_told: None, paused: false };
+                self.fresh.insert(Arc::clone(&at.topic));
+                let position =
+                    Position { number, next, start: offset, end_told: None, topic_id: None, paused: false };
                 self.partitions.insert(at.clone(), position);
                 self.assign(&at, offset);
             }
@@ -361,39 +381,52 @@ impl Poller {
         }
     }
 
-    /// Looks whether the topics are still there: librdkafka tells a consumer of records nothing about that.
-    fn look(&mut self) -> bool {
-        let mut topics: Vec<Arc<str>> = self.partitions.keys().map(|at| Arc::clone(&at.topic)).collect();
-        topics.sort_unstable();
-        topics.dedup();
-        // Few topics are asked for one by one; the more there are, the rarer is the question for all.
-        let asked: Vec<Option<&str>> =
-            if topics.len() <= 16 { topics.iter().map(|topic| Some(&**topic)).collect() } else { vec![None] };
-        self.next_look = Instant::now() + LOOK_EVERY.max(Duration::from_millis(5) * topics.len() as u32);
-        let mut found: HashMap<String, usize> = HashMap::new();
-        for name in asked {
-            let Ok(metadata) = self.consumer.fetch_metadata(name, Duration::from_secs(5)) else {
-                return true;
-            };
-            for topic in metadata.topics() {
-                match topic.error().map(RDKafkaErrorCode::from) {
-                    Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => {}
-                    // Something else is wrong with it: it is not gone.
-                    Some(_) => {
-                        found.insert(topic.name().to_owned(), usize::MAX);
-                    }
-                    None => {
-                        found.insert(topic.name().to_owned(), topic.partitions().len());
-                    }
-                }
+    /// Learns the ids of topics that were added, which a broker may not have heard of yet.
+    fn learn(&mut self) {
+        let fresh = std::mem::take(&mut self.fresh);
+        let Some(found) = self.describe(&fresh) else { return };
+        for (at, position) in &mut self.partitions {
+            if let Some((_, id)) = found.get(&*at.topic).filter(|_| fresh.contains(&at.topic)) {
+                position.learn(id);
             }
         }
-        let missing = self.partitions.iter().filter(|(at, _)| {
-            found.get(&*at.topic).is_none_or(|partitions| at.partition as usize >= *partitions)
+    }
+
+    /// Looks whether the topics are still there, and the same: librdkafka tells a consumer of records nothing about
+    /// that, and reads on in a topic that was created anew.
+    fn look(&mut self) -> bool {
+        let topics: BTreeSet<Arc<str>> = self.partitions.keys().map(|at| Arc::clone(&at.topic)).collect();
+        let found = self.describe(&topics);
+        // Takes 30 µs a topic.
+        self.next_look = Instant::now() + LOOK_EVERY.max(Duration::from_millis(1) * topics.len() as u32);
+        let Some(found) = found else { return true };
+        let mut gone = Vec::new();
+        for (at, position) in &mut self.partitions {
+            let reason = match found.get(&*at.topic) {
+                Some((partitions, id)) if at.partition < *partitions => {
+                    if position.learn(id) {
+                        continue;
+                    }
+                    "the topic was created anew"
+                }
+                _ => "the topic does not exist",
+            };
+            gone.push((position.number, at.clone(), reason.to_owned()));
+        }
+        gone.into_iter().all(|(number, at, reason)| self.gone(number, at, reason))
+    }
+
+    /// Partitions and ids of topics; `None` when there is no answer.
+    fn describe(&self, topics: &BTreeSet<Arc<str>>) -> Option<HashMap<String, (u32, String)>> {
+        let names = topics.iter().map(|topic| &**topic);
+        let described = ffi::describe_topics(&self.consumer, names, Duration::from_secs(5)).ok()?;
+        let found = described.into_iter().filter_map(|topic| match topic.error {
+            None => Some((topic.name, (topic.partitions, topic.id))),
+            Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => None,
+            // Something else is wrong with it: it is not gone.
+            Some(_) => Some((topic.name, (u32::MAX, String::new()))),
         });
-        let missing: Vec<(TopicPartition, u64)> =
-            missing.map(|(at, position)| (at.clone(), position.number)).collect();
-        missing.into_iter().all(|(at, number)| self.gone(number, at, "the topic does not exist".to_owned()))
+        Some(found.collect())
     }
 
     fn assign(&self, at: &TopicPartition, offset: Offset) {

@@ -148,12 +148,16 @@ impl LogReader {
     /// Looks what a partition has.
     fn look(&mut self, number: u64) -> Option<ReaderEvent> {
         let reading = self.readings.get_mut(&number)?;
-        if reading.paused || reading.is_cold {
+        if reading.is_cold {
             return None;
         }
         let Some(partition) = reading.partition.clone() else {
             return Some(self.gone(number, "the topic or partition does not exist".to_owned()));
         };
+        if reading.paused {
+            let Lookup::Gone(reason) = partition.lookup(reading.position, 1, 0) else { return None };
+            return Some(self.gone(number, reason));
+        }
         if !reading.stash.is_empty() {
             let stash = std::mem::take(&mut reading.stash);
             // Retention may have been faster; then what was read ahead is looked at anew.
@@ -226,6 +230,8 @@ impl LogReader {
             }
             Ok(records) if reading.paused => {
                 reading.stash = records;
+                // The topic may be gone by now.
+                Slot::wake(&reading.slot);
                 None
             }
             Ok(records) => {

@@ -15,7 +15,10 @@ use tokio::task::JoinSet;
 
 /// Publishes `count` marks from each of `publishers` at QoS 1, reconnecting and sending again what was not
 /// acknowledged, until all are. Returns what was acknowledged.
-pub(crate) async fn publish(plan: Plan, publishers: u32) -> Result<Vec<Mark>> {
+///
+/// # Errors
+/// When a publisher makes no progress for two minutes.
+pub async fn publish(plan: Plan, publishers: u32) -> Result<Vec<Mark>> {
     let mut tasks = JoinSet::new();
     for publisher in 0..publishers {
         tasks.spawn(publish_all(plan.clone().by(publisher)));
@@ -28,12 +31,12 @@ pub(crate) async fn publish(plan: Plan, publishers: u32) -> Result<Vec<Mark>> {
 }
 
 /// The marks among what a sink received and answered with 2xx, in the order of arrival.
-pub(crate) fn delivered(received: &[Received]) -> Vec<Mark> {
+pub fn delivered(received: &[Received]) -> Vec<Mark> {
     received.iter().filter(|one| one.status.is_success()).filter_map(|one| Mark::parse(&one.body)).collect()
 }
 
 /// How many different marks a sink has answered with 2xx.
-pub(crate) fn different(received: &[Received]) -> usize {
+pub fn different(received: &[Received]) -> usize {
     delivered(received)
         .into_iter()
         .map(|mark| (mark.publisher, mark.sequence))
@@ -42,7 +45,10 @@ pub(crate) fn different(received: &[Received]) -> usize {
 }
 
 /// Waits until a sink has so many different marks.
-pub(crate) async fn await_different(sink: &HttpSink, count: usize, patience: Duration) -> Result<()> {
+///
+/// # Errors
+/// When it has not within `patience`.
+pub async fn await_different(sink: &HttpSink, count: usize, patience: Duration) -> Result<()> {
     let mut seen = 0;
     let mut marks = std::collections::BTreeSet::new();
     let deadline = tokio::time::Instant::now() + patience;
@@ -61,7 +67,10 @@ pub(crate) async fn await_different(sink: &HttpSink, count: usize, patience: Dur
 }
 
 /// All records of a topic, by partition, from the lowest offset to the end.
-pub(crate) async fn read_topic(bus: &Arc<dyn Bus>, topic: &str) -> Result<BTreeMap<u32, Vec<Record>>> {
+///
+/// # Errors
+/// When the topic is missing or the bus is silent.
+pub async fn read_topic(bus: &Arc<dyn Bus>, topic: &str) -> Result<BTreeMap<u32, Vec<Record>>> {
     let info = bus.admin().topic(topic).await?.with_context(|| format!("{topic} does not exist"))?;
     let mut reader = bus.reader(ReaderConfig::new("ledger", None)).await?;
     let mut open = 0;
@@ -90,13 +99,16 @@ pub(crate) async fn read_topic(bus: &Arc<dyn Bus>, topic: &str) -> Result<BTreeM
 }
 
 /// The mark inside a record of a message topic.
-pub(crate) fn mark_of(record: &Record) -> Option<Mark> {
+pub fn mark_of(record: &Record) -> Option<Mark> {
     let message = PublishIntegrationMsgProto::decode(record.value.clone()?).ok()?;
     Mark::parse(&message.publish_msg_proto?.payload)
 }
 
 /// A ledger with what was acknowledged, what lies on the bus for an integration, and what a sink received.
-pub(crate) async fn ledger(
+///
+/// # Errors
+/// As [`read_topic`].
+pub async fn ledger(
     bus: &Arc<dyn Bus>,
     catalogue: &Catalogue,
     integration: IntegrationId,

@@ -1,0 +1,56 @@
+//! A few rounds of the fault tool, and every round that once failed.
+
+use anyhow::Result;
+use tbmq_e2e::{
+    chaos::{
+        plan::Fault,
+        report::Outcome,
+        run::{Options, run},
+    },
+    deployment::Plane,
+};
+use tbmq_harness::{Need, ready};
+
+/// Seed and numbers of rounds, drawn from all faults, that found a bug once.
+const ONCE_FAILED: &[(u64, &[u32])] = &[];
+
+async fn judge(options: Options) -> Result<()> {
+    let report = run(&options, |outcome| println!("{outcome}")).await?;
+    assert_eq!(report.outcomes.iter().map(Outcome::lost).sum::<usize>(), 0);
+    assert!(report.is_clean(), "seed {}", options.seed);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn five_rounds_with_every_plane_killed_a_freeze_and_kafka_restarted_lose_nothing() -> Result<()> {
+    if !ready(
+        "five_rounds_with_every_plane_killed_a_freeze_and_kafka_restarted_lose_nothing",
+        &[Need::Kafka, Need::Postgres],
+    ) {
+        return Ok(());
+    }
+    let logs = tempfile::tempdir()?;
+    let mut options = Options::new(1, 5, logs.path().to_owned());
+    options.faults = vec![
+        Fault::Kill(Plane::Control),
+        Fault::Kill(Plane::Data),
+        Fault::Kill(Plane::Executor),
+        Fault::Freeze(Plane::Executor),
+        Fault::KafkaRestart,
+    ];
+    judge(options).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rounds_that_once_failed_lose_nothing() -> Result<()> {
+    if !ready("rounds_that_once_failed_lose_nothing", &[Need::Kafka, Need::Postgres]) {
+        return Ok(());
+    }
+    for (seed, rounds) in ONCE_FAILED {
+        let logs = tempfile::tempdir()?;
+        let last = rounds.iter().copied().max().unwrap_or(0);
+        let options = Options { only: rounds.to_vec(), ..Options::new(*seed, last, logs.path().to_owned()) };
+        judge(options).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,138 @@
+//! Other nodes, as `tbmq.node.applied` tells of them: live data planes, and a newer process with our own service id.
+
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
+
+use prost::Message as _;
+use tbmq_bus::Record;
+use tbmq_proto::wire::{NodeApplied, Role};
+use tbmq_service::identity::Identity;
+
+/// A node that is silent for so long is not live.
+const PEER_PATIENCE: Duration = Duration::from_secs(15);
+
+/// A newer incarnation of our service id has taken over (architecture §4.27).
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "incarnation {incarnation} of service id {service_id} has taken over from this one, {own}; if they are two \
+     processes, give each a TB_SERVICE_ID of its own"
+)]
+pub(crate) struct Superseded {
+    service_id: String,
+    own: String,
+    incarnation: String,
+}
+
+impl Superseded {
+    pub(crate) fn new(own: &Identity, incarnation: String) -> Self {
+        Self { service_id: own.service_id.clone(), own: own.incarnation.clone(), incarnation }
+    }
+}
+
+/// Other data planes.
+#[derive(Debug)]
+pub(crate) struct Peers {
+    own: Identity,
+    last_seen: HashMap<String, Instant>,
+    had_peers: bool,
+    is_caught_up: bool,
+}
+
+impl Peers {
+    pub(crate) fn new(own: &Identity) -> Self {
+        Self { own: own.clone(), last_seen: HashMap::new(), had_peers: false, is_caught_up: false }
+    }
+
+    /// What was written before we began is read: later records are of processes that live now.
+    pub(crate) fn caught_up(&mut self) {
+        self.is_caught_up = true;
+    }
+
+    /// Takes note of a record; tells when it supersedes us.
+    pub(crate) fn note(&mut self, record: &Record, now: Instant) -> Option<Superseded> {
+        let Ok(node) = NodeApplied::decode(record.value.as_deref().unwrap_or_default()) else { return None };
+        if node.service_id == self.own.service_id {
+            // A predecessor whose clock was ahead of ours has left a greater incarnation, and is gone.
+            let is_newer = self.is_caught_up && node.incarnation > self.own.incarnation;
+            return is_newer.then(|| Superseded::new(&self.own, node.incarnation));
+        }
+        if node.role != Role::DataPlane as i32 {
+            return None;
+        }
+        let is_old = tbmq_service::time::now_ms() - node.time_ms > PEER_PATIENCE.as_millis() as i64;
+        if node.leaving || is_old {
+            self.last_seen.remove(&node.service_id);
+        } else {
+            self.last_seen.insert(node.service_id, now);
+        }
+        None
+    }
+
+    /// How many are live, and whether these are the first.
+    pub(crate) fn live(&mut self, now: Instant) -> (usize, bool) {
+        self.last_seen.retain(|_, seen| now.duration_since(*seen) < PEER_PATIENCE);
+        let has_peers = !self.last_seen.is_empty();
+        let is_new = has_peers && !self.had_peers;
+        self.had_peers = has_peers;
+        (self.last_seen.len(), is_new)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(service_id: &str, role: Role, change: impl FnOnce(&mut NodeApplied)) -> Record {
+        let mut node = NodeApplied {
+            service_id: service_id.to_owned(),
+            role: role as i32,
+            time_ms: tbmq_service::time::now_ms(),
+            ..NodeApplied::default()
+        };
+        change(&mut node);
+        let value = Some(node.encode_to_vec().into());
+        Record { offset: 0, timestamp_ms: 0, key: None, value, headers: Vec::new() }
+    }
+
+    fn own() -> Identity {
+        Identity::of("data-plane", Some("own"))
+    }
+
+    #[test]
+    fn other_live_data_planes_are_told_once() {
+        let now = Instant::now();
+        let mut peers = Peers::new(&own());
+        peers.note(&record("own", Role::DataPlane, |_| {}), now);
+        peers.note(&record("executor", Role::Executor, |_| {}), now);
+        peers.note(&record("long gone", Role::DataPlane, |node| node.time_ms -= 60_000), now);
+        assert_eq!(peers.live(now), (0, false));
+        peers.note(&record("other", Role::DataPlane, |_| {}), now);
+        assert_eq!(peers.live(now), (1, true));
+        assert_eq!(peers.live(now), (1, false));
+        assert_eq!(peers.live(now + PEER_PATIENCE), (0, false));
+        peers.note(&record("other", Role::DataPlane, |_| {}), now);
+        peers.note(&record("other", Role::DataPlane, |node| node.leaving = true), now);
+        assert_eq!(peers.live(now), (0, false));
+    }
+
+    #[test]
+    fn only_a_newer_process_that_lives_supersedes_us() {
+        let (own, now) = (own(), Instant::now());
+        let written = |incarnation: &str| {
+            record("own", Role::DataPlane, |node| incarnation.clone_into(&mut node.incarnation))
+        };
+        let mut peers = Peers::new(&own);
+        assert_eq!(peers.note(&written("f"), now), None, "it was there before us");
+        peers.caught_up();
+        assert_eq!(peers.note(&written(&own.incarnation), now), None);
+        assert_eq!(peers.note(&written("0"), now), None, "an older one is to go itself");
+        let superseded = peers.note(&written("f"), now).unwrap();
+        assert_eq!(superseded, Superseded::new(&own, "f".to_owned()));
+        let text = superseded.to_string();
+        for part in ["incarnation f ", "service id own ", &own.incarnation, "TB_SERVICE_ID"] {
+            assert!(text.contains(part), "{text}");
+        }
+    }
+}
