@@ -6,6 +6,7 @@ mod chaos;
 mod ci;
 mod r#gen;
 mod servers;
+mod sim;
 mod tidy;
 
 use std::path::PathBuf;
@@ -50,6 +51,12 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
         arguments: Vec<String>,
     },
+    /// Simulate a deployment from seeds, with faults: `--seeds 5000 --from 0`, or `--seed N --trace`.
+    Sim {
+        /// The simulation's own options.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Inject faults into a running system under load, and have the ledger judge; `chaos --help` lists the options.
     Chaos {
         /// `--rounds N --seed S`, `--only FAULT`, `--write`.
@@ -69,6 +76,7 @@ fn main() -> Result<()> {
         Task::Servers { install } => servers::run(install),
         Task::Bench { arguments } => bench::run(&root, &arguments),
         Task::Chaos { arguments } => chaos::run(&root, &arguments),
+        Task::Sim { arguments } => sim::run(&root, &arguments),
     }
 }
 

@@ -397,7 +397,8 @@ impl Books {
         if is_void {
             return;
         }
-        if let Some(before) = before.filter(|held| held.generation == now.generation && held.offset > offset) {
+        if let Some(before) = before.filter(|held| held.generation == now.generation && held.offset > offset)
+        {
             self.counts.commits_gone_back += 1;
             // One of the two was checked before a freeze and sent after it.
             if !is_window && !before.is_window {

@@ -5,7 +5,10 @@ use std::time::Duration;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
 use tbmq_bus::{Bus as _, TopicPartition};
 use tbmq_integration::{Millis, cleanup::Stage};
-use tbmq_proto::ids::{IntegrationId, ShardId};
+use tbmq_proto::{
+    ids::{IntegrationId, ShardId},
+    partition::for_shard,
+};
 
 use crate::{
     Options, Report,
@@ -16,7 +19,7 @@ use crate::{
     executor::Executor,
     net::{Ghost, Host, Net, Weather},
     remote::{Mode, Remote},
-    settings::{INTEGRATIONS, SESSION},
+    settings::{DOWNLINK_PARTITIONS, INTEGRATIONS, SESSION},
     sql::Sql,
     trace::Trace,
 };
@@ -606,7 +609,7 @@ impl World {
             }
             for index in 0..life.shards {
                 let shard = ShardId { integration: row.id, index };
-                let what = self.shard_unsettled(shard, row.enabled, row.revision);
+                let what = self.shard_unsettled(shard, life.shards, row.enabled, row.revision);
                 if let Some(what) = what {
                     return Some(format!("{shard} of {row:?}: {what}"));
                 }
@@ -625,7 +628,7 @@ impl World {
         orphan.map(|life| format!("{} is deleted, and runs", life.id))
     }
 
-    fn shard_unsettled(&self, shard: ShardId, is_enabled: bool, revision: u64) -> Option<String> {
+    fn shard_unsettled(&self, shard: ShardId, count: u32, is_enabled: bool, revision: u64) -> Option<String> {
         let runners: Vec<_> = self
             .executors
             .iter()
@@ -654,8 +657,7 @@ impl World {
                 executor.host.service
             ));
         }
-        let partitions = crate::settings::DOWNLINK_PARTITIONS;
-        let partition = tbmq_proto::partition::for_key(shard.downlink_key().as_bytes(), partitions);
+        let partition = for_shard(&shard, count, DOWNLINK_PARTITIONS);
         let names_owner = |control: &Replica| {
             control
                 .claimant(partition)

@@ -2,12 +2,7 @@
 //!
 //! Nothing happens until a [`Fault`] is planted. What is left to chance is drawn from the seed.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -459,12 +454,39 @@ struct FaultMembership {
     /// `None` between a loss and the next call, and once it is fenced.
     inner: Option<Box<dyn Membership>>,
     faults: Arc<Faults>,
-    /// Until they are lost, or revoked and released.
-    held: Arc<Mutex<BTreeSet<TopicPartition>>>,
+    held: Arc<Mutex<Held>>,
     /// What was told before it joined, or that it has followed.
     told: Told,
     /// It was told that it is fenced.
     is_over: bool,
+}
+
+/// Partitions until they are lost, or revoked and released.
+#[derive(Debug, Default)]
+struct Held {
+    /// With the number of the assignment, so that a late release touches no later one.
+    partitions: BTreeMap<TopicPartition, u64>,
+    assignments: u64,
+}
+
+impl Held {
+    fn assigned(&mut self, partitions: &[TopicPartition]) {
+        self.assignments += 1;
+        let assignment = self.assignments;
+        self.partitions.extend(partitions.iter().map(|partition| (partition.clone(), assignment)));
+    }
+
+    /// The assignments of these.
+    fn of(&self, partitions: &[TopicPartition]) -> BTreeMap<TopicPartition, u64> {
+        let found = |partition: &TopicPartition| {
+            self.partitions.get(partition).map(|assignment| (partition.clone(), *assignment))
+        };
+        partitions.iter().filter_map(found).collect()
+    }
+
+    fn released(&mut self, revoked: &BTreeMap<TopicPartition, u64>) {
+        self.partitions.retain(|partition, assignment| revoked.get(partition) != Some(assignment));
+    }
 }
 
 #[async_trait]
@@ -481,16 +503,13 @@ impl Membership for FaultMembership {
             if told.fences != self.told.fences {
                 self.is_over = true;
                 self.inner = None;
-                self.held = Arc::default();
                 return MembershipEvent::Fenced { reason: "planted fault".to_owned() };
             }
             if told.losses != self.told.losses {
                 self.told = told;
                 self.inner = None;
-                // A new set: what is released later belongs to this one.
-                let held = std::mem::take(&mut self.held);
-                let held = std::mem::take(&mut *held.lock());
-                return MembershipEvent::Lost(held.into_iter().collect());
+                let held = std::mem::take(&mut self.held.lock().partitions);
+                return MembershipEvent::Lost(held.into_keys().collect());
             }
             let Some(inner) = &mut self.inner else {
                 match self.bus.membership(self.config.clone()).await {
@@ -505,25 +524,22 @@ impl Membership for FaultMembership {
             };
             match event {
                 MembershipEvent::Assigned(partitions) => {
-                    self.held.lock().extend(partitions.iter().cloned());
+                    self.held.lock().assigned(&partitions);
                     return MembershipEvent::Assigned(partitions);
                 }
                 MembershipEvent::Revoked { partitions, release } => {
-                    let (held, revoked) = (Arc::clone(&self.held), partitions.clone());
+                    let (held, revoked) = (Arc::clone(&self.held), self.held.lock().of(&partitions));
                     let release = Release::new(move || {
-                        held.lock().retain(|partition| !revoked.contains(partition));
+                        held.lock().released(&revoked);
                         drop(release);
                     });
                     return MembershipEvent::Revoked { partitions, release };
                 }
                 MembershipEvent::Lost(partitions) => {
-                    self.held.lock().retain(|partition| !partitions.contains(partition));
+                    self.held.lock().partitions.retain(|partition, _| !partitions.contains(partition));
                     return MembershipEvent::Lost(partitions);
                 }
-                MembershipEvent::Fenced { reason } => {
-                    self.held = Arc::default();
-                    return MembershipEvent::Fenced { reason };
-                }
+                MembershipEvent::Fenced { reason } => return MembershipEvent::Fenced { reason },
             }
         }
     }

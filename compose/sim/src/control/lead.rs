@@ -15,6 +15,7 @@ use tbmq_integration::{
 };
 use tbmq_proto::{
     ids::{IntegrationId, ShardId},
+    partition::for_shard,
     queue::{ClientSubscriptionsProto, SubscriptionsSourceProto, TopicSubscriptionProto},
     topic::REVISION_HEADER,
 };
@@ -23,6 +24,7 @@ use super::{Replica, reconcile};
 use crate::{
     Bug,
     env::{Env, note, short},
+    settings::DOWNLINK_PARTITIONS,
     sql::{Life, Mark, Row},
 };
 
@@ -408,7 +410,7 @@ pub(super) fn downlink_record(
     });
     BatchRecord {
         topic: env.net.catalogue.downlink(&env.net.kind).name.into(),
-        partition: None,
+        partition: Some(for_shard(&shard, shard_count, DOWNLINK_PARTITIONS)),
         key: Some(Bytes::from(shard.downlink_key())),
         value,
         headers: vec![Header::text(REVISION_HEADER, revision.to_string())],

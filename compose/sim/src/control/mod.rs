@@ -387,6 +387,7 @@ impl Replica {
             return;
         }
         while let Some(event) = self.uplink_member.poll(&env.net, env.now) {
+            note!(env, "{} hears {event:?}", self.host.service);
             match event {
                 MembershipEvent::Assigned(partitions) => {
                     let committed =
@@ -398,7 +399,9 @@ impl Replica {
                     }
                 }
                 MembershipEvent::Revoked { partitions, release } => {
-                    partitions.iter().for_each(|partition| self.uplink_reader.remove(partition));
+                    for partition in &partitions {
+                        self.uplink_reader.remove(partition);
+                    }
                     drop(release);
                 }
                 MembershipEvent::Fenced { reason } => {
@@ -407,7 +410,9 @@ impl Replica {
                     return;
                 }
                 MembershipEvent::Lost(partitions) => {
-                    partitions.iter().for_each(|partition| self.uplink_reader.remove(partition));
+                    for partition in &partitions {
+                        self.uplink_reader.remove(partition);
+                    }
                 }
             }
         }

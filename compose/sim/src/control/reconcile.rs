@@ -34,6 +34,8 @@ struct Found {
 struct Held {
     revision: u64,
     value: Bytes,
+    /// Where it was found.
+    partition: u32,
 }
 
 pub(super) fn reconcile(replica: &mut Replica, env: &mut Env, lead: &mut Lead) -> Result<(), Error> {
@@ -93,7 +95,8 @@ fn repair_strangers(
             Ok(Downlink::Desired(desired)) if desired.change == Change::Deleted
         );
         if env.sql.life(shard.integration).is_none() && !is_deleted {
-            batch.push(downlink_record(env, *shard, 1, held.revision, 0, Some(&Change::Deleted)));
+            let record = downlink_record(env, *shard, 1, held.revision, 0, Some(&Change::Deleted));
+            batch.push(BatchRecord { partition: Some(held.partition), ..record });
         }
     }
     batch.extend(found.requests.into_iter().map(|key| BatchRecord {
@@ -126,9 +129,9 @@ fn read(replica: &Replica, env: &Env) -> Result<Found, Error> {
             ReaderEvent::Batch { partition, records } => {
                 for record in records {
                     if partition == subscriptions {
-                        take_subscription(&mut found, &record);
+                        take_subscription(&mut found, partition.partition, &record);
                     } else {
-                        take_downlink(&mut found, &record, env.wall_ms());
+                        take_downlink(&mut found, partition.partition, &record, env.wall_ms());
                     }
                 }
             }
@@ -142,29 +145,29 @@ fn read(replica: &Replica, env: &Env) -> Result<Found, Error> {
     Ok(found)
 }
 
-fn held(record: &Record, found: &mut Found) -> Option<Held> {
+fn held(record: &Record, partition: u32, found: &mut Found) -> Option<Held> {
     let revision = record.header(REVISION_HEADER).and_then(|text| text.parse().ok()).unwrap_or(0);
     found.revision_max = found.revision_max.max(revision);
     let value = record.value.clone().filter(|value| !value.is_empty())?;
-    Some(Held { revision, value })
+    Some(Held { revision, value, partition })
 }
 
 fn key_text(record: &Record) -> Option<&str> {
     std::str::from_utf8(record.key.as_ref()?).ok()
 }
 
-fn take_subscription(found: &mut Found, record: &Record) {
+fn take_subscription(found: &mut Found, partition: u32, record: &Record) {
     let Some(id) = key_text(record).and_then(|key| key.parse().ok()) else { return };
-    match held(record, found) {
+    match held(record, partition, found) {
         Some(held) => found.subscriptions.insert(id, held),
         None => found.subscriptions.remove(&id),
     };
 }
 
-fn take_downlink(found: &mut Found, record: &Record, wall_ms: i64) {
+fn take_downlink(found: &mut Found, partition: u32, record: &Record, wall_ms: i64) {
     let Some(key) = record.key.clone() else { return };
     let shard = key_text(record).and_then(ShardId::from_downlink_key);
-    let Some(held) = held(record, found) else {
+    let Some(held) = held(record, partition, found) else {
         if let Some(shard) = shard {
             found.downlinks.remove(&shard);
         }

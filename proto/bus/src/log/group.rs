@@ -105,6 +105,16 @@ impl MemberQueue {
 }
 
 impl Group {
+    /// A group whose numbers begin after this one.
+    pub(crate) fn after(number: u64) -> Self {
+        Self { next_member: number, next_grant: number, ..Self::default() }
+    }
+
+    /// The highest number that was given.
+    pub(crate) fn last_number(&self) -> u64 {
+        self.next_member.max(self.next_grant)
+    }
+
     /// Adds a member, or lets it take the place of the one with the same instance id.
     pub(crate) fn join(
         &mut self,

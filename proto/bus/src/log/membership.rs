@@ -1,6 +1,9 @@
 //! Memberships: how a member hears of its group and answers.
 
-use std::{sync::Arc, task::Poll};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    task::Poll,
+};
 
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
@@ -9,7 +12,7 @@ use tokio::time::Instant;
 use super::{
     Log,
     append::Job,
-    group::{Grant, MemberId, MemberQueue, Notice},
+    group::{Grant, Group, MemberId, MemberQueue, Notice},
 };
 use crate::{Commit, Error, Membership, MembershipConfig, MembershipEvent, Release};
 
@@ -47,7 +50,9 @@ impl LogMembership {
 fn enter(log: &Log, config: &MembershipConfig) -> (MemberId, Arc<MemberQueue>) {
     let queue = MemberQueue::new(Instant::now());
     let mut groups = log.core.groups.lock();
-    let group = groups.entry(config.group.clone()).or_default();
+    let group = groups
+        .entry(config.group.clone())
+        .or_insert_with(|| Group::after(log.core.group_numbers.load(Ordering::Relaxed)));
     let instance_id = config.instance_id.as_deref();
     let member = group.join(&config.client_id, instance_id, &config.topics, config.session_timeout, &queue);
     log.core.rebalance(group);

@@ -22,7 +22,7 @@ use std::{
     fmt,
     sync::{
         Arc, Weak,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     thread::JoinHandle,
     time::Duration,
@@ -87,6 +87,9 @@ struct Core {
     clock: Clock,
     topics: RwLock<BTreeMap<Arc<str>, Arc<Topic>>>,
     groups: Mutex<BTreeMap<String, Group>>,
+    /// The highest number that a forgotten group has given to a member or a grant: whoever still has one must not be
+    /// taken for a member of the next group of that name.
+    group_numbers: AtomicU64,
     commits: Mutex<Commits>,
     /// Epochs of fenced writers. Not stored: no writer outlives the process.
     fences: Mutex<HashMap<String, u64>>,
@@ -180,6 +183,7 @@ impl Log {
             clock,
             topics: RwLock::default(),
             groups: Mutex::default(),
+            group_numbers: AtomicU64::new(0),
             commits: Mutex::default(),
             fences: Mutex::default(),
             appender: Mutex::new(Appender { next_topic: 1, turn: 0 }),
@@ -418,7 +422,10 @@ impl Core {
                 self.rebalance(group);
             }
         }
-        groups.retain(|_, group| !group.is_empty());
+        groups.retain(|_, group| {
+            self.group_numbers.fetch_max(group.last_number(), Ordering::Relaxed);
+            !group.is_empty()
+        });
         drop(groups);
         self.collect_garbage();
         if now >= *next_clean {

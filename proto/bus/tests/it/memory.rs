@@ -9,8 +9,8 @@ use std::{
 };
 
 use tbmq_bus::{
-    Bus, CleanupPolicy, CompletionQueue, Error, MembershipConfig, Outgoing, TopicPartition, TopicSpec,
-    WriterConfig, memory::MemoryBus, write,
+    Bus, CleanupPolicy, CompletionQueue, Error, MembershipConfig, MembershipEvent, Outgoing, TopicPartition,
+    TopicSpec, WriterConfig, memory::MemoryBus, write,
 };
 
 use crate::contract::{Fixture, contract, within};
@@ -192,4 +192,31 @@ fn sessions_and_retention_follow_virtual_time_the_same_way_every_time() {
         assert_eq!(first, run());
     }
     assert!(begun.elapsed() < Duration::from_secs(60), "this took {:?} of real time", begun.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_member_is_not_taken_for_one_of_the_next_group_of_that_name() {
+    let bus = MemoryBus::new();
+    let at = topic(&bus, CleanupPolicy::Delete, &[]).await;
+    let config = |client: &str| MembershipConfig {
+        group: "g".to_owned(),
+        client_id: client.to_owned(),
+        instance_id: None,
+        topics: vec!["t".to_owned()],
+        session_timeout: Duration::from_secs(10),
+    };
+    let mut lost = bus.membership(config("lost")).await.unwrap();
+    assert!(matches!(lost.next().await, MembershipEvent::Assigned(_)));
+    assert!(bus.expire("g", "lost"));
+    // The group is empty, and forgotten.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let mut next = bus.membership(config("next")).await.unwrap();
+    assert!(matches!(next.next().await, MembershipEvent::Assigned(_)));
+    assert!(matches!(lost.next().await, MembershipEvent::Lost(_)));
+    // It joins again, and waits for its turn.
+    let waiting = tokio::spawn(async move { lost.next().await });
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    next.leave().await;
+    let event = tokio::time::timeout(Duration::from_secs(60), waiting).await;
+    assert!(matches!(event, Ok(Ok(MembershipEvent::Assigned(partitions))) if partitions == [at]));
 }
