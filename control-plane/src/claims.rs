@@ -1,6 +1,9 @@
 //! Who has claimed which downlink partition (architecture §4.18): the topic of owners as it was last read.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use parking_lot::RwLock;
 use prost::Message as _;
@@ -29,6 +32,7 @@ pub(crate) struct Claim {
 #[derive(Debug, Default)]
 pub(crate) struct Claims {
     claims: RwLock<BTreeMap<(Kind, u32), Claim>>,
+    version: AtomicU64,
 }
 
 impl Claims {
@@ -45,6 +49,7 @@ impl Claims {
         let mut claims = self.claims.write();
         let Some(value) = record.value.clone().filter(|value| !value.is_empty()) else {
             claims.remove(&(kind, partition));
+            self.version.fetch_add(1, Ordering::Release);
             return Ok(());
         };
         let claim = OwnerClaim::decode(value).map_err(|error| error.to_string())?;
@@ -58,6 +63,7 @@ impl Claims {
             time_ms: claim.time_ms,
         };
         claims.insert((kind, partition), claim);
+        self.version.fetch_add(1, Ordering::Release);
         Ok(())
     }
 
@@ -69,6 +75,12 @@ impl Claims {
     /// The topic is gone.
     pub(crate) fn clear(&self) {
         self.claims.write().clear();
+        self.version.fetch_add(1, Ordering::Release);
+    }
+
+    /// Counts up with every change, after it.
+    pub(crate) fn version(&self) -> u64 {
+        self.version.load(Ordering::Acquire)
     }
 }
 

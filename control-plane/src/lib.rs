@@ -162,6 +162,13 @@ pub async fn start(config: Config, context: Context) -> anyhow::Result<Running> 
 
     let server = api::Server::start(plane.clone()).await?;
     let address = server.address();
+    tasks.spawn({
+        let plane = plane.clone();
+        async move {
+            api::drift::follow(plane).await;
+            Ok(())
+        }
+    });
     tasks.spawn(driver::announce(plane.clone(), format!("grpc://{address}")));
     component.up();
     Ok(Running { plane, address, server, tasks, component })

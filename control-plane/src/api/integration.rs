@@ -22,17 +22,13 @@ use tbmq_proto::{
         ListKindsRequest, ListKindsResponse, RestartIntegrationRequest, UpdateIntegrationRequest,
         integration_service_server::IntegrationService, integration_status::Phase,
     },
-    ids::{IntegrationId, Kind, ShardId},
-    partition,
+    ids::{IntegrationId, Kind},
 };
 use tbmq_service::drain::Drain;
 use tonic::{Code, Request, Response, Status, metadata::MetadataMap};
 use uuid::Uuid;
 
-use super::{
-    error, page,
-    status::{self, Shard},
-};
+use super::{error, page, status};
 use crate::{
     plane::{BUILT_IN_KINDS, Plane},
     secret,
@@ -721,17 +717,8 @@ impl Integrations {
             let statuses = statuses.remove(&row.id).unwrap_or_default();
             let projection = projections.get(&row.id).copied();
             let count = shards.get(&row.id).copied().unwrap_or(1);
-            let partitions = self.plane.downlink_partitions(&row.kind);
-            let shards = (0..count).map(|index| {
-                let shard = ShardId { integration: row.id, index };
-                let partition = partition::for_shard(&shard, count, partitions);
-                Shard {
-                    index,
-                    event: statuses.iter().find(|status| status.shard == index),
-                    claim: self.plane.claims.of(&row.kind, partition),
-                }
-            });
-            let mut status = status::status_of(&row, shards, &executors, projection);
+            let mut status =
+                status::of_executors(&self.plane, &row, &statuses, count, &executors, projection);
             for node in &nodes {
                 let applied = projection.filter(|at| node.position(&topic, 0) >= at.position);
                 status.holders.push(Holder {

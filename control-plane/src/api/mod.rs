@@ -1,5 +1,6 @@
 //! The gRPC server: the control API, sessions of nodes, reflection, health.
 
+pub(crate) mod drift;
 mod error;
 mod event;
 mod integration;

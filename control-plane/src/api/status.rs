@@ -5,7 +5,11 @@ use std::collections::BTreeMap;
 
 use tbmq_bus::TopicPartition;
 use tbmq_integration::wire::CommitMetadata;
-use tbmq_proto::control::{Holder, IntegrationStatus, Lag, integration_status::Phase};
+use tbmq_proto::{
+    control::{Holder, IntegrationStatus, Lag, integration_status::Phase},
+    ids::ShardId,
+    partition,
+};
 
 use super::integration::timestamp;
 use crate::{
@@ -19,12 +23,12 @@ pub(super) const EXECUTOR_SILENT: &str = "EXECUTOR_SILENT";
 
 /// What is known of one shard.
 #[derive(Clone, Debug)]
-pub(super) struct Shard<'a> {
-    pub(super) index: u32,
+struct Shard<'a> {
+    index: u32,
     /// Its last event, if there was one.
-    pub(super) event: Option<&'a StatusRow>,
+    event: Option<&'a StatusRow>,
     /// The latest claim of its downlink partition.
-    pub(super) claim: Option<Claim>,
+    claim: Option<Claim>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,8 +41,30 @@ enum State {
     Silent,
 }
 
+/// The status of an integration with `count` shards, whose last events are these, by the claims that are known here.
+pub(super) fn of_executors(
+    plane: &Plane,
+    row: &Row,
+    events: &[StatusRow],
+    count: u32,
+    executors: &BTreeMap<String, String>,
+    projection: Option<Projection>,
+) -> IntegrationStatus {
+    let partitions = plane.downlink_partitions(&row.kind);
+    let shards = (0..count).map(|index| {
+        let shard = ShardId { integration: row.id, index };
+        let partition = partition::for_shard(&shard, count, partitions);
+        Shard {
+            index,
+            event: events.iter().find(|event| event.shard == index),
+            claim: plane.claims.of(&row.kind, partition),
+        }
+    });
+    status_of(row, shards, executors, projection)
+}
+
 /// The status of an integration. `executors` are the live ones, each with its incarnation.
-pub(super) fn status_of<'a>(
+fn status_of<'a>(
     row: &Row,
     shards: impl Iterator<Item = Shard<'a>>,
     executors: &BTreeMap<String, String>,

@@ -85,6 +85,17 @@ impl Store {
         if place < floor { Err(Error::Compacted { floor }) } else { Ok(()) }
     }
 
+    /// Tells watches that the status of these integrations has changed, which follows from what is not in the store.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn touch(&self, ids: &[IntegrationId], now_ms: i64) -> Result<(), Error> {
+        let transaction = self.begin().await?;
+        let seq = next_revision(&transaction).await?;
+        record_statuses(&transaction, seq, &ids.iter().copied().collect(), now_ms).await?;
+        transaction.commit().await.map_err(|error| fault(&error))
+    }
+
     /// Removes changes from before this time and tells how many. Only a beginning of the order is removed, whatever
     /// the clocks of its writers said, and its end is written down as the floor in the same transaction.
     ///

@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use prost::Message as _;
 use tbmq_control_plane::{
     Config,
     config::DatabaseUrl,
@@ -21,6 +22,7 @@ use tbmq_proto::{
     },
     ids::IntegrationId,
     integration::ComponentLifecycleEventProto as Event,
+    wire::{OwnerClaim, Role},
 };
 use tonic::{Code, Status, Streaming, transport::Channel};
 use tonic_types::StatusExt as _;
@@ -183,6 +185,41 @@ async fn a_watch_on_another_replica_sees_everything_in_order_on_postgres() {
     if ready("a_watch_on_another_replica_sees_everything_in_order_on_postgres", &[Need::Postgres]) {
         another_replica_sees_everything_in_order(Shared::postgres()).await;
     }
+}
+
+#[tokio::test]
+async fn a_watch_tells_what_follows_from_claims_and_from_the_death_of_executors() {
+    let shared = Shared::sqlite();
+    let cluster = &shared.cluster;
+    let writing = shared.replica("cp1", |_| {}).await;
+    let watching = shared.replica("cp2", |_| {}).await;
+    let _executor = cluster.executor(Verdict::Accept).await;
+    let created = writing.create("one").await.unwrap();
+    eventually("running", async || phase(&watching.get(&created.name).await.unwrap()) == "PHASE_ACTIVE")
+        .await;
+    let mut watch = Watch::begin(&watching, None, "").await.unwrap();
+    watch.bookmark().await;
+    // Its next owner has claimed every partition, and is not known to live.
+    let topic = cluster.catalogue.owners().name;
+    let claim =
+        OwnerClaim { service_id: "ie2".to_owned(), incarnation: "1".to_owned(), ..OwnerClaim::default() };
+    // Epochs are offsets: later than that of the events.
+    for partition in (0..cluster.catalogue.downlink(&"HTTP".parse().unwrap()).partitions).cycle().take(20) {
+        cluster.put(&topic, &format!("HTTP/{partition}"), &claim.encode_to_vec()).await;
+    }
+    let reason = |reason: &'static str| {
+        move |what: Type, one: &Integration| {
+            let status = one.status.as_ref().unwrap();
+            what == Type::Modified && status.reason == reason && status.service_id == "ie2"
+        }
+    };
+    let (_, silent) = watch.until(reason("EXECUTOR_SILENT")).await;
+    cluster.say_alive("ie2", Role::Executor, &["HTTP"], None).await;
+    let (_, alive) = watch.until(reason("WAITS_FOR_EXECUTOR")).await;
+    assert!(alive > silent);
+    // Whoever resumes elsewhere is told as well.
+    let mut resumed = Watch::begin(&writing, Some(silent), "").await.unwrap();
+    resumed.until(reason("WAITS_FOR_EXECUTOR")).await;
 }
 
 #[tokio::test]
