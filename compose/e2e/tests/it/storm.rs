@@ -10,7 +10,7 @@ async fn a_rebalance_storm_leaves_each_integration_with_one_owner() -> Result<()
     if !ready(name, &[Need::Kafka, Need::Postgres]) {
         return Ok(());
     }
-    let storm = Storm { integrations: 100, callers: 16, pause_ms: 1_000..3_000, seed: 4 };
+    let storm = Storm { integrations: 100, callers: 32, pause_ms: 1_000..3_000, seed: 4 };
     let report = storm::run(Kafka::shared(), Postgres::shared(), &storm).await?;
     println!("{report:?}");
     assert_eq!(report.owned.values().sum::<usize>(), 100);
