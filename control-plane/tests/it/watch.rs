@@ -91,7 +91,8 @@ impl Watch {
 
     /// The next change and what it is of.
     async fn told(&mut self) -> (Type, Integration, u64) {
-        let message = self.change().await.unwrap();
+        let message = tokio::time::timeout(Duration::from_secs(20), self.change()).await;
+        let message = message.expect("another change").unwrap();
         (message.r#type(), message.integration.unwrap(), message.revision)
     }
 
@@ -204,7 +205,8 @@ async fn a_watch_tells_what_follows_from_claims_and_from_the_death_of_executors(
     let claim =
         OwnerClaim { service_id: "ie2".to_owned(), incarnation: "1".to_owned(), ..OwnerClaim::default() };
     // Epochs are offsets: later than that of the events.
-    for partition in (0..cluster.catalogue.downlink(&"HTTP".parse().unwrap()).partitions).cycle().take(20) {
+    let partitions = cluster.catalogue.downlink(&"HTTP".parse().unwrap()).partitions;
+    for partition in (0..partitions).chain(0..partitions) {
         cluster.put(&topic, &format!("HTTP/{partition}"), &claim.encode_to_vec()).await;
     }
     let reason = |reason: &'static str| {
