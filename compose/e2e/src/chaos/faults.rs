@@ -114,6 +114,18 @@ pub(super) fn clean_up(world: &mut World, round: &Round) -> Result<Option<String
     })
 }
 
+/// Whether a process ends by itself within a few seconds.
+async fn ended(world: &mut World, instance: Instance) -> Result<bool> {
+    let deadline = Instant::now() + Duration::from_secs(4);
+    while Instant::now() < deadline {
+        if !world.deployment.is_running(instance)? {
+            return Ok(true);
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+    Ok(false)
+}
+
 /// Injects the fault, waits as long as it lasts, and heals it. What was stopped answers again then.
 pub(super) async fn inject(world: &mut World, round: &Round) -> Result<Injected> {
     match round.fault {
@@ -134,10 +146,19 @@ pub(super) async fn inject(world: &mut World, round: &Round) -> Result<Injected>
         Fault::Twin(plane) => twin(world, world.victim(plane, round.victim), round.lasts).await,
         Fault::ClockStep(plane) => {
             let victim = world.victim(plane, round.victim);
-            std::fs::write(clock(world, victim), format!("{:+}", round.step_s))?;
-            sleep(round.lasts).await;
-            std::fs::write(clock(world, victim), "+0")?;
-            Ok(Injected::noted(format!("{victim} by {:+} s", round.step_s)))
+            let mut note = format!("{victim} by {:+} s", round.step_s);
+            for (by, back, pause) in
+                [(round.step_s, round.step_s < 0, round.lasts), (0, round.step_s > 0, Duration::ZERO)]
+            {
+                std::fs::write(clock(world, victim), format!("{by:+}"))?;
+                // A process over Kafka ends itself when its clock is set back; whoever runs it starts it anew.
+                if back && ended(world, victim).await? {
+                    block_in_place(|| world.deployment.start(victim))?;
+                    note.push_str(", started anew");
+                }
+                sleep(pause).await;
+            }
+            Ok(Injected::noted(note))
         }
         Fault::KafkaRestart | Fault::KafkaKill => {
             let is_kill = round.fault == Fault::KafkaKill;

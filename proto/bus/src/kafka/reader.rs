@@ -274,7 +274,9 @@ pub(super) fn committed<C: rdkafka::consumer::ConsumerContext>(
     let mut commits = Vec::with_capacity(partitions.len());
     for entry in found.elements() {
         // An answer for one partition may be missing while the others are there; that is no "never committed".
-        entry.error().map_err(|failure| error(&format!("committed offset of {}", entry.topic()), &failure))?;
+        entry
+            .error()
+            .map_err(|failure| error(&format!("committed offset of {}", entry.topic()), &failure))?;
         if let Offset::Offset(offset) = entry.offset() {
             commits.push(Commit {
                 partition: TopicPartition::new(entry.topic(), entry.partition() as u32),
