@@ -171,12 +171,12 @@ impl Sql {
         marks
     }
 
-    /// Leaves a mark for records that are to be written again; under a new revision when the stored one is not greater
-    /// than `seen`. A former leader may still clear marks of the stored revision.
+    /// Leaves a mark for records that are to be written again; under a new revision when the stored one is less than
+    /// `seen`. A former leader may still clear marks of the stored revision.
     pub(crate) fn mark_again(&mut self, id: IntegrationId, seen: u64) {
         let next = self.next_revision();
         let Some(row) = self.rows.get_mut(&id) else { return };
-        if row.revision <= seen {
+        if row.revision < seen {
             row.revision = next;
         }
         self.marks.insert(id, row.revision);
@@ -184,7 +184,9 @@ impl Sql {
 
     pub(crate) fn set_projected(&mut self, done: &[(Mark, u64)]) {
         for (mark, revision) in done {
-            self.projections.insert(mark.id, *revision);
+            // A former leader may say so late.
+            let held = self.projections.entry(mark.id).or_default();
+            *held = (*held).max(*revision);
             self.clear_mark(*mark);
         }
     }

@@ -1,8 +1,10 @@
 //! Lives of message topics, dirty marks, and what has been projected.
 
 use sea_orm::{
-    ActiveValue::Set, ColumnTrait as _, ConnectionTrait, DatabaseTransaction, EntityTrait as _,
-    QueryFilter as _, QueryOrder as _, QuerySelect as _, sea_query::OnConflict,
+    ActiveValue::Set,
+    ColumnTrait as _, ConnectionTrait, DatabaseTransaction, EntityTrait as _, QueryFilter as _,
+    QueryOrder as _, QuerySelect as _,
+    sea_query::{Expr, OnConflict},
 };
 use tbmq_integration::{
     Millis,
@@ -87,7 +89,7 @@ impl Store {
         if (model.revision as u64) < seen {
             revision = next;
             entity::integration::Entity::update_many()
-                .col_expr(Column::Revision, sea_orm::sea_query::Expr::value(next))
+                .col_expr(Column::Revision, Expr::value(next))
                 .filter(Column::Id.eq(id.0))
                 .exec(&transaction)
                 .await
@@ -106,12 +108,14 @@ impl Store {
         self.mark_again(id, u64::MAX, now_ms).await
     }
 
-    /// Notes what was projected and clears the marks that have not been renewed since.
+    /// Notes what was projected, unless something newer was, and clears the marks that have not been renewed since.
     ///
     /// # Errors
     /// The database's.
     pub async fn projected(&self, done: &[(Mark, Projection)], now_ms: i64) -> Result<(), Error> {
         use entity::projection;
+        // Not for the whole file: its `max` is none of ours.
+        use sea_orm::ExprTrait as _;
         if done.is_empty() {
             return Ok(());
         }
@@ -131,6 +135,11 @@ impl Store {
                             projection::Column::Position,
                             projection::Column::TimeMs,
                         ])
+                        // A former leader may say so late.
+                        .action_and_where(
+                            Expr::col((projection::Entity, projection::Column::Revision))
+                                .lte(Expr::col(("excluded", projection::Column::Revision))),
+                        )
                         .to_owned(),
                 )
                 .exec_without_returning(&transaction)

@@ -153,6 +153,10 @@ async fn marks_are_cleared_only_when_unchanged(store: &Store) {
     assert!(store.marks(100).await.unwrap().contains(&mark), "the renewed mark stays");
     store.projected(&[(mark, Projection { revision: newer.revision, position: 10 })], 3).await.unwrap();
     assert!(!store.marks(100).await.unwrap().contains(&mark));
+    // A former leader that was stalled after its write.
+    store.projected(&[(old, projection)], 4).await.unwrap();
+    let held = store.projection(row.id).await.unwrap();
+    assert_eq!(held, Some(Projection { revision: newer.revision, position: 10 }), "nothing goes back");
     let revisions: Vec<u64> = store.marks(100).await.unwrap().iter().map(|mark| mark.revision).collect();
     assert!(revisions.is_sorted());
     // A repair takes a new revision only where the bus has seen a greater one.

@@ -2,7 +2,10 @@
 //!
 //! Every await of the real relayer is a place where it may stall: here each is a turn of its own.
 
-use std::{collections::VecDeque, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use prost::Message as _;
@@ -45,6 +48,8 @@ pub(super) struct Lead {
     relay: Relay,
     lives: VecDeque<Life>,
     looked: Millis,
+    /// Generation and id of the message topics that were seen.
+    topics: BTreeMap<IntegrationId, (u64, String)>,
     paused_until: Millis,
 }
 
@@ -74,6 +79,7 @@ impl Lead {
             relay: Relay::Idle,
             lives: VecDeque::new(),
             looked: now,
+            topics: BTreeMap::new(),
             paused_until: now,
         }
     }
@@ -134,29 +140,38 @@ impl Replica {
         if env.now.since(lead.looked) >= LOOK_EVERY && matches!(lead.relay, Relay::Idle) {
             lead.looked = env.now;
             env.sql.park_disabled(env.now);
-            return self.look_for_topics(env);
+            return self.look_for_topics(env, lead);
         }
         let choice = if env.is_calm { env.now.0 / 50 } else { rand::Rng::random(&mut env.rng) };
         if choice.is_multiple_of(2) { self.follow_marks(env, lead) } else { self.follow_lives(env, lead) }
     }
 
-    /// The message topic of a live life is missing: the bus has lost it.
-    fn look_for_topics(&mut self, env: &mut Env) -> Result<(), Error> {
+    /// The message topic of a live life is missing, or another one has its name: the bus has lost it.
+    fn look_for_topics(&mut self, env: &mut Env, lead: &mut Lead) -> Result<(), Error> {
         if self.host.is_away() {
             return Err(Error::Unavailable("away".to_owned()));
         }
-        let lives: Vec<Life> = env.sql.lives().cloned().collect();
+        let lives: Vec<Life> =
+            env.sql.lives().filter(|life| life.life.stage == Stage::Live).cloned().collect();
+        let mut seen = BTreeMap::new();
         for mut life in lives {
-            let topic = env.net.messages(life.id, life.shards).name;
-            let is_missing = env.net.ask(self.host.bus.admin().topic(&topic))?.is_none();
-            if life.life.stage == Stage::Live && is_missing {
-                note!(env, "{} misses the topic of {}", self.host.service, short(life.id));
-                life.life.lost();
-                if env.sql.save_life(&mut life) {
-                    env.sql.mark_again(life.id, u64::MAX);
+            let name = env.net.messages(life.id, life.shards).name;
+            let generation = life.life.generation;
+            let before = lead.topics.get(&life.id).filter(|(before, _)| *before == generation);
+            match env.net.ask(self.host.bus.admin().topic(&name))? {
+                Some(topic) if before.is_none_or(|(_, before)| *before == topic.id) => {
+                    seen.insert(life.id, (generation, topic.id));
+                    continue;
                 }
+                Some(_) => life.life.replaced(),
+                None => life.life.lost(),
+            }
+            note!(env, "{} misses the topic of {}", self.host.service, short(life.id));
+            if env.sql.save_life(&mut life) {
+                env.sql.mark_again(life.id, u64::MAX);
             }
         }
+        lead.topics = seen;
         Ok(())
     }
 
