@@ -34,6 +34,7 @@ use tokio::{
 use crate::{
     commands::Commands,
     executor::Shared,
+    incarnation::Replaced,
     lease::Lease,
     owners::{self, Claims},
     runner::{Order, Shard},
@@ -50,14 +51,12 @@ const RENEWALS: u32 = 10;
 
 type Future<T> = Pin<Box<dyn std::future::Future<Output = T> + Send>>;
 
-/// Another process with our service id has taken over.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "another process with the service id {service_id} has taken its partitions over ({reason}); this one ends. Give \
-     each process a TB_SERVICE_ID of its own"
-)]
-pub(crate) struct Replaced {
-    service_id: String,
+/// A newer process that has taken over tells of itself within this time.
+const NEWER_PATIENCE: Duration = Duration::from_secs(7);
+
+/// The membership is over: another process with our service id has taken it.
+struct Fenced {
+    group: Group,
     reason: String,
 }
 
@@ -73,8 +72,28 @@ pub(crate) struct Group {
 }
 
 impl Group {
-    /// Serves the kind until the drain, then hands everything over.
-    pub(crate) async fn run(self) -> Result<(), Replaced> {
+    /// Serves the kind until the drain, then hands everything over; ends when a newer process has our service id.
+    pub(crate) async fn run(mut self) -> Result<(), Replaced> {
+        loop {
+            let fenced = match self.serve().await {
+                Ok(()) => return Ok(()),
+                Err(fenced) => fenced,
+            };
+            let Fenced { group, reason } = *fenced;
+            group.health.down(reason.clone());
+            tokio::select! {
+                replaced = group.shared.newer.seen() => return Err(replaced),
+                () = group.drain.begun() => return Ok(()),
+                // It may have been an older one that had lost its place: it ends once it hears of us.
+                () = tokio::time::sleep(NEWER_PATIENCE) => {
+                    tracing::warn!(kind = %group.kind, reason, "taken over, but by no newer process; joining again");
+                }
+            }
+            self = group;
+        }
+    }
+
+    async fn serve(self) -> Result<(), Box<Fenced>> {
         let drain = self.drain.clone();
         let (mut pause, longest) = PAUSE;
         let driver = loop {
@@ -228,14 +247,16 @@ impl Driver {
         }
     }
 
-    async fn run(mut self, drain: Drain) -> Result<(), Replaced> {
+    async fn run(mut self, drain: Drain) -> Result<(), Box<Fenced>> {
         let mut ticks = tokio::time::interval(self.group.session_timeout() / RENEWALS);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             self.act();
             tokio::select! {
                 () = drain.begun() => break,
-                event = self.membership.next() => self.membership_event(event)?,
+                event = self.membership.next() => if let Err(reason) = self.membership_event(event) {
+                    return Err(Box::new(Fenced { group: self.group, reason }));
+                },
                 event = self.reader.next() => self.reader_event(event),
                 changed = self.claims.changed() => if changed.is_ok() { self.contest() },
                 Some(claimed) = self.claiming.next() => self.claimed(claimed),
@@ -249,14 +270,16 @@ impl Driver {
                 }
             }
         }
-        self.leave(ticks).await
+        self.leave(ticks).await;
+        Ok(())
     }
 
     fn now(&self) -> Millis {
         self.group.shared.clock.now()
     }
 
-    fn membership_event(&mut self, event: MembershipEvent) -> Result<(), Replaced> {
+    /// `Err`: the membership is over, and why.
+    fn membership_event(&mut self, event: MembershipEvent) -> Result<(), String> {
         match event {
             MembershipEvent::Assigned(partitions) => self.assigned(&partitions),
             MembershipEvent::Revoked { partitions, release } => {
@@ -270,8 +293,7 @@ impl Driver {
             }
             MembershipEvent::Fenced { reason } => {
                 self.lost(self.ownership.partitions().collect());
-                let service_id = self.group.shared.identity.service_id.clone();
-                return Err(Replaced { service_id, reason });
+                return Err(reason);
             }
         }
         Ok(())
@@ -648,7 +670,7 @@ impl Driver {
         }
     }
 
-    async fn leave(mut self, mut ticks: tokio::time::Interval) -> Result<(), Replaced> {
+    async fn leave(mut self, mut ticks: tokio::time::Interval) {
         self.group.health.down("draining");
         let partitions: Vec<_> = self.owned.keys().copied().collect();
         self.hand_over(partitions, None);
@@ -666,7 +688,9 @@ impl Driver {
                     MembershipEvent::Revoked { release, .. } => releases.push(release),
                     // They began nothing.
                     MembershipEvent::Assigned(_) => {}
-                    event => self.membership_event(event)?,
+                    event => if self.membership_event(event).is_err() {
+                        break;
+                    },
                 },
                 () = tokio::time::sleep_until(deadline) => {
                     tracing::warn!(kind = %self.group.kind, "integrations did not stop in time and are abandoned");
@@ -679,7 +703,6 @@ impl Driver {
         if tokio::time::timeout(LEAVE_TIMEOUT, self.membership.leave()).await.is_err() {
             tracing::warn!(kind = %self.group.kind, "the group could not be left in time");
         }
-        Ok(())
     }
 }
 

@@ -16,8 +16,8 @@ use tbmq_service::identity::Identity;
 use tokio::sync::{Notify, Semaphore};
 
 use crate::{
-    config::Config, lookup::Lookup, messages::Messages, metrics::Metrics, owners::Owners, runner::Clock,
-    sink::SinkKind, uplink::Uplink,
+    config::Config, incarnation::Newer, lookup::Lookup, messages::Messages, metrics::Metrics, owners::Owners,
+    runner::Clock, sink::SinkKind, uplink::Uplink,
 };
 
 /// What all parts of an executor share.
@@ -40,6 +40,7 @@ pub(crate) struct Shared {
     /// Integrations that connect at a time.
     pub(crate) connects: Semaphore,
     pub(crate) owners: Owners,
+    pub(crate) newer: Newer,
     /// Bytes of messages that all shards hold.
     pub(crate) held_bytes: Arc<AtomicUsize>,
     pub(crate) applied: Applied,

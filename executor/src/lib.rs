@@ -6,6 +6,7 @@
 //! | `driver` | one kind: membership, claims, restoration, shards |
 //! | `runner` | one shard: lifecycle, sink, message partitions |
 //! | `lease`, `owners` | until when what is ours may be acted upon; who has claimed what |
+//! | `incarnation` | whether a newer process with our service id is at work |
 //! | `lookup` | message topics and what is committed for them, for many shards in one call |
 //! | `messages` | the one reader of all message topics, and their commits |
 //! | `commands` | validation requests and connection checks |
@@ -48,6 +49,7 @@ pub mod config;
 mod conformance;
 mod driver;
 mod executor;
+mod incarnation;
 mod lease;
 mod lookup;
 mod messages;
@@ -86,7 +88,7 @@ pub struct Running {
     shared: Arc<Shared>,
     writer: Arc<dyn Writer>,
     drain: Drain,
-    groups: JoinSet<Result<(), driver::Replaced>>,
+    groups: JoinSet<Result<(), incarnation::Replaced>>,
     services: JoinSet<()>,
 }
 
@@ -141,6 +143,9 @@ pub async fn start_with(
     let owners_reader = ReaderConfig::new(client("ie-owner-consumer"), None);
     let owners_reader = bus.reader(owners_reader).await.context("can't open the reader of owners")?;
 
+    let nodes_reader = ReaderConfig::new(client("node-applied-consumer"), None);
+    let nodes_reader = bus.reader(nodes_reader).await.context("can't open the reader of nodes")?;
+
     let mut services = JoinSet::new();
     let (messages, dispatching, committing) =
         Messages::new(reader, committer, messages.commit_interval, metrics.clone());
@@ -176,6 +181,7 @@ pub async fn start_with(
         lookup,
         connects,
         owners,
+        newer: incarnation::Newer::default(),
         held_bytes: Arc::default(),
         applied: Applied::default(),
         config,
@@ -189,7 +195,8 @@ pub async fn start_with(
             tokio::join!(
                 announce::follow_applied(shared.clone(), writer.clone()),
                 announce::follow_kinds(shared.clone(), writer, kinds_reader),
-                owners::follow(shared, owners_reader),
+                owners::follow(shared.clone(), owners_reader),
+                incarnation::follow(shared, nodes_reader),
             );
         }
     });
@@ -227,6 +234,7 @@ impl Running {
         let ended = tokio::select! {
             // What serves the groups ends with them.
             biased;
+            replaced = self.shared.newer.seen() => return replaced.into(),
             Some(ended) = self.groups.join_next() => match ended {
                 Ok(Err(replaced)) => return replaced.into(),
                 Ok(Ok(())) => Ok(()),

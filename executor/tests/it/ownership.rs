@@ -257,3 +257,19 @@ async fn an_offset_that_a_late_commit_set_back_is_committed_anew() {
     until_committed().await;
     executor.drain().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn one_that_was_fenced_by_no_newer_process_joins_again() {
+    let world = World::new().await;
+    let id = new_id();
+    world.create_messages(id).await;
+    let revision = world.apply(id, true).await;
+    let bus = FaultBus::new(world.bus.clone(), 1);
+    let executor = world.executor_on(bus.clone(), "ie1").await;
+    world.until_word(id, Word::Started, revision).await;
+    bus.fence_memberships(&world.catalogue.downlink_group(&kind()), "ie1");
+    world.until("it starts again", |state| starts(state, id).len() == 2).await;
+    world.publish(id, numbers(0..10)).await;
+    world.until("all", |state| state.delivered(id).len() == 10).await;
+    executor.drain().await;
+}

@@ -303,6 +303,7 @@ where
         health: Health::default(),
         drain: Drain::new(),
     };
+    let uses_kafka = shell.kafka.servers().is_some();
     let signals = drain::signalled();
     tokio::pin!(signals);
     let address = SocketAddr::new(config.server.address, config.server.port);
@@ -333,6 +334,16 @@ where
             Some(Ok(Err(error))) => anyhow::Error::new(error).context("the admin endpoint failed"),
             _ => anyhow::anyhow!("the admin endpoint ended"),
         }),
+        back = crate::time::set_back(), if uses_kafka => {
+            // The waits of librdkafka's threads end by that clock: it would stand still for so long, also when it is
+            // to be closed. To be started anew is safe, as after a crash.
+            complain(&format!(
+                "the system's clock was set back by {} s, and the Kafka client waits by that clock; this process ends \
+                 to be started anew. Keep clocks in step by slewing them",
+                back.as_secs()
+            ), 1);
+            std::process::exit(1);
+        }
     };
     drain.begin();
     tracing::info!("draining");

@@ -37,6 +37,9 @@ struct Arguments {
     /// Where logs go; kept only when something failed unless named here.
     #[arg(long)]
     logs: Option<PathBuf>,
+    /// What the processes log, such as `info,tbmq_executor=debug`.
+    #[arg(long)]
+    log_level: Option<String>,
     /// Writes what was found into this page.
     #[arg(long, num_args = 0..=1, default_missing_value = "compose/bench/FAULTS.md")]
     write: Option<PathBuf>,
@@ -52,6 +55,7 @@ async fn main() -> Result<ExitCode> {
     if !arguments.only.is_empty() {
         options.faults = arguments.only.into_iter().flat_map(|family| family.0).collect::<Vec<Fault>>();
     }
+    options.log_level = arguments.log_level;
     options.only = arguments.round;
     options.rate = arguments.rate;
     options.patience = Duration::from_secs(arguments.patience);

@@ -72,12 +72,7 @@ pub(super) async fn prepare(world: &mut World, round: &Round) -> Result<()> {
     let file = clock(world, victim);
     std::fs::write(&file, "+0")?;
     let library = faketime().context("libfaketime is missing")?;
-    let deployment = &mut world.deployment;
-    // A step moves the wall clock only; and the file is read anew each second.
-    deployment.set(victim, "LD_PRELOAD", Some(&library.display().to_string()))?;
-    deployment.set(victim, "FAKETIME_TIMESTAMP_FILE", Some(&file.display().to_string()))?;
-    deployment.set(victim, "FAKETIME_DONT_FAKE_MONOTONIC", Some("1"))?;
-    deployment.set(victim, "FAKETIME_CACHE_DURATION", Some("1"))?;
+    preload(world, victim, Some((&library, &file)))?;
     restart(world, victim)?;
     let deadline = Instant::now() + Duration::from_secs(60);
     while let Err(why) = world.is_active().await {
@@ -85,6 +80,22 @@ pub(super) async fn prepare(world: &mut World, round: &Round) -> Result<()> {
             bail!("after the restart of {victim} with libfaketime: {why}");
         }
         sleep(Duration::from_millis(100)).await;
+    }
+    Ok(())
+}
+
+/// Has a process look at the time through libfaketime from its next start on, or no more.
+fn preload(world: &mut World, victim: Instance, by: Option<(&Path, &Path)>) -> Result<()> {
+    let text = |path: &Path| path.display().to_string();
+    // A step moves the wall clock only; and the file is read anew each second.
+    let settings = [
+        ("LD_PRELOAD", by.map(|(library, _)| text(library))),
+        ("FAKETIME_TIMESTAMP_FILE", by.map(|(_, file)| text(file))),
+        ("FAKETIME_DONT_FAKE_MONOTONIC", by.map(|_| "1".to_owned())),
+        ("FAKETIME_CACHE_DURATION", by.map(|_| "1".to_owned())),
+    ];
+    for (key, value) in settings {
+        world.deployment.set(victim, key, value.as_deref())?;
     }
     Ok(())
 }
@@ -100,11 +111,7 @@ fn restart(world: &mut World, instance: Instance) -> Result<()> {
 pub(super) fn clean_up(world: &mut World, round: &Round) -> Result<Option<String>> {
     let Fault::ClockStep(plane) = round.fault else { return Ok(None) };
     let victim = world.victim(plane, round.victim);
-    for key in
-        ["LD_PRELOAD", "FAKETIME_TIMESTAMP_FILE", "FAKETIME_DONT_FAKE_MONOTONIC", "FAKETIME_CACHE_DURATION"]
-    {
-        world.deployment.set(victim, key, None)?;
-    }
+    preload(world, victim, None)?;
     block_in_place(|| {
         // Timed waits of the Kafka client are for the wall clock: one that began before a step back lasts that much
         // longer, and so may a drain. That is told, and not judged: nothing is lost by it.
@@ -112,6 +119,18 @@ pub(super) fn clean_up(world: &mut World, round: &Round) -> Result<Option<String
         world.deployment.start(victim)?;
         Ok(drained.err().map(|_| format!("{victim} did not drain within 30 s after its clock was set back")))
     })
+}
+
+/// Whether a process ends by itself within a few seconds.
+async fn ended(world: &mut World, instance: Instance) -> Result<bool> {
+    let deadline = Instant::now() + Duration::from_secs(4);
+    while Instant::now() < deadline {
+        if !world.deployment.is_running(instance)? {
+            return Ok(true);
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+    Ok(false)
 }
 
 /// Injects the fault, waits as long as it lasts, and heals it. What was stopped answers again then.
@@ -134,10 +153,22 @@ pub(super) async fn inject(world: &mut World, round: &Round) -> Result<Injected>
         Fault::Twin(plane) => twin(world, world.victim(plane, round.victim), round.lasts).await,
         Fault::ClockStep(plane) => {
             let victim = world.victim(plane, round.victim);
-            std::fs::write(clock(world, victim), format!("{:+}", round.step_s))?;
-            sleep(round.lasts).await;
-            std::fs::write(clock(world, victim), "+0")?;
-            Ok(Injected::noted(format!("{victim} by {:+} s", round.step_s)))
+            let mut note = format!("{victim} by {:+} s", round.step_s);
+            for (by, back, pause) in
+                [(round.step_s, round.step_s < 0, round.lasts), (0, round.step_s > 0, Duration::ZERO)]
+            {
+                std::fs::write(clock(world, victim), format!("{by:+}"))?;
+                // A process over Kafka ends itself when its clock is set back; whoever runs it starts it anew, and by
+                // the true clock.
+                if back && ended(world, victim).await? {
+                    preload(world, victim, None)?;
+                    block_in_place(|| world.deployment.start(victim))?;
+                    note.push_str(", ended by itself and was started anew");
+                    break;
+                }
+                sleep(pause).await;
+            }
+            Ok(Injected::noted(note))
         }
         Fault::KafkaRestart | Fault::KafkaKill => {
             let is_kill = round.fault == Fault::KafkaKill;

@@ -34,6 +34,8 @@ pub struct Options {
     pub patience: Duration,
     /// Where the processes' logs go.
     pub logs: PathBuf,
+    /// What they log (`TBMQ_LOG`), such as `info,tbmq_executor=debug`; their default when absent.
+    pub log_level: Option<String>,
 }
 
 impl Options {
@@ -49,6 +51,7 @@ impl Options {
             session_timeout: Duration::from_secs(6),
             patience: Duration::from_secs(90),
             logs,
+            log_level: None,
         }
     }
 }

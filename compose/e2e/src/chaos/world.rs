@@ -80,6 +80,9 @@ impl World {
             let postgres = Postgres::start()?;
             let session_timeout = format!("{}ms", options.session_timeout.as_millis());
             let mut layout = Layout::of(2, 2, 2).logs(folder);
+            if let Some(level) = &options.log_level {
+                layout = layout.setting("TBMQ_LOG", level);
+            }
             for executor in [1, 2].map(|number| Plane::Executor.nth(number)) {
                 layout = layout.own_setting(executor, "TBMQ_IE_SESSION_TIMEOUT", &session_timeout);
                 layout = layout.own_setting(executor, "TB_IE_MSG_PACK_PROCESSING_TIMEOUT", 10_000);

@@ -271,16 +271,21 @@ pub(super) fn committed<C: rdkafka::consumer::ConsumerContext>(
     let found = consumer
         .committed_offsets(list, Duration::from_secs(30))
         .map_err(|failure| error("committed offsets", &failure))?;
-    let found = found.elements();
-    let commits = found.iter().filter_map(|entry| match entry.offset() {
-        Offset::Offset(offset) => Some(Commit {
-            partition: TopicPartition::new(entry.topic(), entry.partition() as u32),
-            offset: offset as u64,
-            metadata: entry.metadata().to_owned(),
-        }),
-        _ => None,
-    });
-    Ok(commits.collect())
+    let mut commits = Vec::with_capacity(partitions.len());
+    for entry in found.elements() {
+        // An answer for one partition may be missing while the others are there; that is no "never committed".
+        entry
+            .error()
+            .map_err(|failure| error(&format!("committed offset of {}", entry.topic()), &failure))?;
+        if let Offset::Offset(offset) = entry.offset() {
+            commits.push(Commit {
+                partition: TopicPartition::new(entry.topic(), entry.partition() as u32),
+                offset: offset as u64,
+                metadata: entry.metadata().to_owned(),
+            });
+        }
+    }
+    Ok(commits)
 }
 
 /// What the thread knows of a partition.
