@@ -35,7 +35,8 @@ pub enum Invariant {
     Books,
     /// A former owner handed messages over after its successor (§5.11).
     OneOwner,
-    /// An offset went back within one generation and creation of a topic, without a freeze between check and commit.
+    /// An offset went back within one generation and creation of a topic, without a freeze or a loss between check and
+    /// commit.
     OffsetsRise,
     /// An older state of the configuration was written, applied or started after a newer one (§4.7, §4.9).
     RevisionsRise,
@@ -168,7 +169,7 @@ struct Part {
 struct Committed {
     offset: u64,
     generation: u64,
-    /// It was sent after a freeze.
+    /// It was on its way when its process was frozen, or had lost the partition.
     is_window: bool,
 }
 
@@ -377,7 +378,7 @@ impl Books {
         }
     }
 
-    /// An offset was committed; `is_window` if the process was frozen between its check and the commit.
+    /// An offset was committed; `is_window` if a freeze or a loss came between its check and the commit.
     pub(crate) fn committed(
         &mut self,
         id: IntegrationId,
@@ -400,7 +401,7 @@ impl Books {
         if let Some(before) = before.filter(|held| held.generation == now.generation && held.offset > offset)
         {
             self.counts.commits_gone_back += 1;
-            // One of the two was checked before a freeze and sent after it.
+            // One of the two was on its way too long: a repetition, never a loss.
             if !is_window && !before.is_window {
                 let before = before.offset;
                 let text = format!("{id}-{partition}: {offset} was committed after {before}");

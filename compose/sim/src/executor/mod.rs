@@ -102,6 +102,8 @@ struct Committing {
     checked: Millis,
     /// How often the process had been frozen then.
     freezes: u64,
+    /// Some of it was lost since.
+    is_overtaken: bool,
     commits: Vec<(Actor, usize, Commit)>,
     flushed: BTreeSet<Actor>,
 }
@@ -242,6 +244,9 @@ impl Executor {
     fn lose_handing_over(&mut self, partitions: &[u32]) {
         for handing_over in &mut self.handing_over {
             if handing_over.partitions.iter().any(|partition| partitions.contains(partition)) {
+                if let Some(committing) = &mut self.committing {
+                    committing.is_overtaken = true;
+                }
                 handing_over.partitions.retain(|partition| !partitions.contains(partition));
                 for actor in &handing_over.actors {
                     if let Some(shard) = self.actors.get_mut(actor) {
@@ -261,6 +266,9 @@ impl Executor {
             if let Some(shard) = self.actors.get_mut(actor) {
                 shard.end(end);
             }
+        }
+        if let Some(committing) = self.committing.as_mut().filter(|_| end == End::Lost) {
+            committing.is_overtaken = true;
         }
         owned.shards.into_values().collect()
     }
@@ -644,15 +652,22 @@ impl Executor {
             }
         }
         if !commits.is_empty() || !flushed.is_empty() {
-            self.committing =
-                Some(Committing { checked: env.now, freezes: self.host.freezes, commits, flushed });
+            self.committing = Some(Committing {
+                checked: env.now,
+                freezes: self.host.freezes,
+                is_overtaken: false,
+                commits,
+                flushed,
+            });
         }
     }
 
     /// The bus takes the commit, sooner or later.
     fn commit(&mut self, env: &mut Env) {
-        let Some(Committing { checked, freezes, commits, flushed }) = self.committing.take() else { return };
-        let is_window = freezes != self.host.freezes;
+        let Some(committing) = self.committing.take() else { return };
+        let Committing { checked, freezes, is_overtaken, commits, flushed } = committing;
+        // On its way when the process was frozen, or when the partition was lost.
+        let is_window = freezes != self.host.freezes || is_overtaken;
         let mut is_done = true;
         for (actor, lane, commit) in commits {
             let (offset, partition) = (commit.offset, commit.partition.clone());
