@@ -79,8 +79,7 @@ impl Validator {
         let (answer, answered) = oneshot::channel();
         let exchange = {
             let mut state = self.state.lock();
-            let ids = [Uuid::new_v4(), Uuid::new_v4()];
-            let exchange = state.machine.request(self.now(), ids, patience).inspect_err(|_| {
+            let exchange = state.machine.request(self.now(), Uuid::new_v4(), patience).inspect_err(|_| {
                 self.metrics.validations_refused.inc();
             })?;
             state.callers.insert(exchange, Caller { request, answer: Some(answer) });
@@ -195,7 +194,7 @@ impl Validator {
         let now_ms = tbmq_service::time::now_ms();
         let mut state = self.state.lock();
         let state = &mut *state;
-        state.machine.tick(now);
+        state.machine.tick(now, Uuid::new_v4);
         let mut writes: Vec<Write> =
             state.tombstones.drain(..).map(|(kind, id)| Write::Tombstone(kind, id)).collect();
         while let Some(step) = state.machine.poll() {

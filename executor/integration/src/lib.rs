@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`entity`] | the configuration document, and problems found in it |
 //! | [`wire`] | records of the integration topics ⇄ our own types |
-//! | [`validation`] | control plane: requests, second requests, replies, deadlines |
+//! | [`validation`] | control plane: requests, asked again, replies, deadlines |
 //! | [`cleanup`] | control plane: the life of an integration's message topic |
 //! | [`restore`] | executor: from a compacted downlink partition to real time |
 //! | [`ownership`] | executor: claims and the lease: which downlink partitions are ours, and until when |

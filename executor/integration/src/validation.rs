@@ -1,9 +1,9 @@
 //! The control plane's end of the validation exchange (architecture §4.3, §4.19).
 //!
-//! An exchange is one question of a caller. It is asked under a first request id and, when no executor has answered
-//! after [`SECOND_REQUEST_AFTER`], once more under a second one: another key, so another partition and perhaps another
-//! executor, which need not be in restoration. One deadline holds for both, the first reply wins, and every request
-//! key that was written is withdrawn once the exchange has ended.
+//! An exchange is one question of a caller. It is asked under a first request id and, as long as no executor has
+//! answered, again every [`ASK_EVERY`] under a new one: another key, so another partition and perhaps another
+//! executor, which need not be in restoration. One deadline holds for all, the first reply wins, and every request key
+//! that was written is withdrawn once the exchange has ended.
 //!
 //! Invariant: every exchange that enters leaves exactly once, as one of [`End`].
 
@@ -17,15 +17,18 @@ use uuid::Uuid;
 
 use crate::{Millis, wire::ValidationReply};
 
-/// How long the first request may stay unanswered before the second is sent.
-pub const SECOND_REQUEST_AFTER: Duration = Duration::from_secs(5);
+/// How long a request may stay unanswered before the next is sent.
+pub const ASK_EVERY: Duration = Duration::from_secs(5);
+
+/// A request that could not be answered within this time before the deadline is not sent.
+pub const TIME_TO_ANSWER: Duration = Duration::from_secs(2);
 
 /// The pending exchanges of one control plane.
 #[derive(Debug)]
 pub struct Validations {
     limit: NonZeroUsize,
     pending: BTreeMap<ExchangeId, Pending>,
-    /// Request id → its exchange; at most two per pending exchange.
+    /// Request id → its exchange; per pending exchange at most one for each [`ASK_EVERY`] of its patience.
     requests: BTreeMap<Uuid, ExchangeId>,
     timers: BTreeSet<(Millis, ExchangeId)>,
     outbox: VecDeque<Step>,
@@ -85,9 +88,8 @@ pub struct TooManyPending {
 #[derive(Debug)]
 struct Pending {
     deadline: Millis,
-    /// When the timer of this exchange rings: for the second request, or at the deadline.
+    /// When the timer of this exchange rings: for the next request, or at the deadline.
     alarm: Millis,
-    second: Option<Uuid>,
     /// Whether the bus has confirmed a request.
     written: bool,
     /// Requests that were sent and did not fail.
@@ -108,34 +110,27 @@ impl Validations {
         }
     }
 
-    /// Starts an exchange that ends after `patience` at the latest. `ids` are fresh random ids for its two requests.
+    /// Starts an exchange that ends after `patience` at the latest. `id` is a fresh random id for its first request.
     ///
     /// # Errors
     /// When the limit is reached.
     pub fn request(
         &mut self,
         now: Millis,
-        ids: [Uuid; 2],
+        id: Uuid,
         patience: Duration,
     ) -> Result<ExchangeId, TooManyPending> {
         if self.pending.len() >= self.limit.get() {
             return Err(TooManyPending { limit: self.limit });
         }
-        let exchange = ExchangeId(ids[0]);
+        let exchange = ExchangeId(id);
         let deadline = now + patience;
-        let alarm = deadline.min(now + SECOND_REQUEST_AFTER);
-        let pending = Pending {
-            deadline,
-            alarm,
-            second: Some(ids[1]),
-            written: false,
-            alive: vec![ids[0]],
-            sent: vec![ids[0]],
-        };
+        let alarm = next_alarm(now, deadline);
+        let pending = Pending { deadline, alarm, written: false, alive: vec![id], sent: vec![id] };
         self.pending.insert(exchange, pending);
-        self.requests.insert(ids[0], exchange);
+        self.requests.insert(id, exchange);
         self.timers.insert((alarm, exchange));
-        self.outbox.push_back(Step::Send { exchange, request: ids[0], deadline });
+        self.outbox.push_back(Step::Send { exchange, request: id, deadline });
         Ok(exchange)
     }
 
@@ -169,8 +164,9 @@ impl Validations {
         self.end(exchange, End::Expired);
     }
 
-    /// Lets time pass: sends second requests and ends what is at its deadline.
-    pub fn tick(&mut self, now: Millis) {
+    /// Lets time pass: asks again, and ends what is at its deadline. `next_id` gives a fresh random id for each request
+    /// that is sent.
+    pub fn tick(&mut self, now: Millis, mut next_id: impl FnMut() -> Uuid) {
         while let Some(&(alarm, exchange)) = self.timers.first() {
             if alarm > now {
                 break;
@@ -190,14 +186,16 @@ impl Validations {
                 continue;
             }
             self.timers.remove(&(alarm, exchange));
-            pending.alarm = pending.deadline;
-            self.timers.insert((pending.deadline, exchange));
-            if let Some(second) = pending.second.take() {
-                pending.alive.push(second);
-                pending.sent.push(second);
-                self.requests.insert(second, exchange);
-                let deadline = pending.deadline;
-                self.outbox.push_back(Step::Send { exchange, request: second, deadline });
+            let deadline = pending.deadline;
+            pending.alarm = next_alarm(now, deadline);
+            self.timers.insert((pending.alarm, exchange));
+            // A driver that comes late does not ask too late.
+            if now + TIME_TO_ANSWER <= deadline {
+                let request = next_id();
+                pending.alive.push(request);
+                pending.sent.push(request);
+                self.requests.insert(request, exchange);
+                self.outbox.push_back(Step::Send { exchange, request, deadline });
             }
         }
     }
@@ -228,6 +226,12 @@ impl Validations {
     }
 }
 
+/// When to look after an exchange that has just asked.
+fn next_alarm(now: Millis, deadline: Millis) -> Millis {
+    let next = now + ASK_EVERY;
+    if next + TIME_TO_ANSWER <= deadline { next } else { deadline }
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::HashMap;
@@ -240,8 +244,19 @@ mod tests {
         Uuid::from_u128(n)
     }
 
-    fn ids(n: u128) -> [Uuid; 2] {
-        [id(2 * n), id(2 * n + 1)]
+    /// The id of the `nth` further request.
+    fn further(nth: u128) -> Uuid {
+        id(1_000_000 + nth)
+    }
+
+    /// Gives out [`further`] ids in their order.
+    fn source() -> impl FnMut() -> Uuid {
+        let mut ids = (0..).map(further);
+        move || ids.next().expect("there is always one more")
+    }
+
+    fn none() -> Uuid {
+        panic!("nothing is to be asked")
     }
 
     fn machine(limit: usize) -> Validations {
@@ -267,10 +282,10 @@ mod tests {
     #[test]
     fn an_answered_request_ends_once_and_its_key_is_withdrawn() {
         let mut machine = machine(8);
-        let exchange = machine.request(Millis(0), ids(1), PATIENCE).unwrap();
+        let exchange = machine.request(Millis(0), id(2), PATIENCE).unwrap();
         assert!(machine.reply(reply(id(2))));
         assert!(!machine.reply(reply(id(2))), "the second reply finds nobody");
-        machine.tick(Millis(100_000));
+        machine.tick(Millis(100_000), none);
         assert_eq!(
             drain(&mut machine),
             [
@@ -283,34 +298,52 @@ mod tests {
     }
 
     #[test]
-    fn after_five_seconds_the_second_request_goes_out_under_a_new_id_and_the_old_deadline() {
+    fn every_five_seconds_the_next_request_goes_out_under_a_new_id_and_the_old_deadline() {
         let mut machine = machine(8);
-        let exchange = machine.request(Millis(1_000), ids(1), PATIENCE).unwrap();
-        assert_eq!(machine.next_deadline(), Some(Millis(6_000)));
-        machine.tick(Millis(5_999));
+        let mut ids = source();
+        let deadline = Millis(31_000);
+        let exchange = machine.request(Millis(1_000), id(2), PATIENCE).unwrap();
         drain(&mut machine);
-        machine.tick(Millis(6_000));
-        assert_eq!(drain(&mut machine), [Step::Send { exchange, request: id(3), deadline: Millis(31_000) }]);
-        assert_eq!(machine.next_deadline(), Some(Millis(31_000)));
-        // The first reply wins, whichever request it answers; both keys are withdrawn.
-        assert!(machine.reply(reply(id(2))));
-        assert!(!machine.reply(reply(id(3))));
-        assert_eq!(
-            drain(&mut machine),
-            [
-                Step::Withdraw { exchange, request: id(2) },
-                Step::Withdraw { exchange, request: id(3) },
-                Step::Ended { exchange, end: End::Answered(reply(id(2))) },
-            ]
-        );
+        for nth in 0..5 {
+            let at = Millis(6_000 + 5_000 * nth);
+            assert_eq!(machine.next_deadline(), Some(at));
+            machine.tick(Millis(at.0 - 1), none);
+            machine.tick(at, &mut ids);
+            let send = Step::Send { exchange, request: further(nth.into()), deadline };
+            assert_eq!(drain(&mut machine), [send]);
+        }
+        // The last at 26 s; one at 31 s would be too late.
+        assert_eq!(machine.next_deadline(), Some(deadline));
+        // The first reply wins, whichever request it answers; all keys are withdrawn.
+        assert!(machine.reply(reply(further(1))));
+        assert!(!machine.reply(reply(id(2))));
+        let sent = std::iter::once(id(2)).chain((0..5).map(further));
+        let mut expected: Vec<_> = sent.map(|request| Step::Withdraw { exchange, request }).collect();
+        expected.push(Step::Ended { exchange, end: End::Answered(reply(further(1))) });
+        assert_eq!(drain(&mut machine), expected);
+    }
+
+    #[test]
+    fn nothing_is_asked_within_two_seconds_of_the_deadline() {
+        // (patience, time of the look, whether it asks then)
+        for (patience, look, asks) in
+            [(7_000, 5_000, true), (6_999, 5_000, false), (10_000, 8_000, true), (10_000, 8_001, false)]
+        {
+            let mut machine = machine(1);
+            machine.request(Millis(0), id(2), Duration::from_millis(patience)).unwrap();
+            drain(&mut machine);
+            machine.tick(Millis(look), source());
+            assert_eq!(drain(&mut machine).len(), usize::from(asks), "{patience} {look}");
+            assert_eq!(machine.next_deadline(), Some(Millis(patience)));
+        }
     }
 
     #[test]
     fn a_reply_after_the_deadline_is_dropped() {
         let mut machine = machine(8);
-        let exchange = machine.request(Millis(0), ids(1), Duration::from_millis(30)).unwrap();
+        let exchange = machine.request(Millis(0), id(2), Duration::from_millis(30)).unwrap();
         machine.written(id(2));
-        machine.tick(Millis(30));
+        machine.tick(Millis(30), none);
         assert!(!machine.reply(reply(id(2))));
         assert_eq!(drain(&mut machine).last(), Some(&Step::Ended { exchange, end: End::Expired }));
     }
@@ -318,8 +351,8 @@ mod tests {
     #[test]
     fn a_request_that_the_bus_never_confirmed_was_not_delivered() {
         let mut machine = machine(8);
-        let exchange = machine.request(Millis(0), ids(1), PATIENCE).unwrap();
-        machine.tick(Millis(30_000));
+        let exchange = machine.request(Millis(0), id(2), PATIENCE).unwrap();
+        machine.tick(Millis(30_000), none);
         let last = drain(&mut machine).pop();
         assert!(matches!(last, Some(Step::Ended { exchange: e, end: End::Undelivered(_) }) if e == exchange));
     }
@@ -327,35 +360,35 @@ mod tests {
     #[test]
     fn the_limit_refuses_and_sends_nothing() {
         let mut machine = machine(1);
-        machine.request(Millis(0), ids(1), PATIENCE).unwrap();
+        machine.request(Millis(0), id(2), PATIENCE).unwrap();
         drain(&mut machine);
-        assert!(machine.request(Millis(0), ids(2), PATIENCE).is_err());
+        assert!(machine.request(Millis(0), id(4), PATIENCE).is_err());
         assert_eq!(drain(&mut machine), []);
     }
 
     #[test]
     fn a_failed_write_ends_the_exchange_only_when_no_other_request_is_out() {
         let mut machine = machine(2);
-        let first = machine.request(Millis(0), ids(1), PATIENCE).unwrap();
+        let first = machine.request(Millis(0), id(2), PATIENCE).unwrap();
         machine.undelivered(id(2), "away");
         let steps = drain(&mut machine);
         assert_eq!(
             steps.last(),
             Some(&Step::Ended { exchange: first, end: End::Undelivered("away".into()) })
         );
-        machine.request(Millis(0), ids(2), PATIENCE).unwrap();
-        machine.tick(Millis(5_000));
+        machine.request(Millis(0), id(4), PATIENCE).unwrap();
+        machine.tick(Millis(5_000), source());
         machine.undelivered(id(4), "away");
         assert_eq!(machine.pending(), 1);
-        assert!(machine.reply(reply(id(5))));
+        assert!(machine.reply(reply(further(0))));
     }
 
     #[derive(Clone, Debug)]
     enum Input {
         Request(u8),
-        Reply(u8, bool),
-        Undelivered(u8, bool),
-        Written(u8, bool),
+        Reply(u8, u8),
+        Undelivered(u8, u8),
+        Written(u8, u8),
         Cancel(u8),
         Pass(u16),
     }
@@ -363,9 +396,9 @@ mod tests {
     fn input() -> impl Strategy<Value = Input> {
         prop_oneof![
             any::<u8>().prop_map(|n| Input::Request(n % 16)),
-            (any::<u8>(), any::<bool>()).prop_map(|(n, second)| Input::Reply(n % 16, second)),
-            (any::<u8>(), any::<bool>()).prop_map(|(n, second)| Input::Undelivered(n % 16, second)),
-            (any::<u8>(), any::<bool>()).prop_map(|(n, second)| Input::Written(n % 16, second)),
+            (any::<u8>(), 0..8_u8).prop_map(|(n, nth)| Input::Reply(n % 16, nth)),
+            (any::<u8>(), 0..8_u8).prop_map(|(n, nth)| Input::Undelivered(n % 16, nth)),
+            (any::<u8>(), 0..8_u8).prop_map(|(n, nth)| Input::Written(n % 16, nth)),
             any::<u8>().prop_map(|n| Input::Cancel(n % 16)),
             (0..8_000_u16).prop_map(Input::Pass),
         ]
@@ -376,58 +409,77 @@ mod tests {
         fn every_request_leaves_exactly_once(inputs in prop::collection::vec(input(), 0..200)) {
             let mut machine = machine(5);
             let mut now = Millis(0);
-            let mut generation = 0_u128;
-            let mut current: HashMap<u8, u128> = HashMap::new();
+            let mut next = 0_u128;
+            let mut slots: HashMap<u8, ExchangeId> = HashMap::new();
             let mut entered: Vec<ExchangeId> = Vec::new();
             let mut ended: HashMap<ExchangeId, usize> = HashMap::new();
-            let mut keys: HashMap<Uuid, i32> = HashMap::new();
-            let mut observe = |machine: &mut Validations| {
+            let mut sent: HashMap<ExchangeId, Vec<Uuid>> = HashMap::new();
+            let mut withdrawn: HashMap<Uuid, usize> = HashMap::new();
+            let mut observe = |machine: &mut Validations, now: Millis, sent: &mut HashMap<ExchangeId, Vec<Uuid>>| {
                 for step in drain(machine) {
                     match step {
-                        Step::Send { request, .. } => *keys.entry(request).or_default() += 1,
-                        Step::Withdraw { request, .. } => *keys.entry(request).or_default() -= 1,
+                        Step::Send { exchange, request, deadline } => {
+                            let requests = sent.entry(exchange).or_default();
+                            assert!(requests.is_empty() || now + TIME_TO_ANSWER <= deadline);
+                            assert!(!requests.contains(&request), "every id is new");
+                            requests.push(request);
+                            assert!(requests.len() <= 6);
+                        }
+                        Step::Withdraw { request, .. } => *withdrawn.entry(request).or_default() += 1,
                         Step::Ended { exchange, .. } => *ended.entry(exchange).or_default() += 1,
                     }
                 }
             };
             for input in inputs {
+                let find = |slot: u8, nth: u8| {
+                    let requests = sent.get(slots.get(&slot)?)?;
+                    requests.get(usize::from(nth) % requests.len()).copied()
+                };
+                let mut next_id = || {
+                    next += 1;
+                    id(next)
+                };
                 match input {
                     Input::Request(slot) => {
-                        generation += 1;
-                        if let Ok(exchange) = machine.request(now, ids(generation), PATIENCE) {
+                        if let Ok(exchange) = machine.request(now, next_id(), PATIENCE) {
                             entered.push(exchange);
-                            current.insert(slot, generation);
+                            slots.insert(slot, exchange);
                         }
                     }
-                    Input::Reply(slot, second) => if let Some(n) = current.get(&slot) {
-                        machine.reply(reply(ids(*n)[usize::from(second)]));
+                    Input::Reply(slot, nth) => if let Some(request) = find(slot, nth) {
+                        machine.reply(reply(request));
                     },
-                    Input::Undelivered(slot, second) => if let Some(n) = current.get(&slot) {
-                        machine.undelivered(ids(*n)[usize::from(second)], "x");
+                    Input::Undelivered(slot, nth) => if let Some(request) = find(slot, nth) {
+                        machine.undelivered(request, "x");
                     },
-                    Input::Written(slot, second) => if let Some(n) = current.get(&slot) {
-                        machine.written(ids(*n)[usize::from(second)]);
+                    Input::Written(slot, nth) => if let Some(request) = find(slot, nth) {
+                        machine.written(request);
                     },
-                    Input::Cancel(slot) => if let Some(n) = current.get(&slot) {
-                        machine.cancel(ExchangeId(ids(*n)[0]));
+                    Input::Cancel(slot) => if let Some(exchange) = slots.get(&slot) {
+                        machine.cancel(*exchange);
                     },
                     Input::Pass(ms) => {
                         now = now + Duration::from_millis(u64::from(ms));
-                        machine.tick(now);
+                        machine.tick(now, next_id);
                     }
                 }
-                observe(&mut machine);
+                observe(&mut machine, now, &mut sent);
                 prop_assert!(machine.pending() <= 5);
             }
-            machine.tick(now + PATIENCE);
-            observe(&mut machine);
+            now = now + PATIENCE;
+            machine.tick(now, none);
+            observe(&mut machine, now, &mut sent);
             prop_assert_eq!(machine.pending(), 0);
             prop_assert_eq!(machine.next_deadline(), None);
             prop_assert!(machine.requests.is_empty());
-            for exchange in entered {
-                prop_assert_eq!(ended.get(&exchange), Some(&1));
+            prop_assert_eq!(sent.len(), entered.len());
+            for exchange in &entered {
+                prop_assert_eq!(ended.get(exchange), Some(&1));
             }
-            prop_assert!(keys.values().all(|balance| *balance == 0), "every key written is withdrawn once");
+            for request in sent.values().flatten() {
+                prop_assert_eq!(withdrawn.remove(request), Some(1), "every key written is withdrawn once");
+            }
+            prop_assert!(withdrawn.is_empty());
         }
     }
 }

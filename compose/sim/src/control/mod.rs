@@ -188,8 +188,7 @@ impl Replica {
         let now = env.now;
         let result = match call {
             Call::Create { .. } | Call::Update { .. } => {
-                let ids = [env.uuid(), env.uuid()];
-                if let Ok(exchange) = self.validations.request(now, ids, PATIENCE) {
+                if let Ok(exchange) = self.validations.request(now, env.uuid(), PATIENCE) {
                     self.calls.insert(exchange, call);
                     self.ended.insert(exchange, 0);
                 }
@@ -254,7 +253,7 @@ impl Replica {
     // --- validations ---------------------------------------------------------------------------------------------
 
     fn validate(&mut self, env: &mut Env) {
-        self.validations.tick(env.now);
+        self.validations.tick(env.now, || env.uuid());
         if self.validations.pending() > VALIDATIONS_MAX {
             env.books.violate(Invariant::Bounds, "pending validations");
         }
