@@ -114,8 +114,11 @@ impl TestAdmin {
 
 #[async_trait]
 impl Admin for TestAdmin {
-    async fn create_topic(&self, spec: &TopicSpec) -> Result<bool, Error> {
-        self.reached()?.create_topic(spec).await
+    async fn create_topics(&self, specs: &[TopicSpec]) -> Vec<Result<bool, Error>> {
+        match self.reached() {
+            Ok(admin) => admin.create_topics(specs).await,
+            Err(error) => vec![Err(error); specs.len()],
+        }
     }
 
     async fn delete_topic(&self, name: &str) -> Result<bool, Error> {

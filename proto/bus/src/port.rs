@@ -525,6 +525,29 @@ pub struct TopicSpec {
     pub settings: Vec<(String, String)>,
 }
 
+/// Partitions of a topic, at most.
+const PARTITIONS: u32 = 10_000;
+
+impl TopicSpec {
+    /// For adapters: what is wrong with it whatever the bus.
+    ///
+    /// # Errors
+    /// [`Error::Refused`].
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        let is_legal = |letter: char| letter.is_ascii_alphanumeric() || "._-".contains(letter);
+        if self.name.is_empty() || self.name.len() > 249 || !self.name.chars().all(is_legal) {
+            let text = "1 to 249 letters, digits, dots, underscores and hyphens";
+            return Err(Error::Refused(format!("the name of a topic has {text}, not {:?}", self.name)));
+        }
+        if self.partitions == 0 || self.partitions > PARTITIONS {
+            let text =
+                format!("topic {} can't have {} partitions: 1 to {PARTITIONS}", self.name, self.partitions);
+            return Err(Error::Refused(text));
+        }
+        Ok(())
+    }
+}
+
 /// A topic that exists.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TopicInfo {
@@ -549,8 +572,15 @@ pub struct Bounds {
 /// Creates, deletes and describes. Every call waits for the bus, at most 30 s.
 #[async_trait]
 pub trait Admin: Send + Sync + fmt::Debug {
-    /// Creates a topic and waits until it can be written; does nothing if it exists. `true` when it was created.
-    async fn create_topic(&self, spec: &TopicSpec) -> Result<bool, Error>;
+    /// Creates topics, together, and waits until they can be written; does nothing with those that exist. One result
+    /// for each in their order: `true` when it was created; what is wrong with one does not concern the others.
+    async fn create_topics(&self, specs: &[TopicSpec]) -> Vec<Result<bool, Error>>;
+
+    /// Creates one topic, as [`Admin::create_topics`] does.
+    async fn create_topic(&self, spec: &TopicSpec) -> Result<bool, Error> {
+        let no_result = || Err(Error::Unavailable("no result".to_owned()));
+        self.create_topics(std::slice::from_ref(spec)).await.pop().unwrap_or_else(no_result)
+    }
 
     /// Deletes a topic with its records; does nothing if it does not exist. `true` when it was deleted.
     async fn delete_topic(&self, name: &str) -> Result<bool, Error>;

@@ -5,9 +5,6 @@ use async_trait::async_trait;
 use super::{Log, append::Job, partition::Topic};
 use crate::{Admin, Bounds, Commit, Error, TopicInfo, TopicPartition, TopicSpec};
 
-/// Partitions of a topic, at most.
-const PARTITIONS: u32 = 10_000;
-
 /// The administrator of a log.
 #[derive(Debug)]
 pub(super) struct LogAdmin(pub(super) Log);
@@ -23,19 +20,12 @@ fn info(topic: &Topic) -> TopicInfo {
 
 #[async_trait]
 impl Admin for LogAdmin {
-    async fn create_topic(&self, spec: &TopicSpec) -> Result<bool, Error> {
-        let is_legal = |letter: char| letter.is_ascii_alphanumeric() || "._-".contains(letter);
-        if spec.name.is_empty() || spec.name.len() > 249 || !spec.name.chars().all(is_legal) {
-            let text = "1 to 249 letters, digits, dots, underscores and hyphens";
-            return Err(Error::Refused(format!("the name of a topic has {text}, not {:?}", spec.name)));
+    async fn create_topics(&self, specs: &[TopicSpec]) -> Vec<Result<bool, Error>> {
+        let asked = specs.to_vec();
+        match self.0.ask(|reply| Job::CreateTopics { specs: asked, reply }).await {
+            Ok(results) => results,
+            Err(error) => vec![Err(error); specs.len()],
         }
-        if spec.partitions == 0 || spec.partitions > PARTITIONS {
-            let text =
-                format!("topic {} can't have {} partitions: 1 to {PARTITIONS}", spec.name, spec.partitions);
-            return Err(Error::Refused(text));
-        }
-        let spec = spec.clone();
-        self.0.ask(|reply| Job::CreateTopic { spec, reply }).await
     }
 
     async fn delete_topic(&self, name: &str) -> Result<bool, Error> {

@@ -1,6 +1,10 @@
 //! The road of everything that is written.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use tokio::time::Instant;
@@ -39,7 +43,7 @@ pub(super) enum Job {
     Batch { writer: String, epoch: u64, records: Vec<BatchRecord>, reply: Reply<Vec<Written>> },
     Commit { group: String, commits: Vec<Commit>, member: Option<Member>, reply: Reply<()> },
     Fence { name: String, reply: Reply<u64> },
-    CreateTopic { spec: TopicSpec, reply: Reply<bool> },
+    CreateTopics { specs: Vec<TopicSpec>, reply: Reply<Vec<Result<bool, Error>>> },
     DeleteTopic { name: String, reply: Reply<bool> },
     AdvanceStart { partition: Arc<Partition>, start: u64, reply: Reply<()> },
     Compact { partition: Arc<Partition>, removed: Vec<u64>, cleaned_to: u64, reply: Reply<()> },
@@ -279,7 +283,7 @@ impl Core {
                     *epoch += 1;
                     reply(Ok(*epoch));
                 }
-                Job::CreateTopic { spec, reply } => reply(self.create_topic(appender, spec)),
+                Job::CreateTopics { specs, reply } => reply(Ok(self.create_topics(appender, specs))),
                 Job::DeleteTopic { name, reply } => reply(self.delete_topic(appender, &name)),
                 Job::AdvanceStart { partition, start, reply } => {
                     reply(self.advance_start(appender, &partition, start));
@@ -517,18 +521,36 @@ impl Core {
         }
     }
 
-    fn create_topic(&self, appender: &mut Appender, spec: TopicSpec) -> Result<bool, Error> {
-        if self.topic(&spec.name).is_some() {
-            return Ok(false);
+    fn create_topics(&self, appender: &mut Appender, specs: Vec<TopicSpec>) -> Vec<Result<bool, Error>> {
+        let (mut changes, mut fresh) = (Vec::new(), BTreeMap::new());
+        let mut prepare = |spec: TopicSpec| {
+            spec.check()?;
+            if self.topic(&spec.name).is_some() || fresh.contains_key(spec.name.as_str()) {
+                return Ok(false);
+            }
+            let limits = Limits::of(&spec).map_err(Error::Refused)?;
+            let id = appender.next_topic;
+            appender.next_topic += 1;
+            let topic = Arc::new(Topic::new(id, &spec, limits, &[]));
+            fresh.insert(Arc::clone(&topic.name), topic);
+            changes.push(Change::Topic { id, spec });
+            Ok(true)
+        };
+        let mut results: Vec<_> = specs.into_iter().map(&mut prepare).collect();
+        if changes.is_empty() {
+            return results;
         }
-        let limits = Limits::of(&spec).map_err(Error::Refused)?;
-        let id = appender.next_topic;
-        appender.next_topic += 1;
-        self.apply(appender, vec![Change::Topic { id, spec: spec.clone() }])?;
-        let topic = Arc::new(Topic::new(id, &spec, limits, &[]));
-        self.topics.write().insert(Arc::clone(&topic.name), topic);
-        self.rebalance_all();
-        Ok(true)
+        match self.apply(appender, changes) {
+            Ok(()) => {
+                self.topics.write().append(&mut fresh);
+                self.rebalance_all();
+            }
+            // One that is told to exist may be among them.
+            Err(error) => results.iter_mut().filter(|result| result.is_ok()).for_each(|result| {
+                *result = Err(error.clone());
+            }),
+        }
+        results
     }
 
     fn delete_topic(&self, appender: &mut Appender, name: &str) -> Result<bool, Error> {
@@ -657,7 +679,8 @@ fn refuse(job: Job, error: &Error) {
     match job {
         Job::Batch { reply, .. } => reply(Err(error)),
         Job::Fence { reply, .. } => reply(Err(error)),
-        Job::CreateTopic { reply, .. } | Job::DeleteTopic { reply, .. } => reply(Err(error)),
+        Job::CreateTopics { reply, .. } => reply(Err(error)),
+        Job::DeleteTopic { reply, .. } => reply(Err(error)),
         Job::Commit { reply, .. }
         | Job::AdvanceStart { reply, .. }
         | Job::Compact { reply, .. }

@@ -83,6 +83,8 @@ macro_rules! contract {
             a_deleted_topic_is_gone_and_its_successor_is_empty
             a_topic_that_was_created_anew_is_gone_though_it_has_grown
             a_topic_that_makes_no_sense_is_refused
+            topics_are_created_together_and_each_has_a_result_of_its_own
+            positions_of_many_partitions_come_in_the_order_of_the_question
             members_share_partitions_and_hand_them_over
             nobody_gets_a_revoked_partition_before_its_release
             a_member_commits_what_it_holds
@@ -113,7 +115,9 @@ macro_rules! contract {
 pub(crate) use contract;
 
 mod members;
+mod topics;
 pub(crate) use members::*;
+pub(crate) use topics::*;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
