@@ -19,9 +19,11 @@ use sea_orm::{
     QueryOrder as _, QuerySelect as _, sea_query::Expr,
 };
 use tbmq_proto::ids::IntegrationId;
+use uuid::Uuid;
 
 use super::{
-    Error, PAGE_ROWS_MAX, Row, Store, entity, fault, integration::from_model, next_revision, read_counter,
+    Error, PAGE_ROWS_MAX, Row, STATEMENT_ROWS_MAX, Store, entity, fault, integration::from_model,
+    next_revision, read_counter, take_revisions,
 };
 
 /// Name of the counter that says up to which number changes may have been removed.
@@ -174,18 +176,7 @@ pub(super) async fn record(
     kind: ChangeKind,
     now_ms: i64,
 ) -> Result<(), Error> {
-    let kind = match kind {
-        ChangeKind::Created => 1,
-        ChangeKind::Modified => 2,
-        ChangeKind::Deleted => 3,
-    };
-    let model = entity::integration_change::ActiveModel {
-        seq: Set(seq),
-        integration_id: Set(id.0),
-        kind: Set(kind),
-        time_ms: Set(now_ms),
-    };
-    entity::integration_change::Entity::insert(model)
+    entity::integration_change::Entity::insert(to_model(seq, id.0, kind, now_ms))
         .exec_without_returning(transaction)
         .await
         .map_err(|error| fault(&error))?;
@@ -196,28 +187,52 @@ pub(super) async fn record(
 /// taken. Those that are deleted already are left out: their last change is the deletion.
 pub(super) async fn record_statuses(
     transaction: &DatabaseTransaction,
-    mut seq: i64,
+    first: i64,
     changed: &BTreeSet<IntegrationId>,
     now_ms: i64,
 ) -> Result<(), Error> {
-    let mut is_first = true;
-    for id in changed {
-        let found = entity::integration::Entity::find_by_id(id.0)
+    use entity::integration::{Column, Entity};
+    let ids: Vec<Uuid> = changed.iter().map(|id| id.0).collect();
+    let mut found = Vec::with_capacity(ids.len());
+    for chunk in ids.chunks(STATEMENT_ROWS_MAX) {
+        let existing = Entity::find()
             .select_only()
-            .column(entity::integration::Column::Id)
-            .into_tuple::<uuid::Uuid>()
-            .one(transaction)
+            .column(Column::Id)
+            .filter(Column::Id.is_in(chunk.iter().copied()))
+            .order_by_asc(Column::Id)
+            .into_tuple::<Uuid>()
+            .all(transaction)
             .await
             .map_err(|error| fault(&error))?;
-        if found.is_none() {
-            continue;
-        }
-        if !std::mem::take(&mut is_first) {
-            seq = next_revision(transaction).await?;
-        }
-        record(transaction, seq, *id, ChangeKind::Modified, now_ms).await?;
+        found.extend(existing);
+    }
+    // The first number is there already, and nobody else takes one before this transaction ends: they are consecutive.
+    if found.len() > 1 {
+        take_revisions(transaction, found.len() - 1).await?;
+    }
+    let rows: Vec<_> = (first..).zip(found).collect();
+    for chunk in rows.chunks(STATEMENT_ROWS_MAX) {
+        let models = chunk.iter().map(|(seq, id)| to_model(*seq, *id, ChangeKind::Modified, now_ms));
+        entity::integration_change::Entity::insert_many(models)
+            .exec_without_returning(transaction)
+            .await
+            .map_err(|error| fault(&error))?;
     }
     Ok(())
+}
+
+fn to_model(seq: i64, id: Uuid, kind: ChangeKind, now_ms: i64) -> entity::integration_change::ActiveModel {
+    let kind = match kind {
+        ChangeKind::Created => 1,
+        ChangeKind::Modified => 2,
+        ChangeKind::Deleted => 3,
+    };
+    entity::integration_change::ActiveModel {
+        seq: Set(seq),
+        integration_id: Set(id),
+        kind: Set(kind),
+        time_ms: Set(now_ms),
+    }
 }
 
 fn from_change(model: entity::integration_change::Model) -> ChangeRow {

@@ -1,15 +1,19 @@
 //! Events, stored once by id, and the status that follows from them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use sea_orm::{
-    ActiveValue::Set, ColumnTrait as _, Condition, ConnectionTrait, DatabaseTransaction, EntityTrait as _,
-    QueryFilter as _, QueryOrder as _, QuerySelect as _, sea_query::Expr, sea_query::OnConflict,
+    ActiveModelTrait as _, ActiveValue::Set, ColumnTrait as _, Condition, ConnectionTrait,
+    DatabaseTransaction, EntityTrait as _, QueryFilter as _, QueryOrder as _, QuerySelect as _,
+    sea_query::Expr, sea_query::OnConflict,
 };
 use tbmq_proto::ids::IntegrationId;
 use uuid::Uuid;
 
-use super::{Error, PAGE_ROWS_MAX, Store, change, entity, fault, next_revision};
+use super::{
+    Error, PAGE_ROWS_MAX, STATEMENT_ROWS_MAX, Store, change, entity,
+    entity::integration_status::Model as Status, fault, next_revision,
+};
 
 /// An event.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -121,15 +125,8 @@ impl Store {
         let changes_status = events.iter().any(|event| matches!(event.body, EventBody::Lifecycle { .. }));
         let seq = if changes_status { Some(next_revision(&transaction).await?) } else { None };
         insert(&transaction, events).await?;
-        let mut changed = BTreeSet::new();
-        for event in events {
-            if let EventBody::Lifecycle { event: name, success, error } = &event.body
-                && apply_status(&transaction, event, name, *success, error.as_deref()).await?
-            {
-                changed.insert(event.integration);
-            }
-        }
         if let Some(seq) = seq {
+            let changed = apply_statuses(&transaction, events).await?;
             change::record_statuses(&transaction, seq, &changed, tbmq_service::time::now_ms()).await?;
         }
         transaction.commit().await.map_err(|error| fault(&error))
@@ -233,8 +230,7 @@ impl Store {
 
 /// Inserts events; those that are there already are left alone.
 pub(super) async fn insert(connection: &impl ConnectionTrait, events: &[EventRow]) -> Result<(), Error> {
-    // Bounded by SQLite's limit of bound values.
-    for chunk in events.chunks(100) {
+    for chunk in events.chunks(STATEMENT_ROWS_MAX) {
         let models = chunk.iter().map(to_model);
         entity::event::Entity::insert_many(models)
             .on_conflict(OnConflict::column(entity::event::Column::EventId).do_nothing().to_owned())
@@ -259,70 +255,136 @@ pub(super) async fn clear_status(transaction: &DatabaseTransaction, id: Integrat
     Ok(())
 }
 
-/// Moves the status of a shard on; `true` when something that the API shows has changed.
-async fn apply_status(
+/// Moves the status of shards on, in the order of the events; tells of which integrations something has changed that
+/// the API shows.
+async fn apply_statuses(
     transaction: &DatabaseTransaction,
-    event: &EventRow,
-    name: &str,
-    success: bool,
-    error: Option<&str>,
-) -> Result<bool, Error> {
-    use entity::integration_status::{ActiveModel, Column, Entity};
-    let key = (event.integration.0, event.shard.cast_signed());
-    let held = Entity::find_by_id(key).one(transaction).await.map_err(|error| fault(&error))?;
-    let mut is_visible = true;
-    if let Some(held) = &held {
-        // The order of owners, never of clocks (architecture §4.4).
-        if (event.epoch as i64, event.incarnation.as_str(), event.seq as i64)
-            <= (held.epoch, held.incarnation.as_str(), held.seq)
-        {
-            return Ok(false);
+    events: &[EventRow],
+) -> Result<BTreeSet<IntegrationId>, Error> {
+    let reported: Vec<Status> = events.iter().filter_map(to_status).collect();
+    let mut held = held_statuses(transaction, &reported).await?;
+    let new = reported.iter().filter(|status| !held.contains_key(&key(status)));
+    let lives = lives(transaction, new.map(|status| status.integration_id).collect()).await?;
+    let mut changed = BTreeSet::new();
+    let mut moved = BTreeSet::new();
+    for status in reported {
+        let is_visible = match held.get(&key(&status)) {
+            // The order of owners, never of clocks (architecture §4.4).
+            Some(before) if place(&status) <= place(before) => continue,
+            Some(before) => shown(&status) != shown(before),
+            // A straggler of an integration that is gone.
+            None if !lives.contains(&status.integration_id) => continue,
+            None => true,
+        };
+        if is_visible {
+            changed.insert(IntegrationId(status.integration_id));
         }
-        let shown = (held.event.as_str(), held.success, held.error.as_str(), held.service_id.as_str());
-        is_visible = (name, success, error.unwrap_or_default(), event.service_id.as_str()) != shown
-            || (event.revision as i64, event.epoch as i64) != (held.revision, held.epoch);
-    } else if entity::topic_life::Entity::find_by_id(event.integration.0)
-        .one(transaction)
-        .await
-        .map_err(|error| fault(&error))?
-        .is_none()
-    {
-        // A straggler of an integration that is gone.
-        return Ok(false);
+        moved.insert(key(&status));
+        held.insert(key(&status), status);
     }
-    let model = ActiveModel {
-        integration_id: Set(event.integration.0),
-        shard: Set(event.shard.cast_signed()),
-        event: Set(name.to_owned()),
-        success: Set(success),
-        error: Set(error.unwrap_or_default().to_owned()),
-        service_id: Set(event.service_id.clone()),
-        revision: Set(event.revision as i64),
-        epoch: Set(event.epoch as i64),
-        incarnation: Set(event.incarnation.clone()),
-        seq: Set(event.seq as i64),
-        time_ms: Set(event.time_ms),
-    };
-    Entity::insert(model)
-        .on_conflict(
-            OnConflict::columns([Column::IntegrationId, Column::Shard])
-                .update_columns([
-                    Column::Event,
-                    Column::Success,
-                    Column::Error,
-                    Column::ServiceId,
-                    Column::Revision,
-                    Column::Epoch,
-                    Column::Incarnation,
-                    Column::Seq,
-                    Column::TimeMs,
-                ])
-                .to_owned(),
-        )
-        .exec_without_returning(transaction)
-        .await
-        .map_err(|error| fault(&error))?;
-    Ok(is_visible)
+    // Each shard once, as it is in the end: no statement may touch a row twice.
+    save_statuses(transaction, moved.iter().filter_map(|key| held.remove(key)).collect()).await?;
+    Ok(changed)
+}
+
+/// Integration and shard.
+type Key = (Uuid, i32);
+
+fn key(status: &Status) -> Key {
+    (status.integration_id, status.shard)
+}
+
+/// Where a status stands in the order of its shard's events.
+fn place(status: &Status) -> (i64, &str, i64) {
+    (status.epoch, &status.incarnation, status.seq)
+}
+
+/// What the API shows of a status, but for its time.
+fn shown(status: &Status) -> (&str, bool, &str, &str, i64, i64) {
+    (&status.event, status.success, &status.error, &status.service_id, status.revision, status.epoch)
+}
+
+/// The stored statuses of the integrations of `reported`.
+async fn held_statuses(
+    transaction: &DatabaseTransaction,
+    reported: &[Status],
+) -> Result<BTreeMap<Key, Status>, Error> {
+    use entity::integration_status::{Column, Entity};
+    let ids: BTreeSet<Uuid> = reported.iter().map(|status| status.integration_id).collect();
+    let ids: Vec<Uuid> = ids.into_iter().collect();
+    let mut held = BTreeMap::new();
+    for chunk in ids.chunks(STATEMENT_ROWS_MAX) {
+        let found = Entity::find()
+            .filter(Column::IntegrationId.is_in(chunk.iter().copied()))
+            .all(transaction)
+            .await
+            .map_err(|error| fault(&error))?;
+        held.extend(found.into_iter().map(|status| (key(&status), status)));
+    }
+    Ok(held)
+}
+
+/// Those of these integrations that have a life, deleted or not.
+async fn lives(transaction: &DatabaseTransaction, ids: BTreeSet<Uuid>) -> Result<BTreeSet<Uuid>, Error> {
+    use entity::topic_life::{Column, Entity};
+    let ids: Vec<Uuid> = ids.into_iter().collect();
+    let mut lives = BTreeSet::new();
+    for chunk in ids.chunks(STATEMENT_ROWS_MAX) {
+        let found = Entity::find()
+            .select_only()
+            .column(Column::IntegrationId)
+            .filter(Column::IntegrationId.is_in(chunk.iter().copied()))
+            .into_tuple::<Uuid>()
+            .all(transaction)
+            .await
+            .map_err(|error| fault(&error))?;
+        lives.extend(found);
+    }
+    Ok(lives)
+}
+
+async fn save_statuses(transaction: &DatabaseTransaction, statuses: Vec<Status>) -> Result<(), Error> {
+    use entity::integration_status::{ActiveModel, Column, Entity};
+    let mut models = statuses.into_iter().map(|status| ActiveModel::from(status).reset_all()).peekable();
+    while models.peek().is_some() {
+        let on_conflict = OnConflict::columns([Column::IntegrationId, Column::Shard])
+            .update_columns([
+                Column::Event,
+                Column::Success,
+                Column::Error,
+                Column::ServiceId,
+                Column::Revision,
+                Column::Epoch,
+                Column::Incarnation,
+                Column::Seq,
+                Column::TimeMs,
+            ])
+            .to_owned();
+        Entity::insert_many(models.by_ref().take(STATEMENT_ROWS_MAX))
+            .on_conflict(on_conflict)
+            .exec_without_returning(transaction)
+            .await
+            .map_err(|error| fault(&error))?;
+    }
+    Ok(())
+}
+
+/// The status that a lifecycle event reports.
+fn to_status(event: &EventRow) -> Option<Status> {
+    let EventBody::Lifecycle { event: name, success, error } = &event.body else { return None };
+    Some(Status {
+        integration_id: event.integration.0,
+        shard: event.shard.cast_signed(),
+        event: name.clone(),
+        success: *success,
+        error: error.clone().unwrap_or_default(),
+        service_id: event.service_id.clone(),
+        revision: event.revision as i64,
+        epoch: event.epoch as i64,
+        incarnation: event.incarnation.clone(),
+        seq: event.seq as i64,
+        time_ms: event.time_ms,
+    })
 }
 
 fn to_model(event: &EventRow) -> entity::event::ActiveModel {

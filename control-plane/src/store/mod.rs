@@ -33,6 +33,9 @@ pub use self::{
 /// Rows that a page or a batch holds at most.
 pub const PAGE_ROWS_MAX: u64 = 1_000;
 
+/// Rows or keys of one statement at most: at up to 16 values each, far below SQLite's limit of 32,766 bound values.
+const STATEMENT_ROWS_MAX: usize = 500;
+
 /// Name of the counter of revisions.
 const REVISION: &str = "revision";
 
@@ -193,8 +196,13 @@ fn connect_options(options: &Options) -> ConnectOptions {
 
 /// Takes the next revision. The counter's row stays locked until the transaction ends.
 async fn next_revision(transaction: &DatabaseTransaction) -> Result<i64, Error> {
+    take_revisions(transaction, 1).await
+}
+
+/// Takes the next `count` revisions at once and tells the last of them; as [`next_revision`] otherwise.
+async fn take_revisions(transaction: &DatabaseTransaction, count: usize) -> Result<i64, Error> {
     entity::counter::Entity::update_many()
-        .col_expr(entity::counter::Column::Value, Expr::col(entity::counter::Column::Value).add(1_i64))
+        .col_expr(entity::counter::Column::Value, Expr::col(entity::counter::Column::Value).add(count as i64))
         .filter(entity::counter::Column::Name.eq(REVISION))
         .exec(transaction)
         .await

@@ -70,6 +70,7 @@ pub(crate) async fn contract(options: Options) {
     sessions_belong_to_the_newest_incarnation(&store).await;
     kinds_are_kept(&store).await;
     concurrent_writers_get_distinct_revisions(&store).await;
+    a_large_batch_moves_each_status_on_once(&store).await;
     store.close().await;
     // A second opening finds everything.
     let store = Store::open(&options).await.unwrap();
@@ -231,6 +232,40 @@ async fn events_are_stored_once_and_ordered_by_owner(store: &Store) {
     assert_eq!(paged, all);
     assert!(store.delete_events_before(5).await.unwrap() > 0);
     assert!(store.events(&filter).await.unwrap().iter().all(|event| event.time_ms >= 5));
+}
+
+async fn a_large_batch_moves_each_status_on_once(store: &Store) {
+    // More than one statement holds.
+    let mut ids = Vec::new();
+    for i in 0..520 {
+        ids.push(store.create(new(&format!("batch {i}")), saved(1)).await.unwrap().id);
+    }
+    let gone = IntegrationId(Uuid::new_v4());
+    let mut batch = vec![lifecycle(gone, 1, 1, "STARTED", None)];
+    batch.extend(ids.iter().map(|id| lifecycle(*id, 1, 1, "STARTED", None)));
+    batch.extend(ids.iter().map(|id| lifecycle(*id, 2, 1, "FAILED", Some("no"))));
+    batch.extend(ids.iter().map(|id| lifecycle(*id, 1, 2, "STOPPED", None)));
+    batch.extend(ids.iter().map(|id| EventRow { shard: 1, ..lifecycle(*id, 1, 1, "STARTED", None) }));
+    let before = store.revision().await.unwrap();
+    store.store_events(&batch).await.unwrap();
+    let statuses = store.statuses(&ids).await.unwrap();
+    let of_shard = |shard: u32| -> Vec<_> {
+        let rows = statuses.iter().filter(|status| status.shard == shard);
+        rows.map(|status| (status.event.as_str(), status.success, status.epoch)).collect()
+    };
+    assert_eq!(of_shard(0), vec![("FAILED", false, 2); ids.len()]);
+    assert_eq!(of_shard(1), vec![("STARTED", true, 1); ids.len()]);
+    // One change for each integration, under numbers without a gap.
+    let changes = store.changes_after(before, None, 1_000).await.unwrap();
+    let numbers: Vec<u64> = changes.iter().map(|change| change.seq).collect();
+    assert_eq!(numbers, (before + 1..=before + ids.len() as u64).collect::<Vec<_>>());
+    assert_eq!(store.revision().await.unwrap(), *numbers.last().unwrap());
+    ids.sort();
+    assert_eq!(changes.iter().map(|change| change.integration).collect::<Vec<_>>(), ids);
+    // Read again, it changes nothing.
+    store.store_events(&batch).await.unwrap();
+    assert_eq!(store.changes_after(before, None, 1_000).await.unwrap(), changes);
+    assert_eq!(store.statuses(&ids).await.unwrap().len(), 2 * ids.len());
 }
 
 async fn lives_go_on_and_park(store: &Store) {
