@@ -7,7 +7,7 @@ use std::{
 
 use parking_lot::{Mutex, RwLock};
 use serde_json::Value;
-use tbmq_bus::{Admin, Bus, spec_of};
+use tbmq_bus::{Admin, Bus, TopicSpec, spec_of};
 use tbmq_proto::{
     ids::{Kind, ServiceId},
     topic::{Catalogue, DOWNLINK_PARTITIONS, Topic},
@@ -122,7 +122,12 @@ impl Plane {
 
     /// Creates a topic if it does not exist.
     pub(crate) async fn ensure(&self, topic: &Topic) -> Result<(), tbmq_bus::Error> {
-        self.admin.create_topic(&spec_of(topic, self.replication_factor)).await.map(|_| ())
+        self.admin.create_topic(&self.spec_of(topic)).await.map(|_| ())
+    }
+
+    /// How a topic is created here.
+    pub(crate) fn spec_of(&self, topic: &Topic) -> TopicSpec {
+        spec_of(topic, self.replication_factor)
     }
 
     /// Creates the downlink topic of a kind if it does not exist; returns how many partitions it has.

@@ -4,7 +4,7 @@
 //! first reconciles, then follows dirty marks, moves topics on in their lives, and does the jobs of `jobs.rs`.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -12,7 +12,7 @@ use std::{
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
 use prost::Message as _;
-use tbmq_bus::{BatchRecord, FencedWriter, Header, TopicPartition, Written};
+use tbmq_bus::{BatchRecord, FencedWriter, Header, TopicPartition, TopicSpec, Written};
 use tbmq_integration::{
     Millis,
     cleanup::{Goal, Stage, Step},
@@ -25,7 +25,7 @@ use tbmq_proto::{
     queue::{
         ClientSubscriptionsProto, SubscriptionOptionsProto, SubscriptionsSourceProto, TopicSubscriptionProto,
     },
-    topic::REVISION_HEADER,
+    topic::{REVISION_HEADER, Topic},
 };
 use tokio::sync::Mutex;
 
@@ -48,8 +48,8 @@ const BATCH_MARKS: u64 = 128;
 /// Bytes of one batch, unless the records of one integration alone have more.
 const BATCH_BYTES: usize = 8 << 20;
 
-/// Topics that are created or deleted at once.
-const ADMIN_CALLS: usize = 8;
+/// Integrations that are looked up, and topics that are deleted, at once.
+const CALLS: usize = 8;
 
 /// Why the relayer stopped leading.
 #[derive(Debug, thiserror::Error)]
@@ -193,6 +193,18 @@ pub(crate) struct Relayer {
     pub(crate) order: Mutex<()>,
 }
 
+/// An integration that has a dirty mark.
+struct Marked {
+    row: Row,
+    life: Life,
+}
+
+impl Marked {
+    fn topic(&self, plane: &Plane) -> Topic {
+        plane.catalogue.messages(self.row.id, self.life.shards)
+    }
+}
+
 /// The records of one integration.
 struct Prepared {
     mark: Mark,
@@ -260,13 +272,8 @@ impl Relayer {
             return Ok(false);
         }
         let _order = self.order.lock().await;
-        let prepared: Vec<(Mark, Result<Option<Prepared>, Error>)> = stream::iter(marks)
-            .map(|mark| async move { (mark, self.prepare(mark).await) })
-            .buffered(ADMIN_CALLS)
-            .collect()
-            .await;
         let mut ready = Vec::new();
-        for (mark, result) in prepared {
+        for (mark, result) in self.prepare(marks).await {
             match result {
                 Ok(Some(prepared)) => ready.push(prepared),
                 Ok(None) => {
@@ -337,19 +344,63 @@ impl Relayer {
         deferred.insert(mark.integration, (mark.revision, Instant::now() + Duration::from_secs(30)));
     }
 
-    /// Makes the topic of a marked integration exist and its records ready. `None`: not now.
-    async fn prepare(&self, mark: Mark) -> Result<Option<Prepared>, Error> {
+    /// Makes the topics of marked integrations exist, all together, and their records ready, in the order of the marks.
+    async fn prepare(&self, marks: Vec<Mark>) -> Vec<(Mark, Result<Option<Prepared>, Error>)> {
+        let plane = &self.plane;
+        let found: Vec<(Mark, Result<Option<Marked>, Error>)> = stream::iter(marks)
+            .map(|mark| async move { (mark, self.marked(mark).await) })
+            .buffered(CALLS)
+            .collect()
+            .await;
+        let missing: Vec<TopicSpec> = found
+            .iter()
+            .filter_map(|(_, found)| found.as_ref().ok()?.as_ref())
+            .filter(|marked| marked.life.life.stage == Stage::Create)
+            .map(|marked| plane.spec_of(&marked.topic(plane)))
+            .collect();
+        let created = plane.admin.create_topics(&missing).await;
+        let mut created: HashMap<&str, Result<bool, tbmq_bus::Error>> =
+            missing.iter().map(|spec| spec.name.as_str()).zip(created).collect();
+        let finish = |(mark, found): (Mark, Result<Option<Marked>, Error>)| {
+            let marked = found.as_ref().ok().and_then(Option::as_ref);
+            let created = marked.and_then(|marked| created.remove(marked.topic(plane).name.as_str()));
+            async move {
+                let prepared = match found {
+                    Ok(Some(marked)) => self.prepare_one(mark, marked, created).await,
+                    Ok(None) => Ok(None),
+                    Err(error) => Err(error),
+                };
+                (mark, prepared)
+            }
+        };
+        stream::iter(found).map(finish).buffered(CALLS).collect().await
+    }
+
+    /// What a mark stands for. `None` when it is deleted.
+    async fn marked(&self, mark: Mark) -> Result<Option<Marked>, Error> {
         let plane = &self.plane;
         let (row, life) =
             tokio::join!(plane.store.find(mark.integration), plane.store.life(mark.integration));
-        let (Some(row), Some(mut life)) = (row?, life?) else {
-            // Deleted: its life says what is left to do.
-            plane.store.clear_mark(mark).await?;
-            plane.restless.notify_one();
-            return Ok(None);
-        };
-        if life.life.stage == Stage::Create {
-            plane.ensure(&plane.catalogue.messages(row.id, life.shards)).await?;
+        if let (Some(row), Some(life)) = (row?, life?) {
+            return Ok(Some(Marked { row, life }));
+        }
+        // Its life says what is left to do.
+        plane.store.clear_mark(mark).await?;
+        plane.restless.notify_one();
+        Ok(None)
+    }
+
+    /// Makes the records of a marked integration ready. `created` says what became of its topic if it had none. `None`:
+    /// not now.
+    async fn prepare_one(
+        &self,
+        mark: Mark,
+        Marked { row, mut life }: Marked,
+        created: Option<Result<bool, tbmq_bus::Error>>,
+    ) -> Result<Option<Prepared>, Error> {
+        let plane = &self.plane;
+        if let Some(created) = created {
+            created?;
             life.life.created();
             if !plane.store.save_life(&mut life).await? {
                 return Ok(None);
@@ -463,11 +514,8 @@ impl Relayer {
     /// Takes one step of every life that is on its way.
     pub(crate) async fn life_round(&self) -> Result<Progress, Error> {
         let lives = self.plane.store.restless_lives().await?;
-        let steps: Vec<Result<Progress, Error>> = stream::iter(lives)
-            .map(|life| self.life_step(life))
-            .buffer_unordered(ADMIN_CALLS)
-            .collect()
-            .await;
+        let steps: Vec<Result<Progress, Error>> =
+            stream::iter(lives).map(|life| self.life_step(life)).buffer_unordered(CALLS).collect().await;
         let mut progress = Progress::default();
         for step in steps {
             let step = step?;

@@ -30,6 +30,9 @@ pub(in super::super) struct Described {
     pub(in super::super) error: Option<RDKafkaErrorCode>,
 }
 
+/// A partition, and the position that was asked for.
+pub(in super::super) type Position = (TopicPartition, Result<u64, RDKafkaErrorCode>);
+
 /// Which end of a partition is meant.
 #[derive(Clone, Copy, Debug)]
 pub(in super::super) enum End {
@@ -161,7 +164,7 @@ pub(in super::super) fn list_offsets<'a, C: ConsumerContext>(
     partitions: impl IntoIterator<Item = &'a TopicPartition>,
     end: End,
     timeout: Duration,
-) -> Result<Vec<(TopicPartition, Result<u64, RDKafkaErrorCode>)>, Failure> {
+) -> Result<Vec<Position>, Failure> {
     let named: Vec<(CString, i32)> = partitions
         .into_iter()
         .filter(|at| !at.topic.is_empty())

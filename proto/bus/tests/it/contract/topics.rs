@@ -55,25 +55,26 @@ pub(crate) async fn topics_are_created_together_and_each_has_a_result_of_its_own
 
 pub(crate) async fn positions_of_many_partitions_come_in_the_order_of_the_question<F: Fixture>(f: &mut F) {
     let (one, other, missing) = (topic(f, 3).await, topic(f, 1).await, f.unique("missing"));
-    let [a, b, c] = [0, 1, 2].map(|partition| TopicPartition::new(one.as_str(), partition));
-    let d = TopicPartition::new(other.as_str(), 0);
+    let [first, second, third] = [0, 1, 2].map(|partition| TopicPartition::new(one.as_str(), partition));
+    let alone = TopicPartition::new(other.as_str(), 0);
     let writer = writer(f).await;
-    put(&*writer, &a, &[("k", "1"), ("k", "2"), ("k", "3")]).await;
-    put(&*writer, &c, &[("k", "1")]).await;
-    put(&*writer, &d, &[("k", "1"), ("k", "2")]).await;
+    put(&*writer, &first, &[("k", "1"), ("k", "2"), ("k", "3")]).await;
+    put(&*writer, &third, &[("k", "1")]).await;
+    put(&*writer, &alone, &[("k", "1"), ("k", "2")]).await;
     let admin = f.bus().admin();
-    within(PATIENCE, "a removal", admin.delete_records(&a, 2)).await.unwrap();
-    let asked = [&d, &a, &c, &b, &a].map(Clone::clone);
+    within(PATIENCE, "a removal", admin.delete_records(&first, 2)).await.unwrap();
+    let asked = [&alone, &first, &third, &second, &first].map(Clone::clone);
     let found = within(PATIENCE, "positions", admin.bounds(&asked)).await.unwrap();
     let found: Vec<_> = found.iter().map(|bounds| (bounds.start, bounds.end)).collect();
     assert_eq!(found, [(0, 2), (2, 3), (0, 1), (0, 0), (2, 3)]);
     for wrong in [TopicPartition::new(missing.as_str(), 0), TopicPartition::new(one.as_str(), 3)] {
-        let found = within(PATIENCE, "an answer", admin.bounds(&[a.clone(), wrong, b.clone()])).await;
+        let found =
+            within(PATIENCE, "an answer", admin.bounds(&[first.clone(), wrong, second.clone()])).await;
         assert!(matches!(found, Err(Error::UnknownTopic(_))), "{found:?}");
     }
     // What was asked for in vain may exist a moment later.
     let late = TopicPartition::new(missing.as_str(), 1);
     within(PATIENCE, "a topic", admin.create_topic(&spec(&missing, 2, &[]))).await.unwrap();
-    let found = within(PATIENCE, "positions", admin.bounds(&[late, a])).await;
+    let found = within(PATIENCE, "positions", admin.bounds(&[late, first])).await;
     assert_eq!(found, Ok(vec![Bounds { start: 0, end: 0 }, Bounds { start: 2, end: 3 }]));
 }
