@@ -266,7 +266,9 @@ impl Writer for KafkaWriter {
             release();
             return Err(SubmitError::BusFull);
         }
-        let generation = Arc::clone(&self.shared.current.read());
+        // Held until the record is on its way: who replaces a producer waits for it, and so sees every record that the
+        // old one has.
+        let generation = self.shared.current.read();
         let fail = |code: RDKafkaErrorCode| {
             release();
             let error = by_code(code, format!("{}: {code}", topic.name));
