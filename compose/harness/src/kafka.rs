@@ -305,7 +305,7 @@ fn java(folder: &Path) -> Command {
     command
         .args([
             "-Xms128m",
-            "-Xmx512m",
+            "-Xmx1g",
             "-XX:+UseSerialGC",
             "-XX:TieredStopAtLevel=1",
             "-Djava.awt.headless=true",
