@@ -177,6 +177,8 @@ struct Owned {
     /// `None` until the claim is written.
     restoration: Option<restore::Partition>,
     shards: HashMap<ShardId, Handle>,
+    /// It is not read until its topic is there again.
+    is_gone: bool,
     /// What the group has as our position.
     committed: Option<u64>,
 }
@@ -468,6 +470,9 @@ impl Driver {
             ReaderEvent::Gap { partition, from, to } => tracing::debug!(%partition, from, to, "a gap"),
             ReaderEvent::Gone { partition, reason } => {
                 tracing::error!(%partition, reason, "the downlink topic is gone; making it anew");
+                if let Some(owned) = self.owned.get_mut(&partition.partition) {
+                    owned.is_gone = true;
+                }
                 let shared = self.group.shared.clone();
                 let spec = spec_of(&shared.catalogue.downlink(&self.group.kind), shared.replication_factor);
                 self.remaking.push(Box::pin(async move {
@@ -483,12 +488,14 @@ impl Driver {
         }
     }
 
-    /// The topic was made anew. What runs goes on; the control plane's repair writes the records again.
+    /// The topic was made anew. What runs goes on; the control plane's repair writes the records again. Of a partition
+    /// that was lost and assigned again meanwhile nothing is to be done: it is read already, and its end is told once.
     fn read_again(&mut self, partition: u32) {
         let limit = self.group.shards_max();
         if let Some(owned) = self.owned.get_mut(&partition)
-            && owned.restoration.is_some()
+            && owned.is_gone
         {
+            owned.is_gone = false;
             owned.restoration = Some(restore::Partition::new(0, limit));
             self.reader.add(&TopicPartition::new(self.topic.clone(), partition), Start::Earliest);
         }

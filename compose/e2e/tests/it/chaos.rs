@@ -17,6 +17,7 @@ const ONCE_FAILED: &[(u64, &[&str], &[u32])] = &[
     (1, &[""], &[10, 20]),
     (2, &[""], &[2, 4, 11, 18, 22]),
     (5, &["kafka", "disk", "configuration"], &[1, 7]),
+    (7, &["configuration", "kafka-restart"], &[11, 12]),
 ];
 
 async fn judge(options: Options) -> Result<()> {
