@@ -4,7 +4,7 @@
 //! first reconciles, then follows dirty marks, moves topics on in their lives, and does the jobs of `jobs.rs`.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -25,7 +25,7 @@ use tbmq_proto::{
     queue::{
         ClientSubscriptionsProto, SubscriptionOptionsProto, SubscriptionsSourceProto, TopicSubscriptionProto,
     },
-    topic::{REVISION_HEADER, Topic},
+    topic::REVISION_HEADER,
 };
 use tokio::sync::Mutex;
 
@@ -200,8 +200,8 @@ struct Marked {
 }
 
 impl Marked {
-    fn topic(&self, plane: &Plane) -> Topic {
-        plane.catalogue.messages(self.row.id, self.life.shards)
+    fn is_without_topic(&self) -> bool {
+        self.life.life.stage == Stage::Create
     }
 }
 
@@ -355,15 +355,14 @@ impl Relayer {
         let missing: Vec<TopicSpec> = found
             .iter()
             .filter_map(|(_, found)| found.as_ref().ok()?.as_ref())
-            .filter(|marked| marked.life.life.stage == Stage::Create)
-            .map(|marked| plane.spec_of(&marked.topic(plane)))
+            .filter(|marked| marked.is_without_topic())
+            .map(|marked| plane.spec_of(&plane.catalogue.messages(marked.row.id, marked.life.shards)))
             .collect();
-        let created = plane.admin.create_topics(&missing).await;
-        let mut created: HashMap<&str, Result<bool, tbmq_bus::Error>> =
-            missing.iter().map(|spec| spec.name.as_str()).zip(created).collect();
+        // In the same order as below.
+        let mut created = plane.admin.create_topics(&missing).await.into_iter();
         let finish = |(mark, found): (Mark, Result<Option<Marked>, Error>)| {
             let marked = found.as_ref().ok().and_then(Option::as_ref);
-            let created = marked.and_then(|marked| created.remove(marked.topic(plane).name.as_str()));
+            let created = marked.filter(|marked| marked.is_without_topic()).and_then(|_| created.next());
             async move {
                 let prepared = match found {
                     Ok(Some(marked)) => self.prepare_one(mark, marked, created).await,

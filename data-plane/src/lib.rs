@@ -17,7 +17,12 @@ use std::{
 
 use tbmq_bus::{Bus, WriterConfig};
 use tbmq_proto::{ids::ServiceId, topic::Catalogue};
-use tbmq_service::{admin::Health, drain::Drain, identity::Identity, shell::Misconfigured};
+use tbmq_service::{
+    admin::Health,
+    drain::Drain,
+    identity::{Identity, Superseded},
+    shell::Misconfigured,
+};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
@@ -39,7 +44,6 @@ pub use config::{
     Config, ControlConfig, ControlGrpcConfig, FlowControlConfig, KeepAliveConfig, ListenerConfig, MqttConfig,
     NettyConfig, SETTINGS, SubscriptionConfig, TcpConfig, TopicConfig,
 };
-use peers::Superseded;
 use plane::Plane;
 
 /// Linger on message topics (architecture §4.13).

@@ -7,12 +7,15 @@ use tbmq_proto::node::{
     ControlMessage, Heartbeat, Hello, NodeMessage, control_message, node_message,
     node_session_service_client::NodeSessionServiceClient,
 };
-use tbmq_service::{identity::Identity, time};
+use tbmq_service::{
+    identity::{Identity, Superseded},
+    time,
+};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Endpoint;
 
-use crate::{peers::Superseded, plane::Plane};
+use crate::plane::Plane;
 
 /// Heartbeats before the control plane says how often.
 const HEARTBEAT: Duration = Duration::from_secs(5);
@@ -105,7 +108,7 @@ impl NodeSession {
                             heartbeats = tokio::time::interval(period);
                         }
                         Some(control_message::Message::Superseded(superseded)) => {
-                            return Ok(Superseded::new(&self.identity, superseded.incarnation));
+                            return Ok(self.identity.superseded_by(superseded.incarnation));
                         }
                         // A newer control plane may say more.
                         None => {}

@@ -8,28 +8,10 @@ use std::{
 use prost::Message as _;
 use tbmq_bus::Record;
 use tbmq_proto::wire::{NodeApplied, Role};
-use tbmq_service::identity::Identity;
+use tbmq_service::identity::{Identity, Superseded};
 
 /// A node that is silent for so long is not live.
 const PEER_PATIENCE: Duration = Duration::from_secs(15);
-
-/// A newer incarnation of our service id has taken over (architecture §4.27).
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "incarnation {incarnation} of service id {service_id} has taken over from this one, {own}; if they are two \
-     processes, give each a TB_SERVICE_ID of its own"
-)]
-pub(crate) struct Superseded {
-    service_id: String,
-    own: String,
-    incarnation: String,
-}
-
-impl Superseded {
-    pub(crate) fn new(own: &Identity, incarnation: String) -> Self {
-        Self { service_id: own.service_id.clone(), own: own.incarnation.clone(), incarnation }
-    }
-}
 
 /// Other data planes.
 #[derive(Debug)]
@@ -56,7 +38,7 @@ impl Peers {
         if node.service_id == self.own.service_id {
             // A predecessor whose clock was ahead of ours has left a greater incarnation, and is gone.
             let is_newer = self.is_caught_up && node.incarnation > self.own.incarnation;
-            return is_newer.then(|| Superseded::new(&self.own, node.incarnation));
+            return is_newer.then(|| self.own.superseded_by(node.incarnation));
         }
         if node.role != Role::DataPlane as i32 {
             return None;
@@ -129,7 +111,7 @@ mod tests {
         assert_eq!(peers.note(&written(&own.incarnation), now), None);
         assert_eq!(peers.note(&written("0"), now), None, "an older one is to go itself");
         let superseded = peers.note(&written("f"), now).unwrap();
-        assert_eq!(superseded, Superseded::new(&own, "f".to_owned()));
+        assert_eq!(superseded, own.superseded_by("f".to_owned()));
         let text = superseded.to_string();
         for part in ["incarnation f ", "service id own ", &own.incarnation, "TB_SERVICE_ID"] {
             assert!(text.contains(part), "{text}");

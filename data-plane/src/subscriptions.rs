@@ -18,15 +18,10 @@ use tbmq_proto::{
     queue::ClientSubscriptionsProto,
     topic::REVISION_HEADER,
 };
-use tbmq_service::admin::Component;
+use tbmq_service::{admin::Component, identity::Superseded};
 use tokio::sync::watch;
 
-use crate::{
-    Context,
-    metrics::Metrics,
-    peers::{Peers, Superseded},
-    route::Router,
-};
+use crate::{Context, metrics::Metrics, peers::Peers, route::Router};
 
 /// How often the end of the topic is asked for.
 const CONFIRM_PERIOD: Duration = Duration::from_secs(5);

@@ -24,7 +24,7 @@ use tbmq_proto::{
     ids::{Kind, ShardId},
     topic::REVISION_HEADER,
 };
-use tbmq_service::{admin::Component, drain::Drain};
+use tbmq_service::{admin::Component, drain::Drain, identity::Superseded};
 use tokio::{
     sync::watch,
     task::{AbortHandle, Id, JoinError, JoinSet},
@@ -34,7 +34,6 @@ use tokio::{
 use crate::{
     commands::Commands,
     executor::Shared,
-    incarnation::Replaced,
     lease::Lease,
     owners::{self, Claims},
     runner::{Order, Shard},
@@ -73,7 +72,7 @@ pub(crate) struct Group {
 
 impl Group {
     /// Serves the kind until the drain, then hands everything over; ends when a newer process has our service id.
-    pub(crate) async fn run(mut self) -> Result<(), Replaced> {
+    pub(crate) async fn run(mut self) -> Result<(), Superseded> {
         loop {
             let fenced = match self.serve().await {
                 Ok(()) => return Ok(()),
@@ -82,7 +81,7 @@ impl Group {
             let Fenced { group, reason } = *fenced;
             group.health.down(reason.clone());
             tokio::select! {
-                replaced = group.shared.newer.seen() => return Err(replaced),
+                superseded = group.shared.newer.seen() => return Err(superseded),
                 () = group.drain.begun() => return Ok(()),
                 // It may have been an older one that had lost its place: it ends once it hears of us.
                 () = tokio::time::sleep(NEWER_PATIENCE) => {

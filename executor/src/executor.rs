@@ -3,14 +3,15 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, atomic::AtomicUsize},
+    time::Duration,
 };
 
 use parking_lot::Mutex;
-use tbmq_bus::Admin;
+use tbmq_bus::{Admin, spec_of};
 use tbmq_integration::stats::{Admission, ErrorLimiter};
 use tbmq_proto::{
     ids::{IntegrationId, Kind, ServiceId},
-    topic::Catalogue,
+    topic::{Catalogue, Topic},
 };
 use tbmq_service::identity::Identity;
 use tokio::sync::{Notify, Semaphore};
@@ -19,6 +20,9 @@ use crate::{
     config::Config, incarnation::Newer, lookup::Lookup, messages::Messages, metrics::Metrics, owners::Owners,
     runner::Clock, sink::SinkKind, uplink::Uplink,
 };
+
+/// Pause between two tries to make a topic anew.
+const PAUSE: Duration = Duration::from_millis(500);
 
 /// What all parts of an executor share.
 pub(crate) struct Shared {
@@ -50,6 +54,15 @@ impl Shared {
     /// A served kind, or a text for people.
     pub(crate) fn kind(&self, kind: &Kind) -> Result<&Arc<dyn SinkKind>, String> {
         self.kinds.get(kind).ok_or_else(|| format!("integration type {kind} is not served by this executor"))
+    }
+
+    /// Makes a topic that was deleted anew. Tries until it succeeds.
+    pub(crate) async fn make_anew(&self, topic: &Topic) {
+        let spec = spec_of(topic, self.replication_factor);
+        while let Err(error) = self.admin.create_topic(&spec).await {
+            tracing::warn!(%error, topic = topic.name, "can't create topic; trying again");
+            tokio::time::sleep(PAUSE).await;
+        }
     }
 
     /// Whether an error event may be written.

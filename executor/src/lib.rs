@@ -26,7 +26,11 @@ use tbmq_proto::{
     ids::{Kind, ServiceId},
     topic::Catalogue,
 };
-use tbmq_service::{admin::Health, drain::Drain, identity::Identity};
+use tbmq_service::{
+    admin::Health,
+    drain::Drain,
+    identity::{Identity, Superseded},
+};
 use tokio::{sync::Semaphore, task::JoinSet};
 
 pub use crate::config::{Config, SETTINGS};
@@ -88,7 +92,7 @@ pub struct Running {
     shared: Arc<Shared>,
     writer: Arc<dyn Writer>,
     drain: Drain,
-    groups: JoinSet<Result<(), incarnation::Replaced>>,
+    groups: JoinSet<Result<(), Superseded>>,
     services: JoinSet<()>,
 }
 
@@ -234,7 +238,7 @@ impl Running {
         let ended = tokio::select! {
             // What serves the groups ends with them.
             biased;
-            replaced = self.shared.newer.seen() => return replaced.into(),
+            superseded = self.shared.newer.seen() => return superseded.into(),
             Some(ended) = self.groups.join_next() => match ended {
                 Ok(Err(replaced)) => return replaced.into(),
                 Ok(Ok(())) => Ok(()),

@@ -1,11 +1,9 @@
 //! Who has claimed which downlink partition: the topic of owners, read by every executor (architecture §4.18).
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc};
 
 use prost::Message as _;
-use tbmq_bus::{
-    CompletionQueue, Outgoing, Reader, ReaderEvent, Record, Start, TopicPartition, Writer, spec_of,
-};
+use tbmq_bus::{CompletionQueue, Outgoing, Reader, ReaderEvent, Record, Start, TopicPartition, Writer};
 use tbmq_proto::{ids::Kind, topic::Catalogue, wire::OwnerClaim};
 use tokio::sync::watch;
 
@@ -13,9 +11,6 @@ use crate::executor::Shared;
 
 /// Partitions of one kind whose claims are remembered, at most.
 const PARTITIONS_MAX: u32 = 10_000;
-
-/// Pause between two tries to make the topic anew.
-const PAUSE: Duration = Duration::from_millis(500);
 
 /// The latest claim of a partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,11 +83,7 @@ pub(crate) async fn follow(shared: Arc<Shared>, mut reader: Box<dyn Reader>) {
                 for claims in shared.owners.kinds.values() {
                     claims.send_replace(Claims::new());
                 }
-                let spec = spec_of(&topic, shared.replication_factor);
-                while let Err(error) = shared.admin.create_topic(&spec).await {
-                    tracing::warn!(%error, "can't create the topic of owners");
-                    tokio::time::sleep(PAUSE).await;
-                }
+                shared.make_anew(&topic).await;
                 reader.add(&partition, Start::Earliest);
             }
         }

@@ -35,6 +35,11 @@ impl Identity {
         Self::new(format!("{stem}-{role}"))
     }
 
+    /// That a newer incarnation of this service id has taken over.
+    pub fn superseded_by(&self, incarnation: String) -> Superseded {
+        Superseded { service_id: self.service_id.clone(), own: self.incarnation.clone(), incarnation }
+    }
+
     fn new(service_id: String) -> Self {
         Self {
             service_id,
@@ -43,6 +48,19 @@ impl Identity {
             started_ms: time::now_ms(),
         }
     }
+}
+
+/// A newer incarnation of our service id has taken over: of two processes with one id the newer goes on (architecture
+/// §4.27).
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "incarnation {incarnation} of service id {service_id} has taken over from this one, {own}; if they are two \
+     processes, give each a TB_SERVICE_ID of its own"
+)]
+pub struct Superseded {
+    service_id: String,
+    own: String,
+    incarnation: String,
 }
 
 fn given(configured: Option<&str>) -> Option<&str> {
