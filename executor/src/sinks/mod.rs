@@ -20,6 +20,7 @@ pub mod credentials;
 pub mod envelope;
 pub mod http;
 pub mod local_network;
+pub mod mqtt;
 
 /// What all sinks of a process are told by its configuration.
 #[derive(Clone, Debug)]
@@ -58,5 +59,5 @@ impl SinkSettings {
 
 /// Every kind that this executor serves.
 pub fn kinds(settings: &SinkSettings) -> Vec<Arc<dyn SinkKind>> {
-    vec![Arc::new(http::Http::new(settings.clone()))]
+    vec![Arc::new(http::Http::new(settings.clone())), Arc::new(mqtt::Mqtt::new(settings.clone()))]
 }

@@ -1,7 +1,9 @@
-//! The executor over the bus in memory, with a scripted kind of integration.
+//! The executor over the bus in memory, with a scripted kind of integration; and kinds against real remote ends.
 
 #[cfg(test)]
 mod driver;
+#[cfg(test)]
+mod mqtt;
 #[cfg(test)]
 mod ownership;
 #[cfg(test)]

@@ -21,7 +21,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     ("tbmq-data-plane", &["tbmq-bus", "tbmq-mqtt", "tbmq-proto", "tbmq-service"]),
     ("tbmq-e2e", &["tbmq-bus", "tbmq-harness", "tbmq-mqtt", "tbmq-proto"]),
-    ("tbmq-executor", &["tbmq-bus", "tbmq-integration", "tbmq-proto", "tbmq-service"]),
+    ("tbmq-executor", &["tbmq-bus", "tbmq-integration", "tbmq-mqtt", "tbmq-proto", "tbmq-service"]),
     ("tbmq-harness", &["tbmq-mqtt"]),
     ("tbmq-integration", &["tbmq-proto"]),
     ("tbmq-migrations", &[]),
