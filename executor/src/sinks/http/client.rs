@@ -15,14 +15,13 @@ use serde_json::{Map, Value, json};
 use tokio::time::{Instant, timeout_at};
 use url::Url;
 
-use super::{
-    body::Body,
-    config::{Checked, WHAT},
-    retry_after,
-};
+use super::{body::Body, config::Checked, retry_after};
 use crate::{
     sink::Outcome,
-    sinks::{SinkSettings, credentials, local_network},
+    sinks::{
+        SinkSettings, credentials,
+        egress::{Egress, LookupError},
+    },
 };
 
 /// How long establishing a connection may take.
@@ -35,22 +34,18 @@ const BODY_IN_TEXT_MAX: usize = 1024;
 pub(super) struct Clients {
     plain: Mutex<Option<Client>>,
     system: Mutex<Option<Client>>,
-    allow_local: bool,
+    egress: Egress,
 }
 
 impl fmt::Debug for Clients {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Clients").field("allow_local", &self.allow_local).finish_non_exhaustive()
+        f.debug_struct("Clients").field("egress", &self.egress).finish_non_exhaustive()
     }
 }
 
 impl Clients {
     pub(super) fn new(settings: &SinkSettings) -> Self {
-        Self {
-            plain: Mutex::default(),
-            system: Mutex::default(),
-            allow_local: settings.allow_local_network_hosts,
-        }
+        Self { plain: Mutex::default(), system: Mutex::default(), egress: settings.egress.clone() }
     }
 
     /// The client for a configuration.
@@ -92,20 +87,22 @@ impl Clients {
             .referer(false)
             .tcp_nodelay(true)
             .connect_timeout(CONNECT_TIMEOUT)
-            .pool_max_idle_per_host(usize::MAX);
-        let builder = if self.allow_local { builder } else { builder.dns_resolver(PublicOnly) };
+            .pool_max_idle_per_host(usize::MAX)
+            .dns_resolver(Guarded(self.egress.clone()));
         builder.build().map_err(|error| chain(&error).join(": "))
     }
 }
 
-/// A resolver that refuses names of local hosts.
+/// A resolver that gives only addresses which may be connected to. A host that is written as an address is not resolved:
+/// it was checked with the configuration, and neither it nor the rules change.
 #[derive(Debug)]
-struct PublicOnly;
+struct Guarded(Egress);
 
-impl Resolve for PublicOnly {
+impl Resolve for Guarded {
     fn resolve(&self, name: Name) -> Resolving {
+        let egress = self.0.clone();
         Box::pin(async move {
-            let addresses = local_network::resolve(name.as_str(), 0, false, WHAT).await?;
+            let addresses = egress.lookup(name.as_str(), 0).await?;
             Ok(Box::new(addresses.into_iter()) as Addrs)
         })
     }
@@ -264,25 +261,18 @@ impl Endpoint {
                 if let Some(tls) = tls_error(error) {
                     return ("tls", format!("TLS with {} failed: {tls}", self.authority));
                 }
-                match error.kind() {
-                    io::ErrorKind::ConnectionRefused => {
-                        return ("connect", format!("Connection refused: /{}", self.authority));
-                    }
-                    io::ErrorKind::PermissionDenied if error.to_string() == local_network::refusal(WHAT) => {
-                        return ("local-host", error.to_string());
-                    }
-                    _ => {}
+                if error.kind() == io::ErrorKind::ConnectionRefused {
+                    return ("connect", format!("Connection refused: /{}", self.authority));
                 }
             }
-            source = cause.source();
+            match cause.downcast_ref::<LookupError>() {
+                Some(error @ LookupError::Unresolved { .. }) => return ("resolve", error.to_string()),
+                Some(error @ LookupError::Refused { .. }) => return ("egress", error.to_string()),
+                None => source = cause.source(),
+            }
         }
         let causes = chain(error);
         let words = causes.join(": ");
-        if causes.iter().any(|cause| cause == "dns error") {
-            let host = self.url.host_str().unwrap_or_default();
-            let reason = causes.last().map_or("", String::as_str);
-            return ("resolve", format!("Failed to resolve '{host}': {reason}"));
-        }
         if error.is_connect() && error.is_timeout() {
             return ("connect", format!("connection timed out: /{}", self.authority));
         }

@@ -15,11 +15,10 @@ use crate::sinks::{
     SinkSettings,
     binder::{self, Bound},
     credentials::{Credentials, Secret},
-    local_network,
 };
 
 /// What is connected to, in texts about local hosts.
-pub(super) const WHAT: &str = "HTTP endpoint";
+const WHAT: &str = "HTTP endpoint";
 
 /// Where and how messages are sent.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
@@ -125,9 +124,9 @@ pub(super) fn read(map: &Map<String, Value>, settings: &SinkSettings) -> Bound<O
     let mut bound = binder::bind::<Config>(map);
     let url = match target::parse(&bound.config.rest_endpoint_url) {
         Ok(url) => {
-            let local = url.host().is_some_and(|host| local_network::is_local_host(&host));
-            if local && !settings.allow_local_network_hosts {
-                bound.refuse("restEndpointUrl", local_network::refusal(WHAT));
+            let checked = url.host().map_or(Ok(()), |host| settings.egress.check_host(&host, WHAT));
+            if let Err(text) = checked {
+                bound.refuse("restEndpointUrl", text);
             }
             Some(url)
         }
@@ -193,6 +192,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::sinks::egress::Egress;
 
     fn texts(value: Value, settings: &SinkSettings) -> Vec<String> {
         read(value.as_object().unwrap(), settings).violations.iter().map(ToString::to_string).collect()
@@ -288,7 +288,8 @@ mod tests {
 
     #[test]
     fn local_hosts_are_refused_when_the_executor_forbids_them() {
-        let settings = SinkSettings { allow_local_network_hosts: false, ..SinkSettings::default() };
+        let egress = Egress::new(false, Vec::new(), Vec::new());
+        let settings = SinkSettings { egress, ..SinkSettings::default() };
         for url in [
             "http://127.0.0.1/x",
             "http://localhost:80",

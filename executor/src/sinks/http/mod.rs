@@ -88,9 +88,7 @@ impl SinkKind for Http {
     ) -> ProbeReport {
         let bound = config::read(client_configuration, &self.settings);
         match bound.config {
-            Some(checked) => {
-                probe::run(&checked, &self.clients, self.settings.allow_local_network_hosts, deadline).await
-            }
+            Some(checked) => probe::run(&checked, &self.clients, &self.settings.egress, deadline).await,
             None => ProbeReport { stages: Vec::new(), error: Some(joined(&bound.violations)) },
         }
     }

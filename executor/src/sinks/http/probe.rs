@@ -1,11 +1,6 @@
 //! The connection check (spec §6.3.6), in stages: resolve, connect, tls, request.
 
-use std::{
-    io,
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-    time::Duration,
-};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use ::http::StatusCode;
 use reqwest::Method;
@@ -16,27 +11,27 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 use tokio_rustls::TlsConnector;
-use url::{Host, Url};
+use url::Url;
 
 use super::{
     client::{Clients, Endpoint},
-    config::{Checked, WHAT},
+    config::Checked,
 };
 use crate::{
     sink::{Outcome, ProbeReport},
-    sinks::{credentials, local_network},
+    sinks::{credentials, egress::Egress},
 };
 
 /// Tries the endpoint of a checked configuration.
 pub(super) async fn run(
     checked: &Checked,
     clients: &Clients,
-    allow_local: bool,
+    egress: &Egress,
     deadline: Duration,
 ) -> ProbeReport {
     let mut probe = Probe { report: ProbeReport::default(), deadline: Instant::now() + deadline };
     // A failed stage has put its text into the report.
-    let _: Option<()> = probe.stages(checked, clients, allow_local).await;
+    let _: Option<()> = probe.stages(checked, clients, egress).await;
     probe.report
 }
 
@@ -46,9 +41,9 @@ struct Probe {
 }
 
 impl Probe {
-    async fn stages(&mut self, checked: &Checked, clients: &Clients, allow_local: bool) -> Option<()> {
+    async fn stages(&mut self, checked: &Checked, clients: &Clients, egress: &Egress) -> Option<()> {
         let url = &checked.url;
-        let addresses = self.stage("resolve", resolve(url, allow_local)).await?;
+        let addresses = self.stage("resolve", resolve(url, egress)).await?;
         let stream = self.stage("connect", connect(url, &addresses)).await?;
         if url.scheme() == "https" {
             self.stage("tls", handshake(checked, stream)).await?;
@@ -87,21 +82,8 @@ fn port(url: &Url) -> u16 {
     url.port_or_known_default().unwrap_or_default()
 }
 
-async fn resolve(url: &Url, allow_local: bool) -> Result<(Vec<SocketAddr>, String), String> {
-    let addresses = match url.host() {
-        Some(Host::Ipv4(v4)) => vec![SocketAddr::new(IpAddr::V4(v4), port(url))],
-        Some(Host::Ipv6(v6)) => vec![SocketAddr::new(IpAddr::V6(v6), port(url))],
-        Some(Host::Domain(name)) => {
-            local_network::resolve(name, port(url), allow_local, WHAT).await.map_err(|error| {
-                if error.kind() == io::ErrorKind::PermissionDenied {
-                    error.to_string()
-                } else {
-                    format!("Failed to resolve '{name}': {error}")
-                }
-            })?
-        }
-        None => return Err("Url string is invalid!".to_owned()),
-    };
+async fn resolve(url: &Url, egress: &Egress) -> Result<(Vec<SocketAddr>, String), String> {
+    let addresses = egress.resolve(url.host_str().unwrap_or_default(), port(url)).await?;
     let text: Vec<_> = addresses.iter().map(|address| address.ip().to_string()).collect();
     Ok((addresses, text.join(", ")))
 }

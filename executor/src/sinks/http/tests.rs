@@ -2,6 +2,7 @@
 
 use std::{num::NonZeroUsize, sync::Arc, time::Duration};
 
+use ::http::Method;
 use async_trait::async_trait;
 use bytes::Bytes;
 use pkcs8::pkcs5::pbes2;
@@ -21,12 +22,14 @@ use tokio::{
 
 use super::{
     Http,
+    client::{Clients, Endpoint},
+    config,
     server::{Received, Reply, Server},
 };
 use crate::{
     conformance::{Behaviour, Fixture, answer, context, message},
     sink::{Message, Outcome, Sink, SinkKind},
-    sinks::{SinkSettings, credentials},
+    sinks::{SinkSettings, credentials, egress::Egress},
 };
 
 struct HttpFixture(Server);
@@ -585,6 +588,45 @@ async fn basic_credentials_are_sent() {
     assert_eq!(outcome(&mut *sink, message(1)).await, Outcome::Delivered);
     assert_eq!(server.received()[0].headers["authorization"], "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ==");
     assert!(!format!("{sink:?}").contains("QWxh"));
+}
+
+/// An endpoint whose configuration was accepted before the rules were these.
+async fn sent_with(egress: &Egress, url: &str) -> Outcome {
+    let checked =
+        config::read(&configuration(url, json!({})), &SinkSettings::default()).config.expect("it is right");
+    let settings = SinkSettings { egress: egress.clone(), ..SinkSettings::default() };
+    let client = Clients::new(&settings).client(&checked).unwrap();
+    let endpoint = Endpoint::new(client, Method::POST, &checked, Duration::from_secs(10));
+    endpoint.send(endpoint.request(None), Instant::now() + Duration::from_secs(10)).await
+}
+
+#[tokio::test]
+async fn egress_rules_hold_for_the_address_that_a_name_has() {
+    let server = Server::start(|_| Reply::of(200)).await;
+    let url = format!("http://localhost:{}/", server.address.port());
+    let strict = Egress::new(false, Vec::new(), Vec::new());
+    let (class, text) = class_and_text(sent_with(&strict, &url).await);
+    assert_eq!(class, "egress");
+    assert!(text.contains("127.0.0.1 must not be connected to: it is local"), "{text}");
+    let denied = Egress::new(true, Vec::new(), vec!["127.0.0.0/8".parse().unwrap(), "::/0".parse().unwrap()]);
+    assert_eq!(class_and_text(sent_with(&denied, &url).await).0, "egress");
+    assert_eq!(server.connections(), 0);
+    let listed = Egress::new(false, vec!["127.0.0.1".parse().unwrap()], Vec::new());
+    assert_eq!(sent_with(&listed, &url).await, Outcome::Delivered);
+}
+
+#[tokio::test]
+async fn a_check_refuses_what_egress_rules_refuse() {
+    let egress = Egress::new(true, Vec::new(), vec!["127.0.0.0/8".parse().unwrap()]);
+    let kind = Http::new(SinkSettings { egress, ..SinkSettings::default() });
+    let server = Server::start(|_| Reply::of(200)).await;
+    let violations = kind.check(&configuration(&server.url("/"), json!({})));
+    assert_eq!(
+        violations.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        [
+            "clientConfiguration.restEndpointUrl: 127.0.0.1 must not be connected to: TBMQ_IE_EGRESS_DENY holds 127.0.0.0/8"
+        ]
+    );
 }
 
 async fn probed(url: &str, changes: Value) -> (Vec<(String, bool)>, Option<String>) {
