@@ -14,7 +14,7 @@
 //! process, kept, and as many as are needed (spec UP-15).
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeSet, VecDeque},
     fmt,
     num::NonZeroUsize,
     pin::Pin,
@@ -129,6 +129,7 @@ impl SinkKind for Http {
             attempt_timeout,
             waiting: VecDeque::new(),
             running: FuturesUnordered::new(),
+            taken: BTreeSet::new(),
             answers: VecDeque::new(),
             alarm: None,
             waker: None,
@@ -152,6 +153,8 @@ struct HttpSink {
     /// In the order of submission, which is that of their deadlines too.
     waiting: VecDeque<Waiting>,
     running: FuturesUnordered<BoxFuture<'static, (Ticket, Outcome)>>,
+    /// Tickets that were not answered.
+    taken: BTreeSet<Ticket>,
     /// Answers that needed no request.
     answers: VecDeque<(Ticket, Outcome)>,
     /// Rings at the deadline of the first that waits.
@@ -221,36 +224,7 @@ impl HttpSink {
         }
     }
 
-    fn too_late(&self) -> Outcome {
-        let waited = self.patience.as_millis();
-        let text = format!(
-            "Timeout during waiting for reply! {} was not sent: no free slot within {waited} ms",
-            self.endpoint.label()
-        );
-        Outcome::Retry { after: None, class: "timeout", text }
-    }
-}
-
-#[async_trait]
-impl Sink for HttpSink {
-    fn submit(&mut self, message: Message, ticket: Ticket) -> Result<(), Busy> {
-        if self.running.len() + self.waiting.len() + self.answers.len() >= self.window {
-            return Err(Busy);
-        }
-        let submitted = Instant::now();
-        if self.waiting.is_empty() && self.running.len() < self.slots {
-            self.start(&message, ticket, submitted);
-        } else {
-            self.waiting.push_back(Waiting { message, ticket, submitted });
-        }
-        // A request begins when it is polled.
-        if let Some(waker) = self.waker.take() {
-            waker.wake();
-        }
-        Ok(())
-    }
-
-    fn poll_outcome(&mut self, cx: &mut Context<'_>) -> Poll<(Ticket, Outcome)> {
+    fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<(Ticket, Outcome)> {
         loop {
             if let Some(answer) = self.answers.pop_front() {
                 return Poll::Ready(answer);
@@ -271,15 +245,54 @@ impl Sink for HttpSink {
         }
     }
 
+    fn too_late(&self) -> Outcome {
+        let waited = self.patience.as_millis();
+        let text = format!(
+            "Timeout during waiting for reply! {} was not sent: no free slot within {waited} ms",
+            self.endpoint.label()
+        );
+        Outcome::Retry { after: None, class: "timeout", text }
+    }
+}
+
+#[async_trait]
+impl Sink for HttpSink {
+    fn submit(&mut self, message: Message, ticket: Ticket) -> Result<(), Busy> {
+        if self.taken.len() >= self.window {
+            return Err(Busy);
+        }
+        self.taken.insert(ticket);
+        let submitted = Instant::now();
+        if self.waiting.is_empty() && self.running.len() < self.slots {
+            self.start(&message, ticket, submitted);
+        } else {
+            self.waiting.push_back(Waiting { message, ticket, submitted });
+        }
+        // A request begins when it is polled.
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+        Ok(())
+    }
+
+    fn poll_outcome(&mut self, cx: &mut Context<'_>) -> Poll<(Ticket, Outcome)> {
+        let answer = self.poll_answer(cx);
+        if let Poll::Ready((ticket, _)) = &answer {
+            self.taken.remove(ticket);
+        }
+        answer
+    }
+
     fn state(&self) -> SinkState {
         SinkState::Ready
     }
 
-    async fn close(mut self: Box<Self>, deadline: Duration) {
+    async fn close(mut self: Box<Self>, deadline: Duration) -> Vec<Ticket> {
         self.waiting.clear();
         let ended = async { while self.running.next().await.is_some() {} };
         // What is still on its way is abandoned with the sink.
         drop(timeout(deadline, ended).await);
+        self.taken.into_iter().collect()
     }
 }
 

@@ -1,6 +1,6 @@
 //! The HTTP sink against a server of its own.
 
-use std::{num::NonZeroUsize, sync::Arc, time::Duration};
+use std::{net::SocketAddr, num::NonZeroUsize, sync::Arc, time::Duration};
 
 use ::http::Method;
 use async_trait::async_trait;
@@ -27,7 +27,7 @@ use super::{
     server::{Received, Reply, Server},
 };
 use crate::{
-    conformance::{Behaviour, Fixture, answer, context, message},
+    conformance::{Behaviour, Fixture, SECRET, answer, context, message},
     sink::{Message, Outcome, Sink, SinkKind},
     sinks::{SinkSettings, credentials, egress::Egress},
 };
@@ -52,6 +52,16 @@ impl Fixture for HttpFixture {
 
     fn impatient_configuration(&self) -> Map<String, Value> {
         configuration(&self.0.url("/hook"), json!({"readTimeoutMs": 200}))
+    }
+
+    fn configuration_at(&self, address: SocketAddr) -> Map<String, Value> {
+        configuration(&format!("http://{address}/hook"), json!({"readTimeoutMs": 200}))
+    }
+
+    fn secretive_configuration(&self) -> Map<String, Value> {
+        let url = format!("{}?token={SECRET}", self.0.url("/hook"));
+        let credentials = json!({"type": "basic", "username": "user", "password": SECRET});
+        configuration(&url, json!({"credentials": credentials, "headers": {"X-Api-Key": SECRET}}))
     }
 
     async fn behave(&mut self, behaviour: Behaviour) {
