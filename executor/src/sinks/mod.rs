@@ -4,6 +4,7 @@
 //!
 //! | module | what |
 //! |---|---|
+//! | [`batched`] | several messages as one |
 //! | [`binder`] | from `clientConfiguration` to a kind's `Config`, with all problems at once |
 //! | [`credentials`] | credentials objects, secrets, TLS settings |
 //! | [`egress`] | which addresses sinks may connect to |
@@ -16,6 +17,7 @@ use tbmq_integration::entity::Document;
 use self::egress::Egress;
 use crate::sink::{SinkContext, SinkKind};
 
+pub mod batched;
 pub mod binder;
 pub mod credentials;
 pub mod egress;

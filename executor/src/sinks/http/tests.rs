@@ -22,7 +22,7 @@ use tokio::{
 
 use super::{
     Http,
-    client::{Clients, Endpoint},
+    client::{Clients, Endpoint, Load},
     config,
     server::{Received, Reply, Server},
 };
@@ -31,6 +31,9 @@ use crate::{
     sink::{Message, Outcome, Sink, SinkKind},
     sinks::{SinkSettings, credentials, egress::Egress},
 };
+
+mod batches;
+mod h2;
 
 struct HttpFixture(Server);
 
@@ -254,7 +257,7 @@ async fn an_overloaded_endpoint_may_say_how_long_to_wait() {
         ..Reply::of(received.uri.path()[1..].parse().unwrap())
     })
     .await;
-    for (status, expected) in [(429, Some(7)), (503, Some(7)), (500, None)] {
+    for (status, expected) in [(429, Some(7)), (503, Some(7)), (500, Some(7)), (302, Some(7))] {
         let mut sink = sink(&server.url(&format!("/{status}")), json!({})).await;
         let Outcome::Retry { after, .. } = outcome(&mut *sink, message(1)).await else { panic!("{status}") };
         assert_eq!(after, expected.map(Duration::from_secs), "{status}");
@@ -607,7 +610,7 @@ async fn sent_with(egress: &Egress, url: &str) -> Outcome {
     let settings = SinkSettings { egress: egress.clone(), ..SinkSettings::default() };
     let client = Clients::new(&settings).client(&checked).unwrap();
     let endpoint = Endpoint::new(client, Method::POST, &checked, Duration::from_secs(10));
-    endpoint.send(endpoint.request(None), Instant::now() + Duration::from_secs(10)).await
+    endpoint.send(endpoint.request(Load::default()), Instant::now() + Duration::from_secs(10)).await
 }
 
 #[tokio::test]
@@ -657,7 +660,7 @@ async fn a_check_sends_head_with_headers_and_credentials() {
     });
     assert_eq!(
         probed(&server.url("/hook"), changes).await,
-        (stages(&[("resolve", true), ("connect", true), ("request", true)]), None)
+        (stages(&[("resolve", true), ("connect", true), ("authenticate", true), ("response", true)]), None)
     );
     let received = server.received();
     assert_eq!(received.len(), 1);
@@ -673,7 +676,7 @@ async fn a_check_tells_the_stage_that_failed() {
     assert_eq!(
         probed(&server.url("/404"), json!({})).await,
         (
-            stages(&[("resolve", true), ("connect", true), ("request", false)]),
+            stages(&[("resolve", true), ("connect", true), ("authenticate", true), ("response", false)]),
             Some(format!("404 Not Found from HEAD {}", server.url("/404")))
         )
     );
@@ -708,13 +711,57 @@ async fn a_check_tells_the_stage_that_failed() {
 }
 
 #[tokio::test]
+async fn a_check_tells_when_credentials_are_missing_or_wrong() {
+    let server = Server::start(|received| match received.headers.get("authorization") {
+        None => Reply {
+            headers: vec![("www-authenticate", "Basic realm=\"hooks\"".to_owned())],
+            ..Reply::of(401)
+        },
+        Some(value) if value == "Basic YTpi" => Reply::of(200),
+        Some(_) => Reply::of(403),
+    })
+    .await;
+    let url = server.url("/");
+    let refused = stages(&[("resolve", true), ("connect", true), ("authenticate", false)]);
+    let text = format!("401 Unauthorized from HEAD {url}: Basic realm=\"hooks\"");
+    assert_eq!(probed(&url, json!({})).await, (refused.clone(), Some(text)));
+    let basic =
+        |password: &str| json!({"credentials": {"type": "basic", "username": "a", "password": password}});
+    assert_eq!(probed(&url, basic("c")).await, (refused, Some(format!("403 Forbidden from HEAD {url}"))));
+    assert_eq!(probed(&url, basic("b")).await.1, None);
+}
+
+#[tokio::test]
+async fn a_key_tells_a_repetition() {
+    let server = Server::start(|_| Reply::of(503)).await;
+    let mut sink = sink(&server.url("/"), json!({"idempotencyKey": true})).await;
+    for number in [7, 7, 8] {
+        assert_ne!(outcome(&mut *sink, message(number)).await, Outcome::Delivered);
+    }
+    let keys: Vec<_> = server
+        .received()
+        .iter()
+        .map(|received| received.headers["idempotency-key"].to_str().unwrap().to_owned())
+        .collect();
+    let id = "00000000-0000-0000-0000-000000000001";
+    let key = |offset| format!("{id}-tbmq.msg.ie.{id}-0-{offset}-1742554969254");
+    assert_eq!(keys, [key(7), key(7), key(8)]);
+    let changes = json!({"idempotencyKey": true, "headers": {"Idempotency-Key": "mine"}});
+    let violations = Http::new(SinkSettings::default()).check(&configuration(&server.url("/"), changes));
+    assert_eq!(
+        violations.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        ["clientConfiguration.idempotencyKey: the header Idempotency-Key is configured already"]
+    );
+}
+
+#[tokio::test]
 async fn a_check_of_https_has_a_stage_for_tls() {
     let (authority, stranger) = (Authority::new(), Authority::new());
     let server = Server::with_tls(|_| Reply::of(200), Some(authority.server_config(false))).await;
     let trusting = |pem: String| json!({"credentials": {"type": "cert.PEM", "caCert": pem}});
     assert_eq!(
         probed(&server.url("/"), trusting(authority.pem())).await,
-        (stages(&[("resolve", true), ("connect", true), ("tls", true), ("request", true)]), None)
+        (stages(&["resolve", "connect", "tls", "authenticate", "response"].map(|name| (name, true))), None)
     );
     let (names, error) = probed(&server.url("/"), trusting(stranger.pem())).await;
     assert_eq!(names, stages(&[("resolve", true), ("connect", true), ("tls", false)]));
@@ -730,5 +777,8 @@ async fn a_check_ends_at_its_deadline() {
     let probe = kind.probe(&configuration, &context, Duration::from_millis(200));
     let report = timeout(Duration::from_secs(10), probe).await.unwrap();
     assert!(report.error.is_some());
-    assert_eq!(report.stages.last().map(|stage| (stage.name.as_str(), stage.ok)), Some(("request", false)));
+    assert_eq!(
+        report.stages.last().map(|stage| (stage.name.as_str(), stage.ok)),
+        Some(("authenticate", false))
+    );
 }
