@@ -27,6 +27,7 @@ use tbmq_proto::{
     ids::{IntegrationId, ShardId},
     integration::PublishIntegrationMsgProto,
     queue::PublishMsgProto,
+    topic::Catalogue,
 };
 use tokio::{
     net::TcpListener,
@@ -165,9 +166,10 @@ pub(crate) fn message_of(number: u64, payload: Bytes) -> Message {
 pub(crate) fn context(window: usize) -> SinkContext {
     let mut metadata = Map::new();
     metadata.insert("integrationName".into(), "under test".into());
+    let integration = IntegrationId(Uuid::from_u128(1));
     SinkContext {
-        shard: ShardId { integration: IntegrationId(Uuid::from_u128(1)), index: 0 },
-        topic: "tbmq.msg.ie.00000000-0000-0000-0000-000000000001".into(),
+        shard: ShardId { integration, index: 0 },
+        topic: Catalogue::default().messages(integration, 1).name.into(),
         target: Target { name: "under test".into(), enabled: true, configuration: "{}".into() },
         metadata: Arc::new(metadata),
         executor_id: "ie".into(),

@@ -86,7 +86,8 @@ impl fmt::Debug for HttpSink {
 }
 
 impl HttpSink {
-    /// A sink that sends to `endpoint`. `pool`: connections at most; `attempt_timeout`: see [`Sink::submit`]'s driver.
+    /// A sink that sends to `endpoint`. `pool`: requests at once at most, whatever the configuration says;
+    /// `attempt_timeout`: what the driver gives a message.
     pub(super) fn new(
         checked: &Checked,
         endpoint: client::Shared,
