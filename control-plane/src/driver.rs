@@ -15,6 +15,7 @@ use tbmq_proto::{
     topic::Topic,
     wire::{KindAnnouncement, NodeApplied, Role},
 };
+use tbmq_service::identity::Superseded;
 use tokio::sync::watch;
 use uuid::Uuid;
 
@@ -27,24 +28,8 @@ use crate::{
 /// How often a control plane says that it lives.
 const ANNOUNCE_EVERY: Duration = Duration::from_secs(5);
 
-/// Another process with our service id has taken over (architecture §4.27).
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "{by} of service id {service_id} has taken over from this one, {own}; if they are two processes, give each a \
-     TB_SERVICE_ID of its own"
-)]
-struct Superseded {
-    service_id: String,
-    own: String,
-    by: String,
-}
-
-impl Superseded {
-    fn new(plane: &Plane, by: String) -> Self {
-        let identity = &plane.identity;
-        Self { service_id: identity.service_id.clone(), own: identity.incarnation.clone(), by }
-    }
-}
+/// A newer process that has taken over tells of itself within this time.
+const NEWER_PATIENCE: Duration = Duration::from_secs(7);
 
 /// Follows `tbmq.node.applied`. `caught_up` becomes true at the end that was there at the start.
 pub(crate) async fn follow_nodes(plane: Arc<Plane>, caught_up: watch::Sender<bool>) -> anyhow::Result<()> {
@@ -73,7 +58,7 @@ fn take_node(plane: &Plane, record: &Record, live: bool) -> Result<Taken, String
         && applied.service_id == plane.identity.service_id
         && applied.incarnation > plane.identity.incarnation
     {
-        return Ok(Taken::Superseded(format!("incarnation {}", applied.incarnation)));
+        return Ok(Taken::Superseded(plane.identity.superseded_by(applied.incarnation)));
     }
     if !plane.nodes.record(applied, age, now_ms) {
         plane.metrics.nodes_dropped.inc();
@@ -164,7 +149,7 @@ enum Taken {
     /// A kind that is to be kept in the store.
     Kind(KindRow),
     /// Somebody has taken our place.
-    Superseded(String),
+    Superseded(Superseded),
 }
 
 /// Follows a topic from its beginning. Ends only when somebody has taken our place.
@@ -183,7 +168,7 @@ async fn follow(
                 for record in records {
                     match (followed.take)(plane, &record, live) {
                         Ok(Taken::Done) => {}
-                        Ok(Taken::Superseded(by)) => return Err(Superseded::new(plane, by).into()),
+                        Ok(Taken::Superseded(superseded)) => return Err(superseded.into()),
                         Ok(Taken::Kind(kind)) => {
                             let now_ms = tbmq_service::time::now_ms();
                             persist(|| plane.store.save_kind(&kind, now_ms)).await;
@@ -217,6 +202,28 @@ async fn again(plane: &Plane, reader: &mut dyn Reader, topic: &Topic, reason: &s
 
 /// Shares `tbmq.ie.uplink` with the other control planes and stores its events.
 pub(crate) async fn follow_uplink(plane: Arc<Plane>) -> anyhow::Result<()> {
+    while let Shared::Fenced(reason) = share_uplink(&plane).await? {
+        // Of a newer process with our service id, `tbmq.node.applied` tells meanwhile, which ends this one. Otherwise it
+        // was a request of our own that Kafka took up late.
+        tracing::warn!(reason, "the group of the uplink has another member with our service id");
+        tokio::select! {
+            () = plane.drain.begun() => return Ok(()),
+            () = tokio::time::sleep(NEWER_PATIENCE) => {}
+        }
+        tracing::warn!("of no newer process was heard; joining the group of the uplink again");
+    }
+    Ok(())
+}
+
+/// How a membership of the uplink's group has ended.
+enum Shared {
+    /// This control plane is draining.
+    Left,
+    /// Another member has our service id.
+    Fenced(String),
+}
+
+async fn share_uplink(plane: &Arc<Plane>) -> anyhow::Result<Shared> {
     let topic = plane.catalogue.uplink();
     let client = plane.catalogue.client_id("ie-uplink-consumer", &plane.service_id);
     let group = plane.catalogue.uplink_group();
@@ -235,7 +242,7 @@ pub(crate) async fn follow_uplink(plane: Arc<Plane>) -> anyhow::Result<()> {
         tokio::select! {
             () = plane.drain.begun() => {
                 membership.leave().await;
-                return Ok(());
+                return Ok(Shared::Left);
             }
             event = membership.next() => match event {
                 MembershipEvent::Assigned(partitions) => assign(reader.as_mut(), &partitions).await,
@@ -244,15 +251,13 @@ pub(crate) async fn follow_uplink(plane: Arc<Plane>) -> anyhow::Result<()> {
                     drop(release);
                 }
                 MembershipEvent::Lost(partitions) => remove(reader.as_mut(), &partitions),
-                MembershipEvent::Fenced { reason } => {
-                    return Err(Superseded::new(&plane, format!("another process ({reason})")).into());
-                }
+                MembershipEvent::Fenced { reason } => return Ok(Shared::Fenced(reason)),
             },
             event = reader.next() => match event {
                 ReaderEvent::Batch { partition, records } => {
                     let Some(last) = records.last() else { continue };
                     let commit = Commit { offset: last.offset + 1, partition: partition.clone(), metadata: String::new() };
-                    store_events(&plane, &partition, &records).await;
+                    store_events(plane, &partition, &records).await;
                     // Not committed: the events are read again, and stored once all the same.
                     if let Err(error) = membership.commit(vec![commit]).await {
                         tracing::warn!(%error, %partition, "offset of events not committed");

@@ -35,7 +35,11 @@ mod testing;
 mod validate;
 mod watchdog;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context as _;
 use tbmq_bus::{Bus, WriterConfig};
@@ -52,6 +56,12 @@ use crate::{
     plane::{Kinds, Plane},
     relayer::only_partition,
 };
+
+/// How long a bus that answers "not yet" is tried again at the start, counted from it.
+const BUS_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Pause between two of these tries.
+const BUS_PAUSE: Duration = Duration::from_millis(500);
 
 /// What a control plane runs on.
 #[derive(Clone, Debug)]
@@ -81,7 +91,7 @@ pub struct Running {
 }
 
 /// Starts a control plane: migrates the store, creates the common topics, reads what nodes and executors have
-/// announced, then serves. Waits for the store and the bus.
+/// announced, then serves. Waits for the store, and up to 60 s for the bus.
 ///
 /// # Errors
 /// When the configuration can't be used, the store or the bus can't be reached, or the port is taken.
@@ -95,24 +105,19 @@ pub async fn start(config: Config, context: Context) -> anyhow::Result<Running> 
     let drain = Drain::new();
     let plane = Arc::new(Plane::new(config, context, service_id, store, kinds, drain));
 
-    let catalogue = &plane.catalogue;
-    let notifications = catalogue.uplink_notifications(&plane.service_id);
-    let common = [
-        catalogue.uplink(),
-        notifications.clone(),
-        catalogue.integration_subscriptions(),
-        catalogue.node_applied(),
-        catalogue.kinds(),
-        catalogue.owners(),
-    ];
-    for topic in &common {
-        plane.ensure(topic).await.with_context(|| format!("can't create topic {}", topic.name))?;
-    }
-    for kind in plane.all_kinds() {
-        plane.ensure_downlink(&kind).await.with_context(|| format!("can't create the downlink of {kind}"))?;
-    }
-    let bounds = plane.admin.bounds(&[only_partition(&notifications.name)]).await?;
-    let replies_from = bounds.first().map_or(0, |bounds| bounds.end);
+    let started = Instant::now();
+    let replies_from = loop {
+        match prepare(&plane).await {
+            Ok(position) => break position,
+            // A bus that is coming up answers one question and not yet the next.
+            Err(error) if is_passing(&error) && started.elapsed() < BUS_PATIENCE => {
+                tracing::warn!(error = format!("{error:#}"), "the bus is not ready; trying again");
+                component.down(format!("{error:#}"));
+                tokio::time::sleep(BUS_PAUSE).await;
+            }
+            Err(error) => return Err(error),
+        }
+    };
 
     let mut tasks = JoinSet::new();
     let (nodes_known, mut nodes_caught_up) = watch::channel(false);
@@ -172,6 +177,34 @@ pub async fn start(config: Config, context: Context) -> anyhow::Result<Running> 
     tasks.spawn(driver::announce(plane.clone(), format!("grpc://{address}")));
     component.up();
     Ok(Running { plane, address, server, tasks, component })
+}
+
+/// Creates the topics that every control plane needs; returns where the replies to this one will begin.
+async fn prepare(plane: &Plane) -> anyhow::Result<u64> {
+    let catalogue = &plane.catalogue;
+    let notifications = catalogue.uplink_notifications(&plane.service_id);
+    let replies = only_partition(&notifications.name);
+    let common = [
+        catalogue.uplink(),
+        notifications,
+        catalogue.integration_subscriptions(),
+        catalogue.node_applied(),
+        catalogue.kinds(),
+        catalogue.owners(),
+    ];
+    for topic in &common {
+        plane.ensure(topic).await.with_context(|| format!("can't create topic {}", topic.name))?;
+    }
+    for kind in plane.all_kinds() {
+        plane.ensure_downlink(&kind).await.with_context(|| format!("can't create the downlink of {kind}"))?;
+    }
+    let bounds = plane.admin.bounds(&[replies]).await.context("can't find the end of the replies")?;
+    Ok(bounds.first().map_or(0, |bounds| bounds.end))
+}
+
+/// Whether trying again may help.
+fn is_passing(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(tbmq_bus::Error::Unavailable(_)))
 }
 
 impl Running {

@@ -176,8 +176,6 @@ struct Owned {
     /// `None` until the claim is written.
     restoration: Option<restore::Partition>,
     shards: HashMap<ShardId, Handle>,
-    /// It is not read until its topic is there again.
-    is_gone: bool,
     /// What the group has as our position.
     committed: Option<u64>,
 }
@@ -457,8 +455,7 @@ impl Driver {
             }
             ReaderEvent::End { partition, position } => {
                 let partition = partition.partition;
-                let restoration = self.owned.get_mut(&partition).and_then(|owned| owned.restoration.as_mut());
-                let Some(restoration) = restoration else { return };
+                let Some(restoration) = self.restoration(partition) else { return };
                 for step in restoration.end(position) {
                     self.step(partition, step);
                 }
@@ -469,8 +466,8 @@ impl Driver {
             ReaderEvent::Gap { partition, from, to } => tracing::debug!(%partition, from, to, "a gap"),
             ReaderEvent::Gone { partition, reason } => {
                 tracing::error!(%partition, reason, "the downlink topic is gone; making it anew");
-                if let Some(owned) = self.owned.get_mut(&partition.partition) {
-                    owned.is_gone = true;
+                if let Some(restoration) = self.restoration(partition.partition) {
+                    restoration.gone();
                 }
                 let shared = self.group.shared.clone();
                 let spec = spec_of(&shared.catalogue.downlink(&self.group.kind), shared.replication_factor);
@@ -487,15 +484,13 @@ impl Driver {
         }
     }
 
-    /// The topic was made anew. What runs goes on; the control plane's repair writes the records again. Of a partition
-    /// that was lost and assigned again meanwhile nothing is to be done: it is read already, and its end is told once.
+    fn restoration(&mut self, partition: u32) -> Option<&mut restore::Partition> {
+        self.owned.get_mut(&partition)?.restoration.as_mut()
+    }
+
+    /// The topic was made anew. What runs goes on; the control plane's repair writes the records again.
     fn read_again(&mut self, partition: u32) {
-        let limit = self.group.shards_max();
-        if let Some(owned) = self.owned.get_mut(&partition)
-            && owned.is_gone
-        {
-            owned.is_gone = false;
-            owned.restoration = Some(restore::Partition::new(0, limit));
+        if self.restoration(partition).is_some_and(restore::Partition::made_anew) {
             self.reader.add(&TopicPartition::new(self.topic.clone(), partition), Start::Earliest);
         }
     }
@@ -517,8 +512,7 @@ impl Driver {
     }
 
     fn record(&mut self, partition: &TopicPartition, record: Record) {
-        let owned = self.owned.get_mut(&partition.partition);
-        let Some(restoration) = owned.and_then(|owned| owned.restoration.as_mut()) else { return };
+        let Some(restoration) = self.restoration(partition.partition) else { return };
         let revision = record.header(REVISION_HEADER);
         let result =
             restoration.record(record.offset, record.key.as_deref(), record.value.as_ref(), revision);

@@ -23,6 +23,7 @@ use tbmq_proto::{
     ids::{IntegrationId, ShardId},
     integration::PublishIntegrationMsgProto,
     queue::PublishMsgProto,
+    topic::Catalogue,
 };
 use tokio::time::timeout;
 use uuid::Uuid;
@@ -33,6 +34,7 @@ const SOON: Duration = Duration::from_secs(30);
 fn context(window: usize) -> SinkContext {
     SinkContext {
         shard: ShardId { integration: IntegrationId(Uuid::from_u128(1)), index: 0 },
+        topic: Catalogue::default().messages(IntegrationId(Uuid::from_u128(1)), 1).name.into(),
         target: Target { name: "under test".into(), enabled: true, configuration: "{}".into() },
         metadata: Arc::new(Map::new()),
         executor_id: "ie".into(),

@@ -344,6 +344,7 @@ impl SinkKind for TestKind {
             state: self.0.clone(),
             id,
             queue: VecDeque::new(),
+            hung: Vec::new(),
             attempts: BTreeMap::new(),
         }))
     }
@@ -354,6 +355,7 @@ struct TestSink {
     state: watch::Sender<State>,
     id: IntegrationId,
     queue: VecDeque<(Ticket, Message)>,
+    hung: Vec<Ticket>,
     attempts: BTreeMap<u64, u32>,
 }
 
@@ -379,7 +381,10 @@ impl Sink for TestSink {
                 match text.split(' ').next().unwrap() {
                     "reject" => Outcome::Rejected { class, text },
                     "retry" if *attempts <= retries => Outcome::Retry { after: None, class, text },
-                    "hang" => continue,
+                    "hang" => {
+                        self.hung.push(ticket);
+                        continue;
+                    }
                     "panic" => panic!("told to"),
                     _ => {
                         self.state
@@ -404,5 +409,7 @@ impl Sink for TestSink {
         }
     }
 
-    async fn close(self: Box<Self>, _: Duration) {}
+    async fn close(self: Box<Self>, _: Duration) -> Vec<Ticket> {
+        self.hung.into_iter().chain(self.queue.into_iter().map(|(ticket, _)| ticket)).collect()
+    }
 }

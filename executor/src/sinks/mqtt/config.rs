@@ -16,11 +16,10 @@ use crate::sinks::{
     SinkSettings,
     binder::{self, Bound},
     credentials::{Credentials, Secret},
-    local_network,
 };
 
 /// What is connected to, in texts about local hosts.
-pub(super) const WHAT: &str = "MQTT broker connection";
+const WHAT: &str = "MQTT broker connection";
 
 /// The broker, the session, and how messages are published.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
@@ -192,8 +191,8 @@ fn check_host(bound: &mut Bound<Config>, host: &str, settings: &SinkSettings) {
                 Host::Ipv4(v4) => Host::Ipv4(*v4),
                 Host::Ipv6(v6) => Host::Ipv6(*v6),
             };
-            if !settings.allow_local_network_hosts && local_network::is_local_host(&host) {
-                bound.refuse("host", local_network::refusal(WHAT));
+            if let Err(text) = settings.egress.check_host(&host, WHAT) {
+                bound.refuse("host", text);
             }
         }
         Err(_) => bound.refuse("host", format!("{host:?} is neither the name of a host nor an address")),
@@ -217,6 +216,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::sinks::egress::Egress;
 
     fn texts(value: Value, settings: &SinkSettings) -> Vec<String> {
         read(value.as_object().unwrap(), settings).violations.iter().map(ToString::to_string).collect()
@@ -370,7 +370,8 @@ mod tests {
 
     #[test]
     fn local_hosts_are_refused_when_the_executor_forbids_them() {
-        let settings = SinkSettings { allow_local_network_hosts: false, ..SinkSettings::default() };
+        let egress = Egress::new(false, Vec::new(), Vec::new());
+        let settings = SinkSettings { egress, ..SinkSettings::default() };
         for host in ["127.0.0.1", "localhost", "::1", "[::1]", "10.0.0.1", "2130706433"] {
             assert_eq!(
                 texts(changed(json!({"host": host})), &settings),

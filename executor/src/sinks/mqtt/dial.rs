@@ -17,11 +17,14 @@ use tokio::{
 use tokio_rustls::TlsConnector;
 
 use super::{
-    config::{Checked, WHAT},
+    config::Checked,
     publisher::{PACKET_BYTES_MAX, Peer},
     session::said,
 };
-use crate::sinks::{credentials, local_network};
+use crate::sinks::{
+    credentials,
+    egress::{Egress, LookupError},
+};
 
 /// The longest packet that is taken from a broker: nothing was subscribed to, and acknowledgements are short.
 pub(super) const LIMITS: Limits = Limits { packet_bytes: 256 << 10 };
@@ -57,7 +60,7 @@ pub(super) struct Dialer {
     checked: Checked,
     client_id: String,
     tls: Option<(TlsConnector, ServerName<'static>)>,
-    allow_local: bool,
+    egress: Egress,
 }
 
 impl fmt::Debug for Dialer {
@@ -103,7 +106,7 @@ impl Stages {
 impl Dialer {
     /// # Errors
     /// A text for people when there are no TLS settings to be had.
-    pub(super) fn new(checked: Checked, client_id: String, allow_local: bool) -> Result<Self, String> {
+    pub(super) fn new(checked: Checked, client_id: String, egress: Egress) -> Result<Self, String> {
         let tls = if checked.uses_tls() {
             let config = match checked.config.credentials.tls()? {
                 Some(config) => config,
@@ -116,7 +119,7 @@ impl Dialer {
         } else {
             None
         };
-        Ok(Self { checked, client_id, tls, allow_local })
+        Ok(Self { checked, client_id, tls, egress })
     }
 
     /// Host and port, for people.
@@ -161,10 +164,11 @@ impl Dialer {
     /// The addresses of the host that may be connected to, looked up anew for each attempt.
     async fn resolve(&self) -> Result<(Vec<SocketAddr>, String), String> {
         let (host, port) = (self.checked.host(), self.checked.port());
-        let addresses = local_network::resolve(host, port, self.allow_local, WHAT).await;
-        let addresses = addresses.map_err(|error| match error.kind() {
-            std::io::ErrorKind::PermissionDenied => format!(": {error}"),
-            _ => format!(": Unable to resolve provided hostname: {host} ({error})"),
+        let addresses = self.egress.lookup(host, port).await.map_err(|error| match error {
+            LookupError::Refused { text } => format!(": {text}"),
+            LookupError::Unresolved { host, reason } => {
+                format!(": Unable to resolve provided hostname: {host} ({reason})")
+            }
         })?;
         let text: Vec<_> = addresses.iter().map(|address| address.ip().to_string()).collect();
         Ok((addresses, text.join(", ")))

@@ -56,7 +56,7 @@ impl Mqtt {
     }
 
     fn dialer(&self, checked: Checked, client_id: String) -> Result<Dialer, String> {
-        Dialer::new(checked, client_id, self.settings.allow_local_network_hosts)
+        Dialer::new(checked, client_id, self.settings.egress.clone())
     }
 }
 

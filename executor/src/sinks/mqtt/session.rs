@@ -415,15 +415,20 @@ impl Session {
         }
     }
 
-    /// Sends nothing more: what was not sent yet is forgotten.
+    /// Sends nothing more.
     pub(super) fn finish(&mut self) {
         self.is_finishing = true;
-        drop(self.entries.split_off(&self.unsent));
     }
 
-    /// Whether an acknowledgement may still come.
+    /// Whether something that was sent may still be answered.
     pub(super) fn waits(&self) -> bool {
-        self.is_online() && !self.entries.is_empty()
+        self.is_online() && self.entries.range(..self.unsent).next().is_some()
+    }
+
+    /// The tickets whose answers were not taken by [`Session::poll_outcome`].
+    pub(super) fn unresolved(self) -> Vec<Ticket> {
+        let answered = self.answers.into_iter().map(|(ticket, _)| ticket);
+        self.entries.into_values().map(|entry| entry.ticket).chain(answered).collect()
     }
 
     /// The last packet, after [`Session::finish`]; `false`: there is no connection to send it on.

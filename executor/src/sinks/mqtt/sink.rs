@@ -238,7 +238,7 @@ impl Sink for MqttSink {
         self.session.state()
     }
 
-    async fn close(mut self: Box<Self>, deadline: Duration) {
+    async fn close(mut self: Box<Self>, deadline: Duration) -> Vec<Ticket> {
         self.session.finish();
         let acknowledged = std::future::poll_fn(|cx| {
             self.poll_work(cx);
@@ -259,5 +259,6 @@ impl Sink for MqttSink {
             })
             .await;
         }
+        self.session.unresolved()
     }
 }

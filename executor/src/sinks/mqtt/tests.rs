@@ -1,6 +1,6 @@
 //! The MQTT sink against a broker of its own.
 
-use std::{future::poll_fn, sync::Arc, task::Poll, time::Duration};
+use std::{future::poll_fn, net::SocketAddr, sync::Arc, task::Poll, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -24,11 +24,13 @@ use tokio::{
 use super::{
     Mqtt,
     broker::{Broker, Reply},
+    config,
+    dial::{Dialer, Stages},
 };
 use crate::{
     conformance::{Behaviour, Fixture, answer, context, message},
     sink::{Message, Outcome, Sink, SinkContext, SinkKind, SinkState},
-    sinks::{SinkSettings, credentials},
+    sinks::{SinkSettings, credentials, egress::Egress},
 };
 
 const SOON: Duration = Duration::from_secs(20);
@@ -80,7 +82,18 @@ impl Fixture for MqttFixture {
         Arc::new(Mqtt::new(impatient()))
     }
 
-    fn sends_anew(&self) -> bool {
+    fn configuration_at(&self, address: SocketAddr) -> Map<String, Value> {
+        let mut configuration = self.client_configuration();
+        configuration.insert("port".to_owned(), address.port().into());
+        configuration.insert("connectTimeoutSec".to_owned(), 1.into());
+        configuration
+    }
+
+    fn notices_absence(&self) -> bool {
+        true
+    }
+
+    fn keeps_order(&self) -> bool {
         true
     }
 
@@ -639,14 +652,16 @@ async fn certificates_mean_tls_and_only_the_configured_authority_is_trusted() {
 }
 
 #[tokio::test]
-async fn a_name_that_means_a_local_host_is_refused_at_each_attempt() {
+async fn the_address_of_each_attempt_is_checked() {
     let broker = Broker::start().await;
-    let settings = SinkSettings { allow_local_network_hosts: false, ..SinkSettings::default() };
-    let kind = Mqtt::new(settings);
-    let mut configuration = configuration(&broker, &json!({}));
-    // A name of the machine's own that resolves to a loopback address, if it has one.
-    configuration.insert("host".into(), "ip6-localhost".into());
-    let report = kind.probe(&configuration, &context(1), SOON).await;
-    assert!(report.error.is_some() && report.stages.iter().all(|stage| stage.name == "resolve"));
+    let configuration = configuration(&broker, &json!({"host": "localhost"}));
+    // As if the name had meant another address when the configuration was checked.
+    let checked = config::read(&configuration, &SinkSettings::default()).config.unwrap();
+    let dialer = Dialer::new(checked, "id".to_owned(), Egress::new(false, Vec::new(), Vec::new())).unwrap();
+    let mut stages = Stages::new(SOON);
+    let text = dialer.dial(&mut stages).await.err().unwrap();
+    assert!(text.contains("INTEGRATIONS_ALLOW_LOCAL_NETWORK_HOSTS"), "{text}");
+    assert_eq!(stages.list.len(), 1);
+    assert_eq!((stages.list[0].name.as_str(), stages.list[0].ok), ("resolve", false));
     assert_eq!(broker.connects().len(), 0);
 }
