@@ -136,6 +136,7 @@ async fn judge(shared: &Shared, request: &ValidationRequest) -> Verdict {
     }
     let context = SinkContext {
         shard: ShardId::first(request.integration),
+        topic: shared.catalogue.messages(request.integration, 1).name.into(),
         target: Target {
             name: request.name.as_str().into(),
             enabled: request.enabled,

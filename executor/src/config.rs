@@ -10,7 +10,10 @@ use tbmq_integration::{
 };
 use tbmq_service::config::Setting;
 
-use crate::sinks::{self, SinkSettings};
+use crate::sinks::{
+    self, SinkSettings,
+    egress::{Egress, Network},
+};
 
 macro_rules! settings {
     ($($env:literal => $key:literal,)*) => { &[$(Setting { env: $env, key: $key }),*] };
@@ -48,6 +51,8 @@ pub const SETTINGS: &[Setting] = settings! {
     "INTEGRATIONS_DESTROY_COUNT" => "integrations.destroy.count",
     "INTEGRATIONS_DESTROY_FORCED_SHUTDOWN_TIMEOUT_MS" => "integrations.destroy.forced-shutdown-timeout-ms",
     "INTEGRATIONS_ALLOW_LOCAL_NETWORK_HOSTS" => "integrations.allow-local-network-hosts",
+    "TBMQ_IE_EGRESS_ALLOW" => "integrations.egress.allow",
+    "TBMQ_IE_EGRESS_DENY" => "integrations.egress.deny",
     "INTEGRATIONS_MANAGE_LIFECYCLE_THREADS" => "integrations.manage.lifecycle-threads-count",
     "INTEGRATIONS_MANAGE_COMMAND_THREADS" => "integrations.manage.command-threads-count",
     "TBMQ_IE_COMMAND_QUEUE" => "integrations.manage.command-queue",
@@ -183,8 +188,10 @@ tree! {
         stalled_after: Duration = Duration::from_secs(5),
         /// Waiting for what is in flight.
         destroy: Destroy = Destroy::default(),
-        /// Whether sinks may reach loopback, link-local and private addresses.
+        /// Whether sinks may reach addresses that are not public: loopback, link-local, private, multicast and so on.
         allow_local_network_hosts: bool = true,
+        /// Which networks sinks may reach.
+        egress: EgressLists = EgressLists::default(),
         /// Concurrency.
         manage: Manage = Manage::default(),
         /// HTTP integrations.
@@ -221,6 +228,14 @@ tree! {
         count: u64 = 10,
         /// The outer bound when the process stops; ms.
         forced_shutdown_timeout_ms: u64 = 15_000,
+    }
+    /// Networks by prefix (`10.0.0.0/8`) or address; `public` stands for all addresses that are not local. They are
+    /// matched with the address that is connected to, with each attempt.
+    EgressLists {
+        /// If any: nothing else may be reached, and these may be although they are local.
+        allow: Vec<Network> = Vec::new(),
+        /// Never to be reached, whatever else allows them.
+        deny: Vec<Network> = Vec::new(),
     }
     /// Concurrency.
     Manage {
@@ -399,7 +414,11 @@ impl Config {
     /// What sinks are told.
     pub(crate) fn sinks(&self) -> SinkSettings {
         SinkSettings {
-            allow_local_network_hosts: self.integrations.allow_local_network_hosts,
+            egress: Egress::new(
+                self.integrations.allow_local_network_hosts,
+                self.integrations.egress.allow.clone(),
+                self.integrations.egress.deny.clone(),
+            ),
             http_max_in_memory_buffer_kb: self.integrations.http.max_in_memory_buffer_kb,
             http_pool_max_connections: self.integrations.http.pool_max_connections,
             attempt_timeout: Duration::from_millis(self.queue.integration_msg.pack_processing_timeout),
@@ -486,6 +505,22 @@ mod tests {
         assert_eq!(config.pack(&own, pack::Ordering::None), expected);
         assert_eq!(config.poll_interval(&own), Duration::from_millis(3));
         assert_eq!(config.poll_interval(&Delivery::default()), Duration::from_secs(1));
+    }
+
+    #[test]
+    fn networks_are_lists_and_bad_ones_are_named() {
+        let read = |name: &str, value: &str| {
+            let environment = [(name.to_owned(), value.to_owned())];
+            tbmq_service::config::load_from::<Config>(&[SETTINGS], None, environment.into_iter())
+        };
+        let egress = read("TBMQ_IE_EGRESS_DENY", "10.0.0.0/8, fd00::1").unwrap().sinks().egress;
+        assert!(egress.check("10.1.1.1".parse().unwrap()).is_err());
+        assert!(egress.check("fd00::2".parse().unwrap()).is_ok());
+        let error = format!(
+            "{:#}",
+            anyhow::Error::from(read("TBMQ_IE_EGRESS_ALLOW", "10.0.0.0/8,here").unwrap_err())
+        );
+        assert!(error.contains("TBMQ_IE_EGRESS_ALLOW") && error.contains("here"), "{error}");
     }
 
     #[test]

@@ -18,10 +18,12 @@ use tbmq_integration::{
     lifecycle::End,
     ownership::{self, Ownership, Renewal},
     restore::{self, Step},
+    stats::{Admission, LIMIT_TEXT},
     wire::{Change, Desired},
 };
 use tbmq_proto::{
     ids::{Kind, ShardId},
+    integration::{ErrorEvent, native_event::Body},
     topic::REVISION_HEADER,
 };
 use tbmq_service::{admin::Component, drain::Drain, identity::Superseded};
@@ -176,8 +178,6 @@ struct Owned {
     /// `None` until the claim is written.
     restoration: Option<restore::Partition>,
     shards: HashMap<ShardId, Handle>,
-    /// It is not read until its topic is there again.
-    is_gone: bool,
     /// What the group has as our position.
     committed: Option<u64>,
 }
@@ -457,8 +457,7 @@ impl Driver {
             }
             ReaderEvent::End { partition, position } => {
                 let partition = partition.partition;
-                let restoration = self.owned.get_mut(&partition).and_then(|owned| owned.restoration.as_mut());
-                let Some(restoration) = restoration else { return };
+                let Some(restoration) = self.restoration(partition) else { return };
                 for step in restoration.end(position) {
                     self.step(partition, step);
                 }
@@ -469,8 +468,8 @@ impl Driver {
             ReaderEvent::Gap { partition, from, to } => tracing::debug!(%partition, from, to, "a gap"),
             ReaderEvent::Gone { partition, reason } => {
                 tracing::error!(%partition, reason, "the downlink topic is gone; making it anew");
-                if let Some(owned) = self.owned.get_mut(&partition.partition) {
-                    owned.is_gone = true;
+                if let Some(restoration) = self.restoration(partition.partition) {
+                    restoration.gone();
                 }
                 let shared = self.group.shared.clone();
                 let spec = spec_of(&shared.catalogue.downlink(&self.group.kind), shared.replication_factor);
@@ -487,15 +486,13 @@ impl Driver {
         }
     }
 
-    /// The topic was made anew. What runs goes on; the control plane's repair writes the records again. Of a partition
-    /// that was lost and assigned again meanwhile nothing is to be done: it is read already, and its end is told once.
+    fn restoration(&mut self, partition: u32) -> Option<&mut restore::Partition> {
+        self.owned.get_mut(&partition)?.restoration.as_mut()
+    }
+
+    /// The topic was made anew. What runs goes on; the control plane's repair writes the records again.
     fn read_again(&mut self, partition: u32) {
-        let limit = self.group.shards_max();
-        if let Some(owned) = self.owned.get_mut(&partition)
-            && owned.is_gone
-        {
-            owned.is_gone = false;
-            owned.restoration = Some(restore::Partition::new(0, limit));
+        if self.restoration(partition).is_some_and(restore::Partition::made_anew) {
             self.reader.add(&TopicPartition::new(self.topic.clone(), partition), Start::Earliest);
         }
     }
@@ -517,8 +514,7 @@ impl Driver {
     }
 
     fn record(&mut self, partition: &TopicPartition, record: Record) {
-        let owned = self.owned.get_mut(&partition.partition);
-        let Some(restoration) = owned.and_then(|owned| owned.restoration.as_mut()) else { return };
+        let Some(restoration) = self.restoration(partition.partition) else { return };
         let revision = record.header(REVISION_HEADER);
         let result =
             restoration.record(record.offset, record.key.as_deref(), record.value.as_ref(), revision);
@@ -528,8 +524,28 @@ impl Driver {
             Err(error) => {
                 self.group.shared.metrics.bad_record("downlink");
                 tracing::warn!(%partition, offset = record.offset, %error, "skipped a bad record");
+                self.tell_bad(partition, &record, &error);
             }
         }
+    }
+
+    /// Tells of a bad record under the integration that its key names.
+    fn tell_bad(&self, partition: &TopicPartition, record: &Record, error: &restore::BadRecord) {
+        let key = record.key.as_deref().and_then(|key| std::str::from_utf8(key).ok());
+        let Some(shard) = key.and_then(ShardId::from_downlink_key) else { return };
+        let Some(owned) = self.owned.get(&partition.partition) else { return };
+        let shared = &self.group.shared;
+        let text = match shared.admit(shard.integration) {
+            Admission::Pass => format!("record {partition}-{} can't be understood: {error}", record.offset),
+            Admission::PassNotice => LIMIT_TEXT.to_owned(),
+            Admission::Suppress => {
+                shared.metrics.error_events_suppressed.inc();
+                return;
+            }
+        };
+        let seq = owned.shards.get(&shard).map(|handle| handle.seq.clone()).unwrap_or_default();
+        let event = ErrorEvent { method: "onDownlink".to_owned(), error: text, count: 1 };
+        shared.uplink.teller(shard, owned.epoch, seq).tell(0, Body::Error(event));
     }
 
     fn applied(&self, partition: u32) {

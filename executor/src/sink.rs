@@ -91,9 +91,10 @@ pub trait Sink: Send + fmt::Debug {
     /// Whether it makes sense to submit.
     fn state(&self) -> SinkState;
 
-    /// Ends: waits at most `deadline` for what is in flight, then abandons it. Answers not yet polled may be polled
-    /// before this; tickets without an answer are unresolved and are delivered again later.
-    async fn close(self: Box<Self>, deadline: Duration);
+    /// Ends: waits at most `deadline` for what is in flight, then abandons it. Returns what is unresolved, in any order:
+    /// the tickets that [`Sink::poll_outcome`] has not answered, also those whose answer it only had not given yet. They
+    /// are delivered again later.
+    async fn close(self: Box<Self>, deadline: Duration) -> Vec<Ticket>;
 }
 
 /// What a sink is told about where it runs.
@@ -101,6 +102,8 @@ pub trait Sink: Send + fmt::Debug {
 pub struct SinkContext {
     /// The shard.
     pub shard: ShardId,
+    /// The topic that the messages lie in.
+    pub topic: Arc<str>,
     /// Name, enabled, and the whole configuration document.
     pub target: Target,
     /// `metadata` of the document, with `integrationName` first (spec §4.3).

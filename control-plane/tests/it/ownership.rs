@@ -1,5 +1,6 @@
 //! Whom a status names, as executors claim, die and come back.
 
+use tbmq_bus::fault::FaultBus;
 use tbmq_proto::{
     control::Holder, ids::ShardId, integration::ComponentLifecycleEventProto as Event, partition, wire::Role,
 };
@@ -58,4 +59,18 @@ async fn a_status_never_shows_an_owner_that_a_later_claim_replaced_on_any_replic
     shown(expected("PHASE_PENDING", "EXECUTOR_SILENT", "ie3", "SILENT", epoch)).await;
     cluster.say_alive("ie3", Role::Executor, &["HTTP"], None).await;
     shown(expected("PHASE_PENDING", "WAITS_FOR_EXECUTOR", "ie3", "PENDING", epoch)).await;
+}
+
+#[tokio::test]
+async fn a_control_plane_that_was_fenced_by_no_newer_process_reads_events_again() {
+    let cluster = Cluster::new();
+    let bus = FaultBus::new(cluster.bus.clone(), 1);
+    let plane = cluster.control_plane_on(bus.clone(), "cp1", |_| {}).await;
+    let _executor = cluster.executor(Verdict::Accept).await;
+    bus.fence_memberships(&cluster.catalogue.uplink_group(), "cp1");
+    let created = plane.create("one").await.unwrap();
+    eventually("what its executor said is known", async || {
+        phase(&plane.get(&created.name).await.unwrap()) == "PHASE_ACTIVE"
+    })
+    .await;
 }

@@ -78,6 +78,16 @@ impl Cluster {
         id: &str,
         configure: impl FnOnce(&mut Config),
     ) -> ControlPlane {
+        self.control_plane_on(self.bus.clone(), id, configure).await
+    }
+
+    /// One that sees the bus of the cluster through another.
+    pub(crate) async fn control_plane_on(
+        &self,
+        bus: Arc<dyn Bus>,
+        id: &str,
+        configure: impl FnOnce(&mut Config),
+    ) -> ControlPlane {
         let mut config = Config::default();
         config.control.grpc.bind_address = [127, 0, 0, 1].into();
         config.control.grpc.bind_port = 0;
@@ -86,7 +96,7 @@ impl Cluster {
         configure(&mut config);
         let metrics = Metrics::default();
         let context = Context {
-            bus: self.bus.clone(),
+            bus,
             catalogue: self.catalogue.clone(),
             replication_factor: 1,
             identity: Identity::of("control-plane", Some(id)),

@@ -65,6 +65,7 @@ pub struct Partition {
     wanted_end: u64,
     position: u64,
     is_restored: bool,
+    is_gone: bool,
     held: BTreeMap<ShardId, Held>,
     limit: usize,
     counts: Counts,
@@ -84,6 +85,7 @@ impl Partition {
             wanted_end,
             position: 0,
             is_restored: false,
+            is_gone: false,
             held: BTreeMap::new(),
             limit,
             counts: Counts::default(),
@@ -103,6 +105,22 @@ impl Partition {
     /// What was seen so far.
     pub fn counts(&self) -> Counts {
         self.counts
+    }
+
+    /// The topic is gone; nothing is read until [`Partition::made_anew`].
+    pub fn gone(&mut self) {
+        self.is_gone = true;
+    }
+
+    /// The topic was made anew. If this partition has gone with it, it begins from nothing and `true` says that it is
+    /// to be read again. Otherwise it was assigned after the topic had gone, and is being read already: its records and
+    /// its end come only once.
+    pub fn made_anew(&mut self) -> bool {
+        let is_gone = self.is_gone;
+        if is_gone {
+            *self = Self::new(0, self.limit);
+        }
+        is_gone
     }
 
     /// Reads one record. Offsets below [`Partition::position`] are repetitions and change nothing.
@@ -331,6 +349,30 @@ mod tests {
         }
         assert_eq!(log.put(&desired(4, 1, apply("a"))), Err(BadRecord::Limit { limit: 3 }));
         assert_eq!((log.0.counts().bad, log.0.position()), (3, 6));
+    }
+
+    #[test]
+    fn a_partition_that_has_gone_with_its_topic_begins_from_nothing_once_that_is_made_anew() {
+        let mut log = Log::new(1);
+        log.put(&desired(1, 5, apply("a"))).unwrap();
+        log.0.end(1);
+        log.0.gone();
+        assert!(log.0.made_anew(), "it is to be read again");
+        assert!(!log.0.is_restored());
+        log.1 = 0;
+        log.put(&desired(1, 6, apply("b"))).unwrap();
+        assert_eq!(log.0.end(1), [Step::Apply(desired(1, 6, apply("b")))]);
+    }
+
+    #[test]
+    fn a_partition_that_was_assigned_after_its_topic_had_gone_keeps_what_it_has_read() {
+        let mut log = Log::new(1);
+        log.put(&desired(1, 5, apply("a"))).unwrap();
+        assert!(!log.0.made_anew(), "it is being read");
+        assert_eq!(log.0.end(1), [Step::Apply(desired(1, 5, apply("a")))]);
+        log.0.gone();
+        assert!(log.0.made_anew());
+        assert!(!log.0.made_anew(), "one creation is enough");
     }
 
     #[test]

@@ -386,7 +386,10 @@ impl Actor {
             shared.held_bytes.fetch_sub(held_bytes, Ordering::Relaxed);
             drop(lanes);
             // Everything in flight was waited for already.
-            sink.close(Duration::ZERO).await;
+            let unresolved = sink.close(Duration::ZERO).await.len();
+            if unresolved > 0 {
+                tracing::info!(shard = %self.shard.id, unresolved, "closed with messages in flight; they will be repeated");
+            }
         }
         if let Some(statistics) = self.collector.stop()
             && !is_lost

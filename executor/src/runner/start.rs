@@ -54,6 +54,7 @@ pub(super) async fn start(
     let partitions = partitions.iter().cloned().zip(starts).collect();
     let context = SinkContext {
         shard,
+        topic: found.info.name.as_str().into(),
         target: target.clone(),
         metadata: Arc::new(metadata(&target.name, &document)),
         executor_id: shared.executor_id.clone(),

@@ -4,28 +4,31 @@
 //!
 //! | module | what |
 //! |---|---|
+//! | [`batched`] | several messages as one |
 //! | [`binder`] | from `clientConfiguration` to a kind's `Config`, with all problems at once |
 //! | [`credentials`] | credentials objects, secrets, TLS settings |
+//! | [`egress`] | which addresses sinks may connect to |
 //! | [`envelope`] | the JSON object around a payload |
-//! | [`local_network`] | hosts that `INTEGRATIONS_ALLOW_LOCAL_NETWORK_HOSTS=false` refuses |
 
 use std::{num::NonZeroUsize, sync::Arc, time::Duration};
 
 use tbmq_integration::entity::Document;
 
+use self::egress::Egress;
 use crate::sink::{SinkContext, SinkKind};
 
+pub mod batched;
 pub mod binder;
 pub mod credentials;
+pub mod egress;
 pub mod envelope;
 pub mod http;
-pub mod local_network;
 
 /// What all sinks of a process are told by its configuration.
 #[derive(Clone, Debug)]
 pub struct SinkSettings {
-    /// `INTEGRATIONS_ALLOW_LOCAL_NETWORK_HOSTS`: whether sinks may reach loopback, link-local and private addresses.
-    pub allow_local_network_hosts: bool,
+    /// Which addresses sinks may connect to.
+    pub egress: Egress,
     /// TBMQ's `tb.ie.http.maxInMemoryBufferSizeInKb`: the most that an integration's `maxInMemoryBufferSizeInKb` may ask for.
     pub http_max_in_memory_buffer_kb: u32,
     /// `TB_IE_HTTP_CLIENT_POOL_MAX_CONNECTIONS`: connections per HTTP integration; `None`: as many as its window.
@@ -37,7 +40,7 @@ pub struct SinkSettings {
 impl Default for SinkSettings {
     fn default() -> Self {
         Self {
-            allow_local_network_hosts: true,
+            egress: Egress::default(),
             http_max_in_memory_buffer_kb: 25_000,
             http_pool_max_connections: None,
             attempt_timeout: Duration::from_secs(30),

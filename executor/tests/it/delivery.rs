@@ -7,7 +7,7 @@ use tbmq_bus::{Bus, Header, ReaderConfig, ReaderEvent, Record, Start, TopicParti
 use tbmq_integration::{dead_letter::DeadLetter, wire::RequestType};
 use tbmq_proto::{ids::IntegrationId, integration::ComponentLifecycleEventProto as Word};
 
-use crate::world::{World, new_id, numbers};
+use crate::world::{World, kind, new_id, numbers};
 
 /// Waits for `count` dead letters of an integration.
 async fn dead_letters(world: &World, id: IntegrationId, count: usize) -> Vec<Record> {
@@ -239,6 +239,25 @@ async fn the_problems_of_a_document_are_answered_all_at_once() {
     let reply = state.replies.iter().find(|reply| reply.id == asked).unwrap();
     let paths: Vec<_> = reply.violations.iter().map(|violation| violation.path.as_str()).collect();
     assert_eq!(paths, ["delivery.retries", "delivery.ordering", "clientConfiguration.bad"]);
+}
+
+#[tokio::test]
+async fn a_bad_record_of_configuration_is_told_with_its_place_and_stops_nothing() {
+    let world = World::new().await;
+    let id = new_id();
+    world.create_messages(id).await;
+    let executor = world.executor("ie1").await;
+    let revision = world.apply(id, true).await;
+    world.until_word(id, Word::Started, revision).await;
+    let topic = world.catalogue.downlink(&kind()).name;
+    world.put(&topic, id.to_string().as_bytes(), b"\xff", &[]).await;
+    world.until("the error", |state| state.errors(id).len() == 1).await;
+    let revision = world.apply(id, true).await;
+    world.until_word(id, Word::Started, revision).await;
+    executor.drain().await;
+    let state = world.state.borrow();
+    let (method, error, _) = state.errors(id)[0];
+    assert!(method == "onDownlink" && error.starts_with(&format!("record {topic}-")), "{method}: {error}");
 }
 
 #[tokio::test]

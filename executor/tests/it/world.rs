@@ -384,6 +384,7 @@ impl SinkKind for TestKind {
             state: self.0.clone(),
             id,
             queue: VecDeque::new(),
+            hung: Vec::new(),
             attempts: BTreeMap::new(),
         }))
     }
@@ -394,6 +395,7 @@ struct TestSink {
     state: watch::Sender<State>,
     id: IntegrationId,
     queue: VecDeque<(Ticket, Message)>,
+    hung: Vec<Ticket>,
     attempts: BTreeMap<u64, u32>,
 }
 
@@ -419,7 +421,10 @@ impl Sink for TestSink {
                 match text.split(' ').next().unwrap() {
                     "reject" => Outcome::Rejected { class, text },
                     "retry" if *attempts <= retries => Outcome::Retry { after: None, class, text },
-                    "hang" => continue,
+                    "hang" => {
+                        self.hung.push(ticket);
+                        continue;
+                    }
                     "panic" => panic!("told to"),
                     _ => {
                         self.state
@@ -444,5 +449,7 @@ impl Sink for TestSink {
         }
     }
 
-    async fn close(self: Box<Self>, _: Duration) {}
+    async fn close(self: Box<Self>, _: Duration) -> Vec<Ticket> {
+        self.hung.into_iter().chain(self.queue.into_iter().map(|(ticket, _)| ticket)).collect()
+    }
 }

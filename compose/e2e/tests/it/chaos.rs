@@ -13,7 +13,13 @@ use tbmq_harness::{Need, ready};
 
 /// Seed, beginnings of the names of the faults that were drawn from (`""`: all), and numbers of the rounds that failed
 /// once.
-const ONCE_FAILED: &[(u64, &[&str], &[u32])] = &[(1, &[""], &[10, 20]), (2, &[""], &[2, 4, 11, 18, 22])];
+const ONCE_FAILED: &[(u64, &[&str], &[u32])] = &[
+    (1, &[""], &[10, 20]),
+    (2, &[""], &[2, 4, 11, 18, 22]),
+    (5, &["kafka", "disk", "configuration"], &[1, 7]),
+    (7, &["configuration", "kafka-restart"], &[11, 12]),
+    (8, &["configuration", "kafka-restart", "kafka-kill"], &[3, 4]),
+];
 
 async fn judge(options: Options) -> Result<()> {
     let report = run(&options, |outcome| println!("{outcome}")).await?;

@@ -3,15 +3,21 @@
 use std::borrow::Cow;
 
 use ::http::HeaderValue;
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
-use serde_json::{Deserializer, value::RawValue};
+use serde_json::{Deserializer, Value, value::RawValue};
 use tracing::trace;
 
-use super::config::{Config, PayloadContentType};
+use super::config::{BatchFormat, Config, PayloadContentType};
 use crate::{
     sink::{Message, Outcome, payload},
     sinks::envelope::{Envelope, Payload},
 };
+
+const JSON: &str = "application/json";
+const TEXT: &str = "text/plain;charset=UTF-8";
+/// JSON values, one a line.
+const LINES: &str = "application/x-ndjson";
 
 /// Makes the bodies of an integration's requests.
 #[derive(Debug)]
@@ -24,6 +30,14 @@ pub(super) struct Bodies {
     conflict: Option<String>,
     /// Whether a Content-Type is configured, so that none is to be added.
     is_typed: bool,
+    batch: BatchFormat,
+}
+
+/// What a message is turned into, before it stands in a body.
+enum Content {
+    Json(Bytes),
+    Text(Bytes),
+    Binary(Bytes),
 }
 
 /// A body and the Content-Type to be added.
@@ -49,21 +63,75 @@ impl Bodies {
             envelope,
             conflict,
             is_typed: configured.is_some(),
+            batch: config.batch.format,
         }
     }
 
     /// The body of a message, or its rejection.
     pub(super) fn body(&self, message: &Message) -> Result<Body, Outcome> {
+        match self.content(message)? {
+            Content::Json(json) => {
+                self.fits_json()?;
+                Ok(self.typed(json, JSON))
+            }
+            Content::Text(text) => Ok(self.typed(text, TEXT)),
+            Content::Binary(bytes) => Ok(Body { bytes, content_type: None }),
+        }
+    }
+
+    /// A message as it stands in a batch, or its rejection.
+    pub(super) fn part(&self, message: &Message) -> Result<Bytes, Outcome> {
+        let content = self.content(message)?;
+        if self.batch == BatchFormat::Lines {
+            let (Content::Json(bytes) | Content::Text(bytes) | Content::Binary(bytes)) = content;
+            return Ok(bytes);
+        }
+        self.fits_json()?;
+        Ok(match content {
+            Content::Json(json) => json,
+            Content::Text(text) => {
+                Value::String(String::from_utf8_lossy(&text).into_owned()).to_string().into()
+            }
+            // Base64 needs no escapes.
+            Content::Binary(bytes) => format!("\"{}\"", STANDARD.encode(bytes)).into(),
+        })
+    }
+
+    /// The body of a batch.
+    pub(super) fn join<'a>(&self, parts: impl Iterator<Item = &'a Bytes> + Clone) -> Body {
+        let size = parts.clone().map(|part| part.len() + 1).sum::<usize>() + 1;
+        let mut joined = Vec::with_capacity(size);
+        if self.batch == BatchFormat::Lines {
+            for part in parts {
+                joined.extend_from_slice(part);
+                joined.push(b'\n');
+            }
+            return match self.content {
+                PayloadContentType::Text if self.only_payload => self.typed(joined.into(), TEXT),
+                PayloadContentType::Binary if self.only_payload => {
+                    Body { bytes: joined.into(), content_type: None }
+                }
+                _ => self.typed(joined.into(), LINES),
+            };
+        }
+        for part in parts {
+            joined.push(if joined.is_empty() { b'[' } else { b',' });
+            joined.extend_from_slice(part);
+        }
+        joined.push(b']');
+        self.typed(joined.into(), JSON)
+    }
+
+    fn content(&self, message: &Message) -> Result<Content, Outcome> {
         let bytes = payload(message);
         if self.only_payload {
-            return match self.content {
-                PayloadContentType::Binary => Ok(Body { bytes, content_type: None }),
-                PayloadContentType::Text => Ok(self.typed(text(&bytes), "text/plain;charset=UTF-8")),
-                PayloadContentType::Json => match self.json(&bytes, message)? {
-                    Some(json) => self.json_body(json),
-                    None => Ok(Body { bytes, content_type: None }),
-                },
-            };
+            return Ok(match self.content {
+                PayloadContentType::Binary => Content::Binary(bytes),
+                PayloadContentType::Text => Content::Text(text(&bytes)),
+                PayloadContentType::Json => {
+                    self.json(&bytes, message)?.map_or(Content::Binary(bytes), Content::Json)
+                }
+            });
         }
         let json;
         let payload = match self.content {
@@ -74,10 +142,7 @@ impl Bodies {
                 json.as_deref().map_or(Payload::Base64(&bytes), Payload::Json)
             }
         };
-        if self.conflict.is_some() {
-            return self.json_body(Bytes::new());
-        }
-        self.json_body(self.envelope.write(&message.publish, &payload).into())
+        Ok(Content::Json(self.envelope.write(&message.publish, &payload).into()))
     }
 
     /// The payload as compact JSON; `None`: it is not JSON and to be sent as binary.
@@ -95,10 +160,10 @@ impl Bodies {
         }
     }
 
-    fn json_body(&self, bytes: Bytes) -> Result<Body, Outcome> {
+    fn fits_json(&self) -> Result<(), Outcome> {
         match &self.conflict {
             Some(text) => Err(Outcome::Rejected { class: "content-type", text: text.clone() }),
-            None => Ok(self.typed(bytes, "application/json")),
+            None => Ok(()),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::{error::Error, fmt, io, sync::Arc, time::Duration};
 
-use ::http::{HeaderMap, Method, StatusCode, header};
+use ::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use reqwest::{
@@ -15,18 +15,19 @@ use serde_json::{Map, Value, json};
 use tokio::time::{Instant, timeout_at};
 use url::Url;
 
-use super::{
-    body::Body,
-    config::{Checked, WHAT},
-    retry_after,
-};
+use super::{body::Body, config::Checked, idempotency, retry_after};
 use crate::{
     sink::Outcome,
-    sinks::{SinkSettings, credentials, local_network},
+    sinks::{
+        SinkSettings, credentials,
+        egress::{Egress, LookupError},
+    },
 };
 
 /// How long establishing a connection may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long an HTTP/2 connection with requests may be silent before it is asked for a sign, and how long that may take.
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// How much of an unexpected answer's body stands in the text of its outcome, in bytes.
 const BODY_IN_TEXT_MAX: usize = 1024;
 
@@ -35,22 +36,18 @@ const BODY_IN_TEXT_MAX: usize = 1024;
 pub(super) struct Clients {
     plain: Mutex<Option<Client>>,
     system: Mutex<Option<Client>>,
-    allow_local: bool,
+    egress: Egress,
 }
 
 impl fmt::Debug for Clients {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Clients").field("allow_local", &self.allow_local).finish_non_exhaustive()
+        f.debug_struct("Clients").field("egress", &self.egress).finish_non_exhaustive()
     }
 }
 
 impl Clients {
     pub(super) fn new(settings: &SinkSettings) -> Self {
-        Self {
-            plain: Mutex::default(),
-            system: Mutex::default(),
-            allow_local: settings.allow_local_network_hosts,
-        }
+        Self { plain: Mutex::default(), system: Mutex::default(), egress: settings.egress.clone() }
     }
 
     /// The client for a configuration.
@@ -82,7 +79,7 @@ impl Clients {
     }
 
     fn build(&self, mut tls: ClientConfig) -> Result<Client, String> {
-        tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+        tls.alpn_protocols = alpn();
         let builder = Client::builder()
             .tls_backend_preconfigured(tls)
             .user_agent(concat!("tbmq/", env!("CARGO_PKG_VERSION")))
@@ -92,23 +89,41 @@ impl Clients {
             .referer(false)
             .tcp_nodelay(true)
             .connect_timeout(CONNECT_TIMEOUT)
-            .pool_max_idle_per_host(usize::MAX);
-        let builder = if self.allow_local { builder } else { builder.dns_resolver(PublicOnly) };
+            .pool_max_idle_per_host(usize::MAX)
+            // All requests share an HTTP/2 connection: one that is dead must not take them all with it for long.
+            .http2_keep_alive_interval(KEEP_ALIVE)
+            .http2_keep_alive_timeout(KEEP_ALIVE)
+            .dns_resolver(Guarded(self.egress.clone()));
         builder.build().map_err(|error| chain(&error).join(": "))
     }
 }
 
-/// A resolver that refuses names of local hosts.
-#[derive(Debug)]
-struct PublicOnly;
+/// What is offered to a TLS peer; it chooses.
+pub(super) fn alpn() -> Vec<Vec<u8>> {
+    vec![b"h2".to_vec(), b"http/1.1".to_vec()]
+}
 
-impl Resolve for PublicOnly {
+/// A resolver that gives only addresses which may be connected to. A host that is written as an address is not resolved:
+/// it was checked with the configuration, and neither it nor the rules change.
+#[derive(Debug)]
+struct Guarded(Egress);
+
+impl Resolve for Guarded {
     fn resolve(&self, name: Name) -> Resolving {
+        let egress = self.0.clone();
         Box::pin(async move {
-            let addresses = local_network::resolve(name.as_str(), 0, false, WHAT).await?;
+            let addresses = egress.lookup(name.as_str(), 0).await?;
             Ok(Box::new(addresses.into_iter()) as Addrs)
         })
     }
+}
+
+/// What a request carries besides the configured headers.
+#[derive(Debug, Default)]
+pub(super) struct Load {
+    pub body: Option<Body>,
+    /// The value of `Idempotency-Key`.
+    pub key: Option<HeaderValue>,
 }
 
 /// An endpoint as all requests of an integration see it.
@@ -159,10 +174,13 @@ impl Endpoint {
     }
 
     /// A request with the configured headers.
-    pub(super) fn request(&self, body: Option<Body>) -> Request {
+    pub(super) fn request(&self, load: Load) -> Request {
         let mut request = Request::new(self.method.clone(), self.url.clone());
         *request.headers_mut() = self.headers.clone();
-        if let Some(Body { bytes, content_type }) = body {
+        if let Some(key) = load.key {
+            request.headers_mut().insert(idempotency::HEADER, key);
+        }
+        if let Some(Body { bytes, content_type }) = load.body {
             if let Some(content_type) = content_type {
                 request.headers_mut().insert(header::CONTENT_TYPE, content_type);
             }
@@ -174,17 +192,33 @@ impl Endpoint {
     /// Sends a request and reads the whole answer, so that its connection can be used again. Ends at the deadline,
     /// which is one attempt's timeout after the message was submitted.
     pub(super) async fn send(&self, request: Request, deadline: Instant) -> Outcome {
-        let mut response = match timeout_at(self.next_limit(deadline), self.client.execute(request)).await {
-            Ok(Ok(response)) => response,
-            Ok(Err(error)) => return self.failure(&error),
-            Err(_) => return self.silence(deadline),
-        };
+        match self.ask(request, deadline).await {
+            Ok(response) => self.judge(response, deadline).await,
+            Err(outcome) => outcome,
+        }
+    }
+
+    /// Sends a request and waits for the head of the answer, until the deadline.
+    pub(super) async fn ask(&self, request: Request, deadline: Instant) -> Result<Response, Outcome> {
+        match timeout_at(self.next_limit(deadline), self.client.execute(request)).await {
+            Ok(Ok(response)) => Ok(response),
+            Ok(Err(error)) => Err(self.failure(&error)),
+            Err(_) => Err(self.silence(deadline)),
+        }
+    }
+
+    /// Reads the rest of an answer, until the deadline, and says what it means.
+    pub(super) async fn judge(&self, mut response: Response, deadline: Instant) -> Outcome {
         let status = response.status();
         if status.is_client_error() || status.is_server_error() {
-            let outcome = self.refusal(&response);
+            let text = self.refusal(&response);
+            let after = retry_after::of(response.headers());
             // The status says it all; a body that is too long, late or torn costs the connection only.
             drop(self.read(&mut response, deadline, None).await);
-            return outcome;
+            return match status.as_u16() {
+                400 | 405 | 411 | 413..=415 | 422 | 431 => Outcome::Rejected { class: "status", text },
+                _ => Outcome::Retry { after, class: "status", text },
+            };
         }
         let mut body = Vec::new();
         let kept = (!status.is_success()).then_some(&mut body);
@@ -241,14 +275,9 @@ impl Endpoint {
         Outcome::Retry { after: None, class: "timeout", text }
     }
 
-    fn refusal(&self, response: &Response) -> Outcome {
-        let status = response.status();
-        let text = format!("{} from {}", words(status), self.label);
-        match status.as_u16() {
-            400 | 405 | 411 | 413..=415 | 422 | 431 => Outcome::Rejected { class: "status", text },
-            429 | 503 => Outcome::Retry { after: retry_after::of(response.headers()), class: "status", text },
-            _ => Outcome::Retry { after: None, class: "status", text },
-        }
+    /// `404 Not Found from POST http://host/path`.
+    pub(super) fn refusal(&self, response: &Response) -> String {
+        format!("{} from {}", words(response.status()), self.label)
     }
 
     /// What a request without an answer means.
@@ -264,25 +293,18 @@ impl Endpoint {
                 if let Some(tls) = tls_error(error) {
                     return ("tls", format!("TLS with {} failed: {tls}", self.authority));
                 }
-                match error.kind() {
-                    io::ErrorKind::ConnectionRefused => {
-                        return ("connect", format!("Connection refused: /{}", self.authority));
-                    }
-                    io::ErrorKind::PermissionDenied if error.to_string() == local_network::refusal(WHAT) => {
-                        return ("local-host", error.to_string());
-                    }
-                    _ => {}
+                if error.kind() == io::ErrorKind::ConnectionRefused {
+                    return ("connect", format!("Connection refused: /{}", self.authority));
                 }
             }
-            source = cause.source();
+            match cause.downcast_ref::<LookupError>() {
+                Some(error @ LookupError::Unresolved { .. }) => return ("resolve", error.to_string()),
+                Some(error @ LookupError::Refused { .. }) => return ("egress", error.to_string()),
+                None => source = cause.source(),
+            }
         }
         let causes = chain(error);
         let words = causes.join(": ");
-        if causes.iter().any(|cause| cause == "dns error") {
-            let host = self.url.host_str().unwrap_or_default();
-            let reason = causes.last().map_or("", String::as_str);
-            return ("resolve", format!("Failed to resolve '{host}': {reason}"));
-        }
         if error.is_connect() && error.is_timeout() {
             return ("connect", format!("connection timed out: /{}", self.authority));
         }
@@ -345,7 +367,7 @@ fn unexpected(response: &Response, body: &[u8]) -> Outcome {
     if !body.is_empty() {
         text["error_body"] = String::from_utf8_lossy(body).into();
     }
-    Outcome::Retry { after: None, class: "status", text: text.to_string() }
+    Outcome::Retry { after: retry_after::of(response.headers()), class: "status", text: text.to_string() }
 }
 
 /// An endpoint shared by its requests.

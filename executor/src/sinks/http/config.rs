@@ -1,6 +1,6 @@
 //! `clientConfiguration` of HTTP integrations (spec §6.3.1).
 
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, num::NonZeroUsize, time::Duration};
 
 use ::http::{HeaderMap, HeaderName, HeaderValue, header};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
@@ -10,16 +10,16 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use url::Url;
 
-use super::url as target;
+use super::{idempotency, url as target};
 use crate::sinks::{
     SinkSettings,
+    batched::Limits,
     binder::{self, Bound},
     credentials::{Credentials, Secret},
-    local_network,
 };
 
 /// What is connected to, in texts about local hosts.
-pub(super) const WHAT: &str = "HTTP endpoint";
+const WHAT: &str = "HTTP endpoint";
 
 /// Where and how messages are sent.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
@@ -53,6 +53,67 @@ pub struct Config {
     pub payload_content_type: PayloadContentType,
     /// Whether a payload that should be JSON and is not is sent as binary; else the message is rejected.
     pub send_binary_on_parse_failure: bool,
+    /// Whether requests carry the header `Idempotency-Key`: the same one each time a message is sent, made of the
+    /// integration's id, topic, partition, offset and the message's time. A batch has one that only the same messages
+    /// have.
+    pub idempotency_key: bool,
+    /// Several messages in one request; off by default.
+    pub batch: Batch,
+}
+
+/// Several messages in one request. A batch is sent when one of its limits is reached. If it is rejected, its halves
+/// are sent, and so on, so that only what the endpoint does not want is rejected.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct Batch {
+    /// How messages stand in a body.
+    pub format: BatchFormat,
+    /// Messages at most.
+    #[schemars(range(min = 1, max = 10_000))]
+    pub max_count: u32,
+    /// Bytes of the body at most; a message that has more is sent alone.
+    #[schemars(range(min = 1, max = 67_108_864))]
+    pub max_bytes: u32,
+    /// Milliseconds that a message waits for others at most, but no longer than half of its attempt's time; 0: only
+    /// what is there at once is sent together.
+    #[schemars(range(min = 0, max = 60_000))]
+    pub max_delay_ms: u32,
+}
+
+impl Default for Batch {
+    fn default() -> Self {
+        Self { format: BatchFormat::Off, max_count: 100, max_bytes: 1 << 20, max_delay_ms: 100 }
+    }
+}
+
+impl Batch {
+    /// The limits of batches; `None`: there are no batches.
+    pub(super) fn limits(&self, attempt_timeout: Duration) -> Option<Limits> {
+        // An array has a bracket more than its items and one byte for each.
+        let brackets = match self.format {
+            BatchFormat::Off => return None,
+            BatchFormat::JsonArray => 1,
+            BatchFormat::Lines => 0,
+        };
+        Some(Limits {
+            count: NonZeroUsize::new(self.max_count as usize).unwrap_or(NonZeroUsize::MIN),
+            bytes: (self.max_bytes as usize).saturating_sub(brackets),
+            delay: Duration::from_millis(self.max_delay_ms.into()).min(attempt_timeout / 2),
+        })
+    }
+}
+
+/// How messages stand in a body.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum BatchFormat {
+    /// Each message has a request of its own.
+    #[default]
+    Off,
+    /// An array of what the messages' own bodies would be; text as a JSON string, bytes as one in base64.
+    JsonArray,
+    /// The messages' own bodies, each followed by a line feed.
+    Lines,
 }
 
 /// Methods of requests.
@@ -125,9 +186,9 @@ pub(super) fn read(map: &Map<String, Value>, settings: &SinkSettings) -> Bound<O
     let mut bound = binder::bind::<Config>(map);
     let url = match target::parse(&bound.config.rest_endpoint_url) {
         Ok(url) => {
-            let local = url.host().is_some_and(|host| local_network::is_local_host(&host));
-            if local && !settings.allow_local_network_hosts {
-                bound.refuse("restEndpointUrl", local_network::refusal(WHAT));
+            let checked = url.host().map_or(Ok(()), |host| settings.egress.check_host(&host, WHAT));
+            if let Err(text) = checked {
+                bound.refuse("restEndpointUrl", text);
             }
             Some(url)
         }
@@ -137,6 +198,12 @@ pub(super) fn read(map: &Map<String, Value>, settings: &SinkSettings) -> Bound<O
         }
     };
     let headers = headers(&mut bound);
+    if bound.config.batch.format != BatchFormat::Off && !bound.config.request_method.has_body() {
+        bound.refuse("batch.format", "needs requests with a body: POST or PUT");
+    }
+    if bound.config.idempotency_key && headers.contains_key(idempotency::HEADER) {
+        bound.refuse("idempotencyKey", "the header Idempotency-Key is configured already");
+    }
     let (size, most) = (bound.config.max_in_memory_buffer_size_in_kb, settings.http_max_in_memory_buffer_kb);
     if size > most {
         bound.refuse(
@@ -193,6 +260,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::sinks::egress::Egress;
 
     fn texts(value: Value, settings: &SinkSettings) -> Vec<String> {
         read(value.as_object().unwrap(), settings).violations.iter().map(ToString::to_string).collect()
@@ -240,7 +308,7 @@ mod tests {
                 "clientConfiguration.maxParallelRequestsCount: Max number of parallel requests must not be less than 0",
                 "clientConfiguration.maxInMemoryBufferSizeInKb: Max response size (KB) must be greater than 0",
                 "clientConfiguration.payloadContentType: \"XML\" is not one of BINARY, JSON, TEXT",
-                "clientConfiguration.retries: unknown field; known are sendOnlyMsgPayload, restEndpointUrl, requestMethod, headers, credentials, readTimeoutMs, maxParallelRequestsCount, maxInMemoryBufferSizeInKb, payloadContentType, sendBinaryOnParseFailure",
+                "clientConfiguration.retries: unknown field; known are sendOnlyMsgPayload, restEndpointUrl, requestMethod, headers, credentials, readTimeoutMs, maxParallelRequestsCount, maxInMemoryBufferSizeInKb, payloadContentType, sendBinaryOnParseFailure, idempotencyKey, batch",
                 "clientConfiguration.headers.Content-Length: is set by the sink itself",
                 "clientConfiguration.headers.a b: is not the name of a header",
                 "clientConfiguration.headers.ok: has a character that a header's value can't hold",
@@ -288,7 +356,8 @@ mod tests {
 
     #[test]
     fn local_hosts_are_refused_when_the_executor_forbids_them() {
-        let settings = SinkSettings { allow_local_network_hosts: false, ..SinkSettings::default() };
+        let egress = Egress::new(false, Vec::new(), Vec::new());
+        let settings = SinkSettings { egress, ..SinkSettings::default() };
         for url in [
             "http://127.0.0.1/x",
             "http://localhost:80",

@@ -1,14 +1,12 @@
-//! The connection check (spec §6.3.6), in stages: resolve, connect, tls, request.
+//! The connection check (spec §6.3.6), in stages: resolve, connect, tls, authenticate, response.
+//!
+//! The first three use a connection of their own; then HEAD is sent as messages are. `authenticate` ends with the head of
+//! the answer and fails with 401 and 403; `response` fails with all other answers that are no success.
 
-use std::{
-    io,
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-    time::Duration,
-};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use ::http::StatusCode;
-use reqwest::Method;
+use ::http::{HeaderValue, StatusCode, header};
+use reqwest::{Method, Response};
 use rustls::pki_types::ServerName;
 use tbmq_integration::wire::Stage;
 use tokio::{
@@ -16,27 +14,27 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 use tokio_rustls::TlsConnector;
-use url::{Host, Url};
+use url::Url;
 
 use super::{
-    client::{Clients, Endpoint},
-    config::{Checked, WHAT},
+    client::{Clients, Endpoint, Load, alpn},
+    config::Checked,
 };
 use crate::{
     sink::{Outcome, ProbeReport},
-    sinks::{credentials, local_network},
+    sinks::{credentials, egress::Egress},
 };
 
 /// Tries the endpoint of a checked configuration.
 pub(super) async fn run(
     checked: &Checked,
     clients: &Clients,
-    allow_local: bool,
+    egress: &Egress,
     deadline: Duration,
 ) -> ProbeReport {
     let mut probe = Probe { report: ProbeReport::default(), deadline: Instant::now() + deadline };
     // A failed stage has put its text into the report.
-    let _: Option<()> = probe.stages(checked, clients, allow_local).await;
+    let _: Option<()> = probe.stages(checked, clients, egress).await;
     probe.report
 }
 
@@ -46,14 +44,19 @@ struct Probe {
 }
 
 impl Probe {
-    async fn stages(&mut self, checked: &Checked, clients: &Clients, allow_local: bool) -> Option<()> {
+    async fn stages(&mut self, checked: &Checked, clients: &Clients, egress: &Egress) -> Option<()> {
         let url = &checked.url;
-        let addresses = self.stage("resolve", resolve(url, allow_local)).await?;
+        let addresses = self.stage("resolve", resolve(url, egress)).await?;
         let stream = self.stage("connect", connect(url, &addresses)).await?;
         if url.scheme() == "https" {
             self.stage("tls", handshake(checked, stream)).await?;
         }
-        self.stage("request", request(checked, clients, self.deadline)).await
+        let deadline = self.deadline;
+        let left = deadline.saturating_duration_since(Instant::now());
+        let endpoint =
+            clients.client(checked).map(|client| Endpoint::new(client, Method::HEAD, checked, left));
+        let response = self.stage("authenticate", ask(endpoint.as_ref(), deadline)).await?;
+        self.stage("response", judge(endpoint.as_ref().ok()?, response, deadline)).await
     }
 
     /// Runs a stage and notes what came of it; `None` when it failed.
@@ -87,21 +90,8 @@ fn port(url: &Url) -> u16 {
     url.port_or_known_default().unwrap_or_default()
 }
 
-async fn resolve(url: &Url, allow_local: bool) -> Result<(Vec<SocketAddr>, String), String> {
-    let addresses = match url.host() {
-        Some(Host::Ipv4(v4)) => vec![SocketAddr::new(IpAddr::V4(v4), port(url))],
-        Some(Host::Ipv6(v6)) => vec![SocketAddr::new(IpAddr::V6(v6), port(url))],
-        Some(Host::Domain(name)) => {
-            local_network::resolve(name, port(url), allow_local, WHAT).await.map_err(|error| {
-                if error.kind() == io::ErrorKind::PermissionDenied {
-                    error.to_string()
-                } else {
-                    format!("Failed to resolve '{name}': {error}")
-                }
-            })?
-        }
-        None => return Err("Url string is invalid!".to_owned()),
-    };
+async fn resolve(url: &Url, egress: &Egress) -> Result<(Vec<SocketAddr>, String), String> {
+    let addresses = egress.resolve(url.host_str().unwrap_or_default(), port(url)).await?;
     let text: Vec<_> = addresses.iter().map(|address| address.ip().to_string()).collect();
     Ok((addresses, text.join(", ")))
 }
@@ -122,10 +112,11 @@ async fn connect(url: &Url, addresses: &[SocketAddr]) -> Result<(TcpStream, Stri
 }
 
 async fn handshake(checked: &Checked, stream: TcpStream) -> Result<((), String), String> {
-    let config = match checked.config.credentials.tls()? {
+    let mut config = match checked.config.credentials.tls()? {
         Some(config) => config,
         None => credentials::system_tls()?,
     };
+    config.alpn_protocols = alpn();
     let host = checked.url.host_str().unwrap_or_default();
     let name = host.trim_start_matches('[').trim_end_matches(']').to_owned();
     let name = ServerName::try_from(name).map_err(|error| format!("{host} is no name for TLS: {error}"))?;
@@ -135,25 +126,46 @@ async fn handshake(checked: &Checked, stream: TcpStream) -> Result<((), String),
         .map_err(|error| format!("TLS with {host}:{} failed: {error}", port(&checked.url)))?;
     let (_, session) = stream.get_ref();
     let version = session.protocol_version().map_or_else(String::new, |version| format!("{version:?}"));
-    Ok(((), version))
+    let protocol = session.alpn_protocol().map(|name| format!(", {}", String::from_utf8_lossy(name)));
+    Ok(((), version + &protocol.unwrap_or_default()))
 }
 
-async fn request(checked: &Checked, clients: &Clients, deadline: Instant) -> Result<((), String), String> {
-    let client = clients.client(checked)?;
-    let left = deadline.saturating_duration_since(Instant::now());
-    let endpoint = Endpoint::new(client, Method::HEAD, checked, left);
-    match endpoint.send(endpoint.request(None), deadline).await {
-        Outcome::Delivered => Ok(((), format!("success from {}", endpoint.label()))),
-        Outcome::Retry { text, .. } | Outcome::Rejected { text, .. } => {
-            let refuses_head = [StatusCode::METHOD_NOT_ALLOWED, StatusCode::NOT_IMPLEMENTED]
-                .iter()
-                .any(|status| text.starts_with(status.as_str()));
+/// Sends HEAD with all headers and credentials; fails when the answer is that these are not enough.
+async fn ask(endpoint: Result<&Endpoint, &String>, deadline: Instant) -> Result<(Response, String), String> {
+    let endpoint = endpoint?;
+    let response = endpoint.ask(endpoint.request(Load::default()), deadline).await.map_err(text)?;
+    let status = response.status();
+    if !matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
+        return Ok((response, "not refused".to_owned()));
+    }
+    let challenge = response.headers().get(header::WWW_AUTHENTICATE).map(HeaderValue::as_bytes);
+    let challenge =
+        challenge.map(|bytes| format!(": {}", String::from_utf8_lossy(bytes))).unwrap_or_default();
+    Err(format!("{}{challenge}", endpoint.refusal(&response)))
+}
+
+/// Reads the answer and says whether it would have been a success.
+async fn judge(endpoint: &Endpoint, response: Response, deadline: Instant) -> Result<((), String), String> {
+    let status = response.status();
+    let version = response.version();
+    match endpoint.judge(response, deadline).await {
+        Outcome::Delivered => Ok(((), format!("{status} ({version:?}) from {}", endpoint.label()))),
+        refusal => {
+            let refuses_head =
+                [StatusCode::METHOD_NOT_ALLOWED, StatusCode::NOT_IMPLEMENTED].contains(&status);
             let hint = if refuses_head {
                 " (the check sends HEAD; the endpoint may still take messages)"
             } else {
                 ""
             };
-            Err(format!("{text}{hint}"))
+            Err(format!("{}{hint}", text(refusal)))
         }
+    }
+}
+
+fn text(outcome: Outcome) -> String {
+    match outcome {
+        Outcome::Delivered => String::new(),
+        Outcome::Retry { text, .. } | Outcome::Rejected { text, .. } => text,
     }
 }

@@ -1,6 +1,6 @@
-//! The header `Retry-After` (RFC 9110 §10.2.3).
+//! The header `Retry-After` (RFC 9110 §10.2.3): seconds, or a date in one of HTTP's three forms.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use ::http::{HeaderMap, header};
 
@@ -10,68 +10,47 @@ const MAX: Duration = Duration::from_hours(1);
 /// The wait that an answer asks for, at most an hour.
 pub(super) fn of(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    wait(text.trim(), now).map(|wait| wait.min(MAX))
+    wait(text.trim(), SystemTime::now())
 }
 
-fn wait(text: &str, since_epoch: Duration) -> Option<Duration> {
-    if let Ok(seconds) = text.parse() {
-        return Some(Duration::from_secs(seconds));
-    }
-    Some(Duration::from_secs(date(text)?).saturating_sub(since_epoch))
-}
-
-/// Seconds since the epoch of an IMF-fixdate such as `Sun, 06 Nov 1994 08:49:37 GMT`.
-fn date(text: &str) -> Option<u64> {
-    const MONTHS: [&str; 12] =
-        ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
-    let mut words = text.strip_suffix(" GMT")?.split_once(", ")?.1.split(' ');
-    let day: u64 = words.next()?.parse().ok()?;
-    let name = words.next()?;
-    let month = MONTHS.iter().position(|month| *month == name)? as u64 + 1;
-    let year: u64 = words.next()?.parse().ok()?;
-    let mut clock = words.next()?.splitn(3, ':').map(str::parse::<u64>);
-    let (hours, minutes, seconds) = (clock.next()?.ok()?, clock.next()?.ok()?, clock.next()?.ok()?);
-    if !(1970..=9999).contains(&year)
-        || !(1..=31).contains(&day)
-        || hours > 23
-        || minutes > 59
-        || seconds > 60
-    {
-        return None;
-    }
-    // Days of the civil calendar, counted in years that begin in March.
-    let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
-    let days = year * 365 + year / 4 - year / 100 + year / 400 + (month * 153 + 2) / 5 + day - 1 - 719_468;
-    Some(days * 86_400 + hours * 3600 + minutes * 60 + seconds)
+fn wait(text: &str, now: SystemTime) -> Option<Duration> {
+    let asked = if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+        // More digits than a number holds ask for more than the limit.
+        Duration::from_secs(text.parse().unwrap_or(u64::MAX))
+    } else {
+        httpdate::parse_http_date(text).ok()?.duration_since(now).unwrap_or_default()
+    };
+    Some(asked.min(MAX))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::UNIX_EPOCH;
+
     use super::*;
 
     #[test]
-    fn dates_are_read() {
-        assert_eq!(date("Sun, 06 Nov 1994 08:49:37 GMT"), Some(784_111_777));
-        assert_eq!(date("Thu, 01 Jan 1970 00:00:00 GMT"), Some(0));
-        assert_eq!(date("Thu, 29 Feb 2024 12:00:00 GMT"), Some(1_709_208_000));
-        for text in [
-            "",
-            "soon",
-            "Sun, 06 Nov 1994 08:49:37",
-            "Sun, 06 Foo 1994 08:49:37 GMT",
-            "Sun, 99 Nov 1994 1:1:1 GMT",
+    fn waits_are_seconds_or_until_a_date_and_have_a_bound() {
+        let now = UNIX_EPOCH + Duration::from_secs(784_111_700);
+        let seconds = |number| Some(Duration::from_secs(number));
+        for (text, expected) in [
+            ("120", seconds(120)),
+            ("0", seconds(0)),
+            ("Sun, 06 Nov 1994 08:49:37 GMT", seconds(77)),
+            ("Sunday, 06-Nov-94 08:49:37 GMT", seconds(77)),
+            ("Sun Nov  6 08:49:37 1994", seconds(77)),
+            ("Sun, 06 Nov 1994 08:48:00 GMT", seconds(0)),
+            ("3601", seconds(3600)),
+            ("99999999999999999999", seconds(3600)),
+            ("Mon, 06 Nov 1995 08:49:37 GMT", seconds(3600)),
+            ("", None),
+            ("-1", None),
+            ("1.5", None),
+            ("soon", None),
+            ("Sun, 06 Nov 1994 08:49:37", None),
+            ("Sun, 06 Foo 1994 08:49:37 GMT", None),
         ] {
-            assert_eq!(date(text), None, "{text}");
+            assert_eq!(wait(text, now), expected, "{text:?}");
         }
-    }
-
-    #[test]
-    fn waits_are_seconds_or_until_a_date() {
-        let now = Duration::from_secs(784_111_700);
-        assert_eq!(wait("120", now), Some(Duration::from_mins(2)));
-        assert_eq!(wait("Sun, 06 Nov 1994 08:49:37 GMT", now), Some(Duration::from_secs(77)));
-        assert_eq!(wait("Sun, 06 Nov 1994 08:49:37 GMT", now * 2), Some(Duration::ZERO));
-        assert_eq!(wait("-1", now), None);
     }
 }

@@ -2,14 +2,14 @@
 
 use std::{convert::Infallible, future::poll_fn, net::SocketAddr, pin::Pin, sync::Arc};
 
-use ::http::{HeaderMap, Method, StatusCode, Uri};
+use ::http::{HeaderMap, Method, StatusCode, Uri, Version};
 use bytes::{Bytes, BytesMut};
 use hyper::{
     Request, Response,
     body::{Body as _, Incoming},
     service::service_fn,
 };
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use parking_lot::Mutex;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -24,6 +24,7 @@ use tokio_rustls::TlsAcceptor;
 pub(super) struct Received {
     pub method: Method,
     pub uri: Uri,
+    pub version: Version,
     pub headers: HeaderMap,
     pub body: Bytes,
     /// Client certificates that were shown.
@@ -52,7 +53,9 @@ struct State {
     received: Mutex<Vec<Received>>,
     /// Whether requests wait for their answers.
     is_held: watch::Sender<bool>,
-    /// Requests that have no answer yet, now and at most.
+    /// How many messages a request holds.
+    weigh: Mutex<fn(&Received) -> usize>,
+    /// Messages that have no answer yet, now and at most.
     open: watch::Sender<(usize, usize)>,
     connections: Mutex<usize>,
 }
@@ -77,6 +80,7 @@ impl Server {
         let state = State {
             script: Box::new(script),
             received: Mutex::default(),
+            weigh: Mutex::new(|_| 1),
             is_held: watch::Sender::new(false),
             open: watch::Sender::new((0, 0)),
             connections: Mutex::default(),
@@ -122,7 +126,12 @@ impl Server {
         self.state.is_held.send_replace(is_held);
     }
 
-    /// Waits until so many requests have no answer.
+    /// Says how many messages a request holds; else one.
+    pub(super) fn weigh(&self, weigh: fn(&Received) -> usize) {
+        *self.state.weigh.lock() = weigh;
+    }
+
+    /// Waits until so many messages have no answer.
     pub(super) async fn held(&self, count: usize) {
         self.state.open.subscribe().wait_for(|(open, _)| *open == count).await.unwrap();
     }
@@ -154,7 +163,13 @@ async fn connection(stream: TcpStream, tls: Option<TlsAcceptor>, state: Arc<Stat
             // A client that goes away or trusts nobody is part of the tests.
             let Ok(stream) = tls.accept(stream).await else { return };
             let certificates = stream.get_ref().1.peer_certificates().map_or(0, <[_]>::len);
-            serve(stream, certificates, state).await;
+            if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
+                let service = service_fn(move |request| handle(request, certificates, state.clone()));
+                let server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+                drop(server.serve_connection(TokioIo::new(stream), service).await);
+            } else {
+                serve(stream, certificates, state).await;
+            }
         }
     }
 }
@@ -169,22 +184,22 @@ async fn serve(
     drop(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await);
 }
 
-/// Counts a request as open for as long as it lives.
-struct Open<'a>(&'a State);
+/// Counts a request's messages as open for as long as it lives.
+struct Open<'a>(&'a State, usize);
 
 impl<'a> Open<'a> {
-    fn new(state: &'a State) -> Self {
+    fn new(state: &'a State, messages: usize) -> Self {
         state.open.send_modify(|(open, most)| {
-            *open += 1;
+            *open += messages;
             *most = (*open).max(*most);
         });
-        Self(state)
+        Self(state, messages)
     }
 }
 
 impl Drop for Open<'_> {
     fn drop(&mut self) {
-        self.0.open.send_modify(|(open, _)| *open -= 1);
+        self.0.open.send_modify(|(open, _)| *open -= self.1);
     }
 }
 
@@ -201,14 +216,16 @@ async fn handle(
     let received = Received {
         method: head.method,
         uri: head.uri,
+        version: head.version,
         headers: head.headers,
         body: body.freeze(),
         client_certificates,
     };
     let reply = (state.script)(&received);
-    let is_message = received.method != Method::HEAD;
+    let weigh = *state.weigh.lock();
+    let messages = if received.method == Method::HEAD { 0 } else { weigh(&received) };
     state.received.lock().push(received);
-    let open = is_message.then(|| Open::new(&state));
+    let open = Open::new(&state, messages);
     state.is_held.subscribe().wait_for(|is_held| !is_held).await.unwrap();
     drop(open);
     let mut response = Response::new(reqwest::Body::from(reply.body));

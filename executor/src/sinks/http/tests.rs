@@ -1,7 +1,8 @@
 //! The HTTP sink against a server of its own.
 
-use std::{num::NonZeroUsize, sync::Arc, time::Duration};
+use std::{net::SocketAddr, num::NonZeroUsize, sync::Arc, time::Duration};
 
+use ::http::Method;
 use async_trait::async_trait;
 use bytes::Bytes;
 use pkcs8::pkcs5::pbes2;
@@ -21,13 +22,18 @@ use tokio::{
 
 use super::{
     Http,
+    client::{Clients, Endpoint, Load},
+    config,
     server::{Received, Reply, Server},
 };
 use crate::{
-    conformance::{Behaviour, Fixture, answer, context, message},
+    conformance::{Behaviour, Fixture, SECRET, answer, context, message},
     sink::{Message, Outcome, Sink, SinkKind},
-    sinks::{SinkSettings, credentials},
+    sinks::{SinkSettings, credentials, egress::Egress},
 };
+
+mod batches;
+mod h2;
 
 struct HttpFixture(Server);
 
@@ -49,6 +55,16 @@ impl Fixture for HttpFixture {
 
     fn impatient_configuration(&self) -> Map<String, Value> {
         configuration(&self.0.url("/hook"), json!({"readTimeoutMs": 200}))
+    }
+
+    fn configuration_at(&self, address: SocketAddr) -> Map<String, Value> {
+        configuration(&format!("http://{address}/hook"), json!({"readTimeoutMs": 200}))
+    }
+
+    fn secretive_configuration(&self) -> Map<String, Value> {
+        let url = format!("{}?token={SECRET}", self.0.url("/hook"));
+        let credentials = json!({"type": "basic", "username": "user", "password": SECRET});
+        configuration(&url, json!({"credentials": credentials, "headers": {"X-Api-Key": SECRET}}))
     }
 
     async fn behave(&mut self, behaviour: Behaviour) {
@@ -241,7 +257,7 @@ async fn an_overloaded_endpoint_may_say_how_long_to_wait() {
         ..Reply::of(received.uri.path()[1..].parse().unwrap())
     })
     .await;
-    for (status, expected) in [(429, Some(7)), (503, Some(7)), (500, None)] {
+    for (status, expected) in [(429, Some(7)), (503, Some(7)), (500, Some(7)), (302, Some(7))] {
         let mut sink = sink(&server.url(&format!("/{status}")), json!({})).await;
         let Outcome::Retry { after, .. } = outcome(&mut *sink, message(1)).await else { panic!("{status}") };
         assert_eq!(after, expected.map(Duration::from_secs), "{status}");
@@ -587,6 +603,45 @@ async fn basic_credentials_are_sent() {
     assert!(!format!("{sink:?}").contains("QWxh"));
 }
 
+/// An endpoint whose configuration was accepted before the rules were these.
+async fn sent_with(egress: &Egress, url: &str) -> Outcome {
+    let checked =
+        config::read(&configuration(url, json!({})), &SinkSettings::default()).config.expect("it is right");
+    let settings = SinkSettings { egress: egress.clone(), ..SinkSettings::default() };
+    let client = Clients::new(&settings).client(&checked).unwrap();
+    let endpoint = Endpoint::new(client, Method::POST, &checked, Duration::from_secs(10));
+    endpoint.send(endpoint.request(Load::default()), Instant::now() + Duration::from_secs(10)).await
+}
+
+#[tokio::test]
+async fn egress_rules_hold_for_the_address_that_a_name_has() {
+    let server = Server::start(|_| Reply::of(200)).await;
+    let url = format!("http://localhost:{}/", server.address.port());
+    let strict = Egress::new(false, Vec::new(), Vec::new());
+    let (class, text) = class_and_text(sent_with(&strict, &url).await);
+    assert_eq!(class, "egress");
+    assert!(text.contains("127.0.0.1 must not be connected to: it is local"), "{text}");
+    let denied = Egress::new(true, Vec::new(), vec!["127.0.0.0/8".parse().unwrap(), "::/0".parse().unwrap()]);
+    assert_eq!(class_and_text(sent_with(&denied, &url).await).0, "egress");
+    assert_eq!(server.connections(), 0);
+    let listed = Egress::new(false, vec!["127.0.0.1".parse().unwrap()], Vec::new());
+    assert_eq!(sent_with(&listed, &url).await, Outcome::Delivered);
+}
+
+#[tokio::test]
+async fn a_check_refuses_what_egress_rules_refuse() {
+    let egress = Egress::new(true, Vec::new(), vec!["127.0.0.0/8".parse().unwrap()]);
+    let kind = Http::new(SinkSettings { egress, ..SinkSettings::default() });
+    let server = Server::start(|_| Reply::of(200)).await;
+    let violations = kind.check(&configuration(&server.url("/"), json!({})));
+    assert_eq!(
+        violations.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        [
+            "clientConfiguration.restEndpointUrl: 127.0.0.1 must not be connected to: TBMQ_IE_EGRESS_DENY holds 127.0.0.0/8"
+        ]
+    );
+}
+
 async fn probed(url: &str, changes: Value) -> (Vec<(String, bool)>, Option<String>) {
     let kind = Http::new(SinkSettings::default());
     let report = kind.probe(&configuration(url, changes), &context(1), Duration::from_secs(10)).await;
@@ -605,7 +660,7 @@ async fn a_check_sends_head_with_headers_and_credentials() {
     });
     assert_eq!(
         probed(&server.url("/hook"), changes).await,
-        (stages(&[("resolve", true), ("connect", true), ("request", true)]), None)
+        (stages(&[("resolve", true), ("connect", true), ("authenticate", true), ("response", true)]), None)
     );
     let received = server.received();
     assert_eq!(received.len(), 1);
@@ -621,7 +676,7 @@ async fn a_check_tells_the_stage_that_failed() {
     assert_eq!(
         probed(&server.url("/404"), json!({})).await,
         (
-            stages(&[("resolve", true), ("connect", true), ("request", false)]),
+            stages(&[("resolve", true), ("connect", true), ("authenticate", true), ("response", false)]),
             Some(format!("404 Not Found from HEAD {}", server.url("/404")))
         )
     );
@@ -656,13 +711,57 @@ async fn a_check_tells_the_stage_that_failed() {
 }
 
 #[tokio::test]
+async fn a_check_tells_when_credentials_are_missing_or_wrong() {
+    let server = Server::start(|received| match received.headers.get("authorization") {
+        None => Reply {
+            headers: vec![("www-authenticate", "Basic realm=\"hooks\"".to_owned())],
+            ..Reply::of(401)
+        },
+        Some(value) if value == "Basic YTpi" => Reply::of(200),
+        Some(_) => Reply::of(403),
+    })
+    .await;
+    let url = server.url("/");
+    let refused = stages(&[("resolve", true), ("connect", true), ("authenticate", false)]);
+    let text = format!("401 Unauthorized from HEAD {url}: Basic realm=\"hooks\"");
+    assert_eq!(probed(&url, json!({})).await, (refused.clone(), Some(text)));
+    let basic =
+        |password: &str| json!({"credentials": {"type": "basic", "username": "a", "password": password}});
+    assert_eq!(probed(&url, basic("c")).await, (refused, Some(format!("403 Forbidden from HEAD {url}"))));
+    assert_eq!(probed(&url, basic("b")).await.1, None);
+}
+
+#[tokio::test]
+async fn a_key_tells_a_repetition() {
+    let server = Server::start(|_| Reply::of(503)).await;
+    let mut sink = sink(&server.url("/"), json!({"idempotencyKey": true})).await;
+    for number in [7, 7, 8] {
+        assert_ne!(outcome(&mut *sink, message(number)).await, Outcome::Delivered);
+    }
+    let keys: Vec<_> = server
+        .received()
+        .iter()
+        .map(|received| received.headers["idempotency-key"].to_str().unwrap().to_owned())
+        .collect();
+    let id = "00000000-0000-0000-0000-000000000001";
+    let key = |offset| format!("{id}-tbmq.msg.ie.{id}-0-{offset}-1742554969254");
+    assert_eq!(keys, [key(7), key(7), key(8)]);
+    let changes = json!({"idempotencyKey": true, "headers": {"Idempotency-Key": "mine"}});
+    let violations = Http::new(SinkSettings::default()).check(&configuration(&server.url("/"), changes));
+    assert_eq!(
+        violations.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        ["clientConfiguration.idempotencyKey: the header Idempotency-Key is configured already"]
+    );
+}
+
+#[tokio::test]
 async fn a_check_of_https_has_a_stage_for_tls() {
     let (authority, stranger) = (Authority::new(), Authority::new());
     let server = Server::with_tls(|_| Reply::of(200), Some(authority.server_config(false))).await;
     let trusting = |pem: String| json!({"credentials": {"type": "cert.PEM", "caCert": pem}});
     assert_eq!(
         probed(&server.url("/"), trusting(authority.pem())).await,
-        (stages(&[("resolve", true), ("connect", true), ("tls", true), ("request", true)]), None)
+        (stages(&["resolve", "connect", "tls", "authenticate", "response"].map(|name| (name, true))), None)
     );
     let (names, error) = probed(&server.url("/"), trusting(stranger.pem())).await;
     assert_eq!(names, stages(&[("resolve", true), ("connect", true), ("tls", false)]));
@@ -678,5 +777,8 @@ async fn a_check_ends_at_its_deadline() {
     let probe = kind.probe(&configuration, &context, Duration::from_millis(200));
     let report = timeout(Duration::from_secs(10), probe).await.unwrap();
     assert!(report.error.is_some());
-    assert_eq!(report.stages.last().map(|stage| (stage.name.as_str(), stage.ok)), Some(("request", false)));
+    assert_eq!(
+        report.stages.last().map(|stage| (stage.name.as_str(), stage.ok)),
+        Some(("authenticate", false))
+    );
 }

@@ -140,7 +140,7 @@ impl KafkaMembership {
             .set("partition.assignment.strategy", "cooperative-sticky")
             .set("session.timeout.ms", session_ms.to_string())
             // The answer to a heartbeat is how a member hears that the group changes.
-            .set("heartbeat.interval.ms", (session_ms / 4).clamp(50, 500).to_string())
+            .set("heartbeat.interval.ms", (session_ms / 4).clamp(50, 250).to_string())
             .set("max.poll.interval.ms", session_ms.max(300_000).to_string())
             .set("enable.auto.commit", "false")
             .set("enable.auto.offset.store", "false")

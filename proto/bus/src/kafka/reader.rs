@@ -3,17 +3,22 @@
 //! Adding, removing, pausing and resuming go to the thread as commands. What it found before it saw a command is sorted
 //! out here: a partition that was removed (or removed and added again) has another number, and records of a paused one
 //! are put aside until it is resumed.
+//!
+//! librdkafka keeps the leader epochs of a topic for as long as a client lives and ignores lower ones, also those of a
+//! topic that was deleted and created anew, which count from 0: every fetch from it would be refused. A consumer that
+//! meets such a topic is replaced by a new one, which reads on where the former was.
 
 use std::{
-    collections::{BTreeSet, HashMap, VecDeque},
+    collections::{BTreeSet, HashMap, HashSet, VecDeque},
     fmt,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use rdkafka::{
-    Offset, TopicPartitionList,
+    ClientConfig, Offset, TopicPartitionList,
     consumer::{BaseConsumer, CommitMode, Consumer as _, DefaultConsumerContext},
     error::RDKafkaErrorCode,
 };
@@ -27,6 +32,9 @@ use crate::{Bounds, Commit, Error, Reader, ReaderConfig, ReaderEvent, Record, St
 
 type Native = Arc<BaseConsumer<DefaultConsumerContext>>;
 
+/// The consumer that is in use; the thread replaces it.
+type Current = Arc<Mutex<Native>>;
+
 /// How long the thread waits for records before it looks for commands.
 const TICK: Duration = Duration::from_millis(10);
 
@@ -35,6 +43,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Events that wait for the caller.
 const EVENTS: usize = 64;
+
+/// Topics that a consumer may know and not read any more, before it is replaced: it forgets none.
+const FORMER_TOPICS: usize = 10_000;
 
 #[derive(Debug)]
 enum Command {
@@ -54,7 +65,7 @@ struct Numbered {
 /// A reader over Kafka.
 pub(super) struct KafkaReader {
     config: ReaderConfig,
-    consumer: Native,
+    consumer: Current,
     /// Unbounded in type only: one entry a call of the reader's owner, taken every tick.
     commands: std::sync::mpsc::SyncSender<Command>,
     events: mpsc::Receiver<Numbered>,
@@ -98,18 +109,22 @@ impl KafkaReader {
             .set("fetch.wait.max.ms", "100")
             .set("fetch.queue.backoff.ms", "1")
             .set("fetch.error.backoff.ms", "100");
-        let consumer: BaseConsumer =
-            kafka.finish(client).create().map_err(|failure| error("consumer", &failure))?;
-        let consumer = Arc::new(consumer);
+        let client = kafka.finish(client);
+        let consumer = create(&client)?;
+        let current = Arc::new(Mutex::new(Arc::clone(&consumer)));
         let (commands, inbox) = std::sync::mpsc::sync_channel(65_536);
         let (outbox, events) = mpsc::channel(EVENTS);
         let poller = Poller {
             batches: Batches::of(&consumer, config.batch_records),
-            consumer: Arc::clone(&consumer),
+            consumer,
+            client,
+            current: Arc::clone(&current),
             records: config.batch_records,
             partitions: HashMap::new(),
             outbox,
             fresh: BTreeSet::new(),
+            known: HashMap::new(),
+            renew_at: None,
             next_look: Instant::now() + LOOK_EVERY,
         };
         std::thread::Builder::new()
@@ -118,7 +133,7 @@ impl KafkaReader {
             .map_err(|error| Error::Unavailable(format!("no thread for reading: {error}")))?;
         Ok(Self {
             config,
-            consumer,
+            consumer: current,
             commands,
             events,
             readings: HashMap::new(),
@@ -224,7 +239,7 @@ impl Reader for KafkaReader {
         if self.config.group.is_none() {
             return Err(Error::Refused("this reader has no group".to_owned()));
         }
-        let consumer = Arc::clone(&self.consumer);
+        let consumer = Arc::clone(&self.consumer.lock());
         blocking(move || commit(&consumer, &commits)).await
     }
 
@@ -232,9 +247,14 @@ impl Reader for KafkaReader {
         if self.config.group.is_none() {
             return Err(Error::Refused("this reader has no group".to_owned()));
         }
-        let (consumer, partitions) = (Arc::clone(&self.consumer), partitions.to_vec());
+        let (consumer, partitions) = (Arc::clone(&self.consumer.lock()), partitions.to_vec());
         blocking(move || committed(&consumer, &partitions)).await
     }
+}
+
+fn create(client: &ClientConfig) -> Result<Native, Error> {
+    let consumer: BaseConsumer = client.create().map_err(|failure| error("consumer", &failure))?;
+    Ok(Arc::new(consumer))
 }
 
 /// Commits and waits.
@@ -304,6 +324,11 @@ struct Position {
 }
 
 impl Position {
+    /// Where to read on.
+    fn offset(&self) -> Offset {
+        self.next.map_or(self.start, |next| Offset::Offset(next as i64))
+    }
+
     /// Keeps the topic's id if it is the first; `false` when it is another one.
     fn learn(&mut self, id: &str) -> bool {
         if id.is_empty() {
@@ -315,13 +340,19 @@ impl Position {
 
 /// The thread.
 struct Poller {
-    consumer: Native,
     batches: Batches,
+    consumer: Native,
+    client: ClientConfig,
+    current: Current,
     records: usize,
     partitions: HashMap<TopicPartition, Position>,
     outbox: mpsc::Sender<Numbered>,
     /// Topics of partitions that were added just now.
     fresh: BTreeSet<Arc<str>>,
+    /// Ids of the topics that the consumer has met.
+    known: HashMap<Arc<str>, String>,
+    /// When the consumer is to be replaced.
+    renew_at: Option<Instant>,
     next_look: Instant,
 }
 
@@ -338,6 +369,9 @@ impl Poller {
             }
             if !self.fresh.is_empty() {
                 self.learn();
+            }
+            if self.renew_at.is_some_and(|at| at <= Instant::now()) {
+                self.renew();
             }
             self.batches.poll(TICK, &mut found);
             if !found.is_empty() && !self.tell(&mut found) {
@@ -379,7 +413,7 @@ impl Poller {
             Command::Resume(at) => {
                 if let Some(position) = self.partitions.get_mut(&at) {
                     position.paused = false;
-                    let offset = position.next.map_or(position.start, |next| Offset::Offset(next as i64));
+                    let offset = position.offset();
                     self.assign(&at, offset);
                 }
             }
@@ -395,6 +429,58 @@ impl Poller {
                 position.learn(id);
             }
         }
+        for topic in fresh {
+            if let Some((_, id)) = found.get(&*topic) {
+                self.meet(topic, id);
+            }
+        }
+    }
+
+    /// Notices when the consumer knows a topic by another id.
+    fn meet(&mut self, topic: Arc<str>, id: &str) {
+        if id.is_empty() {
+            return;
+        }
+        let is_another = self.known.insert(topic, id.to_owned()).is_some_and(|known| known != id);
+        if is_another || self.known.len() > self.partitions.len() + FORMER_TOPICS {
+            self.renew_at.get_or_insert_with(Instant::now);
+        }
+    }
+
+    /// Replaces the consumer by one that knows nothing of former topics. What the former one has fetched and not told
+    /// is fetched again.
+    fn renew(&mut self) {
+        let mut list = TopicPartitionList::with_capacity(self.partitions.len());
+        let mut reading = self.partitions.iter().filter(|(_, position)| !position.paused);
+        let listed = reading.try_for_each(|(at, position)| {
+            list.add_partition_offset(&at.topic, at.partition as i32, position.offset())
+        });
+        let listed = listed.map_err(|failure| error("positions", &failure));
+        let renewed = listed.and_then(|()| {
+            let consumer = create(&self.client)?;
+            consumer.incremental_assign(&list).map_err(|failure| error("assignment", &failure))?;
+            Ok(consumer)
+        });
+        let consumer = match renewed {
+            Ok(consumer) => consumer,
+            Err(error) => {
+                tracing::error!(%error, "a consumer could not be replaced; that is tried again");
+                self.renew_at = Some(Instant::now() + LOOK_EVERY);
+                return;
+            }
+        };
+        tracing::info!(partitions = list.count(), "a topic was created anew; reading with a new consumer");
+        let batches = std::mem::replace(&mut self.batches, Batches::of(&consumer, self.records));
+        let former = std::mem::replace(&mut self.consumer, Arc::clone(&consumer));
+        *self.current.lock() = consumer;
+        self.renew_at = None;
+        let read: HashSet<&Arc<str>> = self.partitions.keys().map(|at| &at.topic).collect();
+        self.known.retain(|topic, _| read.contains(topic));
+        // To close it may take a while.
+        let ending = std::thread::Builder::new().name("kafka-reader-end".to_owned());
+        if let Err(error) = ending.spawn(move || drop((batches, former))) {
+            tracing::warn!(%error, "no thread for closing a consumer");
+        }
     }
 
     /// Looks whether the topics are still there, and the same: librdkafka tells a consumer of records nothing about
@@ -405,11 +491,15 @@ impl Poller {
         // Takes 30 µs a topic.
         self.next_look = Instant::now() + LOOK_EVERY.max(Duration::from_millis(1) * topics.len() as u32);
         let Some(found) = found else { return true };
-        let mut gone = Vec::new();
+        let (mut gone, mut met) = (Vec::new(), Vec::new());
         for (at, position) in &mut self.partitions {
             let reason = match found.get(&*at.topic) {
                 Some((partitions, id)) if at.partition < *partitions => {
+                    let was_unknown = position.topic_id.is_none();
                     if position.learn(id) {
+                        if was_unknown {
+                            met.push((Arc::clone(&at.topic), id));
+                        }
                         continue;
                     }
                     "the topic was created anew"
@@ -417,6 +507,9 @@ impl Poller {
                 _ => "the topic does not exist",
             };
             gone.push((position.number, at.clone(), reason.to_owned()));
+        }
+        for (topic, id) in met {
+            self.meet(topic, id);
         }
         gone.into_iter().all(|(number, at, reason)| self.gone(number, at, reason))
     }

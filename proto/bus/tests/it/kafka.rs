@@ -1,10 +1,11 @@
 //! The contract, by a real Apache Kafka, and what survives when the server goes and comes back.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use tbmq_bus::{
-    Bus, CleanupPolicy, Completion, CompletionQueue, Outgoing, ReaderConfig, ReaderEvent, Start,
-    TopicPartition, TopicSpec, WriterConfig,
+    BatchRecord, Bus, CleanupPolicy, Completion, CompletionQueue, Outgoing, ReaderConfig, ReaderEvent,
+    Record, Start, TopicPartition, TopicSpec, WriterConfig,
     kafka::{KafkaBus, KafkaConfig},
     write,
 };
@@ -118,7 +119,7 @@ async fn nothing_acknowledged_is_lost(test: &str, end: fn(&Kafka)) {
     }
     assert!(acknowledged.len() >= 1_500, "the writer went on: {}", acknowledged.len());
 
-    let mut read = std::collections::BTreeSet::new();
+    let mut read = BTreeSet::new();
     let all = async {
         while !acknowledged.iter().all(|number| read.contains(number)) {
             if let ReaderEvent::Batch { records, .. } = reader.next().await {
@@ -145,4 +146,78 @@ async fn a_kill_of_the_server_loses_nothing_acknowledged() {
         kafka.kill().unwrap();
     })
     .await;
+}
+
+/// Every client knows the topic by its former leader epochs, which the new one begins below.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_is_created_anew_after_restarts_is_written_and_read_by_those_who_knew_it() {
+    let test = "a_topic_that_is_created_anew_after_restarts_is_written_and_read_by_those_who_knew_it";
+    if !ready(test, &[Need::Kafka]) {
+        return;
+    }
+    let start = || Arc::new(Kafka::start(KafkaOptions::default()).unwrap());
+    let kafka = tokio::task::spawn_blocking(start).await.unwrap();
+    let bus = connect(&kafka);
+    let spec = TopicSpec {
+        name: "t".to_owned(),
+        partitions: 3,
+        replication_factor: 1,
+        policy: CleanupPolicy::Compact,
+        settings: Vec::new(),
+    };
+    bus.admin().create_topic(&spec).await.unwrap();
+    let config = WriterConfig { deadline: Duration::from_secs(60), ..WriterConfig::new("w") };
+    let writer = bus.writer(config).await.unwrap();
+    let mut fenced = bus.fenced_writer("f").await.unwrap();
+    let handle = writer.topic("t");
+    let mut reader = bus.reader(ReaderConfig::new("r", None)).await.unwrap();
+    let partitions = (0..3).map(|number| TopicPartition::new("t", number)).collect::<Vec<_>>();
+    for partition in &partitions {
+        reader.add(partition, Start::Earliest);
+    }
+    for generation in 0..4_u64 {
+        for round in 0..2 {
+            let value = format!("{generation}/{round}");
+            for partition in 0..3 {
+                let outgoing = Outgoing {
+                    partition: Some(partition),
+                    key: Some(b"plain"),
+                    value: Some(value.as_bytes()),
+                    headers: &[],
+                };
+                within(PATIENCE, "a write", write(&*writer, &handle, outgoing)).await.unwrap();
+            }
+            let batch = |partition| BatchRecord {
+                topic: "t".into(),
+                partition: Some(partition),
+                key: Some(Bytes::from_static(b"fenced")),
+                value: Some(Bytes::from(value.clone())),
+                headers: Vec::new(),
+            };
+            within(PATIENCE, "a batch", fenced.write((0..3).map(batch).collect())).await.unwrap();
+            let ends = within(PATIENCE, "bounds", bus.admin().bounds(&partitions)).await.unwrap();
+            let mut found = BTreeSet::new();
+            let all = async {
+                while found.len() < 6 {
+                    match reader.next().await {
+                        ReaderEvent::Batch { partition, records } => {
+                            let is_new = |record: &&Record| record.value.as_deref() == Some(value.as_bytes());
+                            let keys = records.iter().filter(is_new).filter_map(|record| record.key.clone());
+                            found.extend(keys.map(|key| (partition.partition, key)));
+                        }
+                        ReaderEvent::Gone { partition, .. } => reader.add(&partition, Start::Earliest),
+                        ReaderEvent::End { .. } | ReaderEvent::Gap { .. } => {}
+                    }
+                }
+            };
+            within(PATIENCE, &format!("{value} of partitions that end at {ends:?}"), all).await;
+            if round == 0 {
+                let server = Arc::clone(&kafka);
+                tokio::task::spawn_blocking(move || server.restart().unwrap()).await.unwrap();
+            }
+        }
+        assert!(bus.admin().delete_topic("t").await.unwrap());
+        bus.admin().create_topic(&spec).await.unwrap();
+    }
+    tokio::task::spawn_blocking(move || drop(kafka)).await.unwrap();
 }
