@@ -4,6 +4,8 @@
 mod delivery;
 mod driver;
 #[cfg(test)]
+mod kafka;
+#[cfg(test)]
 mod ownership;
 #[cfg(test)]
 mod world;
