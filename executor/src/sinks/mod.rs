@@ -69,3 +69,8 @@ pub fn kinds(settings: &SinkSettings) -> Vec<Arc<dyn SinkKind>> {
         Arc::new(mqtt::Mqtt::new(settings.clone())),
     ]
 }
+
+/// Names of every kind that there is.
+pub fn names() -> Vec<&'static str> {
+    kinds(&SinkSettings::default()).iter().map(|kind| kind.name()).collect()
+}
