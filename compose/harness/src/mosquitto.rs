@@ -117,6 +117,15 @@ impl Broker {
         Ok(broker)
     }
 
+    /// Pid of the broker.
+    ///
+    /// # Panics
+    /// When it was stopped.
+    pub fn pid(&self) -> u32 {
+        let server = self.server.lock().expect("no step panics");
+        server.as_ref().map(|(child, _)| child.id()).expect("it runs")
+    }
+
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         ([127, 0, 0, 1], self.port).into()
