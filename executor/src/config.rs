@@ -10,9 +10,12 @@ use tbmq_integration::{
 };
 use tbmq_service::config::Setting;
 
-use crate::sinks::{
-    self, SinkSettings,
-    egress::{Egress, Network},
+use crate::{
+    sink::SinkKind,
+    sinks::{
+        self, SinkSettings,
+        egress::{Egress, Network},
+    },
 };
 
 macro_rules! settings {
@@ -129,8 +132,9 @@ tree! {
         ack_strategy: Strategy = Strategy::default(),
         /// Records of one pack (one poll), at most.
         pack_messages: NonZeroUsize = NonZeroUsize::new(500).expect("500 is not 0"),
-        /// Messages in flight per partition, at most; 16 times as many are held while one of them has no outcome.
-        window_messages: NonZeroUsize = NonZeroUsize::new(128).expect("128 is not 0"),
+        /// Messages in flight per partition, at most; 16 times as many are held while one of them has no outcome. Absent:
+        /// what the kind asks for (Kafka 4,096, others 128).
+        window_messages: Option<NonZeroUsize> = None,
         /// Bytes held per partition above which no further pack is taken.
         window_bytes: NonZeroUsize = NonZeroUsize::new(4 << 20).expect("4 MiB is not 0"),
         /// Bytes held by all integrations above which one with messages in hand takes no further pack.
@@ -390,8 +394,8 @@ impl Config {
         delivery.poll_interval.unwrap_or(ours)
     }
 
-    /// How an integration's messages are delivered: its own settings before ours. `ordering` is the kind's.
-    pub(crate) fn pack(&self, delivery: &Delivery, ordering: pack::Ordering) -> pack::Settings {
+    /// How an integration's messages are delivered: its own settings before ours, and ours before its kind's.
+    pub(crate) fn pack(&self, delivery: &Delivery, kind: &dyn SinkKind) -> pack::Settings {
         let ours = &self.queue.integration_msg;
         let strategy = match ours.ack_strategy.r#type {
             StrategyType::SkipAll => AckStrategy::SkipAll,
@@ -404,9 +408,9 @@ impl Config {
             retries: delivery.retries.unwrap_or(ours.ack_strategy.retries),
             pause: delivery.pause_between_retries.unwrap_or(pause),
             attempt_timeout: delivery.pack_processing_timeout.unwrap_or(timeout),
-            ordering: delivery.ordering.unwrap_or(ordering),
+            ordering: delivery.ordering.unwrap_or_else(|| kind.ordering()),
             dead_letters: delivery.dead_letter,
-            window_messages: ours.window_messages.get(),
+            window_messages: ours.window_messages.unwrap_or_else(|| kind.window()).get(),
             window_bytes: ours.window_bytes.get(),
         }
     }
@@ -448,6 +452,10 @@ fn named<'a>(list: &'static str, text: &str, known: &[&'a str]) -> Result<Vec<&'
 mod tests {
     use super::*;
 
+    fn http() -> sinks::http::Http {
+        sinks::http::Http::new(SinkSettings::default())
+    }
+
     fn served(supported: &str, excluded: &str) -> Result<Vec<&'static str>, Invalid> {
         let mut config = Config::default();
         supported.clone_into(&mut config.service.integrations.supported);
@@ -480,7 +488,7 @@ mod tests {
                 .map(|(name, value)| (name.to_owned(), value.to_owned()));
         let config: Config =
             tbmq_service::config::load_from(&[SETTINGS], None, environment.into_iter()).unwrap();
-        let settings = config.pack(&Delivery::default(), pack::Ordering::None);
+        let settings = config.pack(&Delivery::default(), &http());
         assert_eq!(settings.strategy, AckStrategy::RetryAll);
         assert_eq!(settings.attempt_timeout, Duration::from_millis(500));
         assert_eq!((settings.ordering, settings.dead_letters), (pack::Ordering::None, false));
@@ -502,7 +510,7 @@ mod tests {
             dead_letters: true,
             ..settings
         };
-        assert_eq!(config.pack(&own, pack::Ordering::None), expected);
+        assert_eq!(config.pack(&own, &http()), expected);
         assert_eq!(config.poll_interval(&own), Duration::from_millis(3));
         assert_eq!(config.poll_interval(&Delivery::default()), Duration::from_secs(1));
     }

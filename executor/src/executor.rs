@@ -1,10 +1,6 @@
 //! What all parts of an executor share.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, atomic::AtomicUsize},
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use tbmq_bus::{Admin, Writer, spec_of};
@@ -46,8 +42,6 @@ pub(crate) struct Shared {
     pub(crate) connects: Semaphore,
     pub(crate) owners: Owners,
     pub(crate) newer: Newer,
-    /// Bytes of messages that all shards hold.
-    pub(crate) held_bytes: Arc<AtomicUsize>,
     pub(crate) applied: Applied,
 }
 

@@ -189,7 +189,6 @@ pub async fn start_with(
         connects,
         owners,
         newer: incarnation::Newer::default(),
-        held_bytes: Arc::default(),
         applied: Applied::default(),
         config,
     });

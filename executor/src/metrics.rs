@@ -66,6 +66,8 @@ pub(crate) struct Metrics {
     bad_records: Family<TopicLabels, Counter>,
     failed_attempts: Family<ClassLabels, Counter>,
     limits_reached: Family<LimitLabels, Counter>,
+    /// Bytes of messages that all shards hold.
+    pub(crate) held_bytes: Gauge,
     stalled: Family<[(&'static str, String); 1], Gauge>,
     books: Arc<Mutex<Books>>,
     pub(crate) error_events_suppressed: Counter,
@@ -125,6 +127,7 @@ impl Metrics {
         registry.register("integration_stats_gauge", "Integrations by state", m.states.clone());
         registry.register("ie_uplink_published", "Events written to the uplink", m.published.clone());
         registry.register("integrationProcessor", "Message processing by integration", m.processor.clone());
+        registry.register("tbmq_executor_held_bytes", "Bytes of messages in hand", m.held_bytes.clone());
         registry.register("tbmq_executor_bad_records", "Records skipped", m.bad_records.clone());
         let counters = [
             ("tbmq_executor_error_events_suppressed", "Over the rate limit", &m.error_events_suppressed),

@@ -6,6 +6,7 @@
 
 use std::{
     fmt,
+    num::NonZeroUsize,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
@@ -146,6 +147,12 @@ pub trait SinkKind: Send + Sync + fmt::Debug {
     /// one key keep their order (architecture §4.21).
     fn ordering(&self) -> Ordering {
         Ordering::Key
+    }
+
+    /// Messages in flight per partition, at most, unless `TBMQ_IE_MSG_WINDOW_MESSAGES` says otherwise: enough to keep the
+    /// remote end busy over one round trip.
+    fn window(&self) -> NonZeroUsize {
+        NonZeroUsize::new(128).expect("128 is not 0")
     }
 
     /// Checks `clientConfiguration`; connects to nothing. Lists all problems at once; paths begin with

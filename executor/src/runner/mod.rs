@@ -9,7 +9,7 @@ use std::{
     future::Future,
     hash::{BuildHasher as _, RandomState},
     pin::Pin,
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     time::Duration,
 };
 
@@ -328,8 +328,7 @@ impl Actor {
             }
         }
         let before = std::mem::replace(&mut running.held_bytes, held);
-        shared.held_bytes.fetch_add(held, Ordering::Relaxed);
-        shared.held_bytes.fetch_sub(before, Ordering::Relaxed);
+        shared.metrics.held_bytes.inc_by(held as i64 - before as i64);
     }
 
     /// Stops what runs: waits for what is in flight, commits, closes. When the shard is lost it does neither, and
@@ -383,7 +382,7 @@ impl Actor {
                 }
             }
             let Running { sink, lanes, held_bytes, .. } = running;
-            shared.held_bytes.fetch_sub(held_bytes, Ordering::Relaxed);
+            shared.metrics.held_bytes.dec_by(held_bytes as i64);
             drop(lanes);
             // Everything in flight was waited for already.
             let unresolved = sink.close(Duration::ZERO).await.len();

@@ -4,7 +4,7 @@ use std::{
     collections::hash_map::DefaultHasher,
     future::poll_fn,
     hash::{Hash, Hasher},
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -177,7 +177,7 @@ impl Running {
     fn poll_deliveries(&mut self, cx: &mut Context<'_>, now: Millis) -> Result<bool, String> {
         let mut has_progress = false;
         let mut is_over_budget = false;
-        let budget = self.shared.config.queue.integration_msg.budget_bytes.get();
+        let budget = self.shared.config.queue.integration_msg.budget_bytes.get() as i64;
         for lane in &mut self.lanes {
             loop {
                 let limited = lane.pack.limit_reached();
@@ -191,7 +191,7 @@ impl Running {
                     break;
                 }
                 // The process's budget holds back only those that have something in hand.
-                if lane.pack.unsettled() > 0 && self.shared.held_bytes.load(Ordering::Relaxed) >= budget {
+                if lane.pack.unsettled() > 0 && self.shared.metrics.held_bytes.get() >= budget {
                     is_over_budget = true;
                     break;
                 }

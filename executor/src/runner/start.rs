@@ -44,7 +44,7 @@ pub(super) async fn start(
     let Change::Apply { target, .. } = &desired.change else { return Err("deleted".to_owned()) };
     let kind = shared.kind(&desired.kind)?.clone();
     let document = read(&*kind, &target.configuration).map_err(|violations| listed(&violations))?;
-    let settings = shared.config.pack(&document.delivery, kind.ordering());
+    let settings = shared.config.pack(&document.delivery, &*kind);
     let poll_interval = shared.config.poll_interval(&document.delivery);
     let (found, partitions) = locate(&shared, shard, desired.shard_count, poll_interval).await?;
     if settings.dead_letters {

@@ -52,9 +52,9 @@ pub(crate) struct Options {
     #[arg(long, default_value_t = 1)]
     shards: u32,
     /// Messages in flight: the executor's window, and what the floors of HTTP and MQTT have in flight. The floor of Kafka
-    /// has no such limit.
-    #[arg(long, default_value_t = 128)]
-    window: usize,
+    /// has no such limit. Without it each kind has its own: Kafka 4,096, the others 128.
+    #[arg(long)]
+    window: Option<usize>,
     /// Measurements of each kind; the table shows medians.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
@@ -128,9 +128,9 @@ impl Options {
 pub(crate) async fn run(options: Options) -> Result<()> {
     let kafka = tokio::task::spawn_blocking(|| Kafka::start(KafkaOptions::default())).await??;
     let postgres = tokio::task::spawn_blocking(Postgres::start).await??;
-    let window = ("TBMQ_IE_MSG_WINDOW_MESSAGES".to_owned(), options.window.to_string());
+    let window = options.window.map(|window| ("TBMQ_IE_MSG_WINDOW_MESSAGES".to_owned(), window.to_string()));
     let mut layout = Layout::default();
-    for (name, value) in std::iter::once(&window).chain(&options.settings) {
+    for (name, value) in window.iter().chain(&options.settings) {
         layout = layout.own_setting(Plane::Executor, name, value);
     }
     let deployment = block_in_place(|| layout.start(&kafka, &postgres))?;
@@ -158,6 +158,7 @@ pub(crate) async fn run(options: Options) -> Result<()> {
 /// The section for `RESULTS.md`: medians over the rounds.
 fn print_section(options: &Options, kinds: &[(Kind, Vec<Figures>)]) {
     let Options { size, topics, shards, window, rounds, settings, kafka, .. } = options;
+    let window = window.map_or("128 (Kafka: 4,096)".to_owned(), |window| window.to_string());
     println!(
         "\n## From a filled message topic to each kind of sink\n\n`cargo xtask bench sinks`: messages of {size} bytes on {topics} \
          MQTT topics lie in a message topic of {shards} partition(s) before the executor is started. Rates count from the first \
@@ -266,7 +267,7 @@ impl Bench {
         let size = self.options.size;
         let payload = |sequence| Bytes::from(Mark::new(0, sequence).payload(size));
         let payloads: Arc<[Bytes]> = (first..first + count).map(payload).collect();
-        let (address, window) = (far_end.address()?, self.options.window);
+        let (address, window) = (far_end.address()?, self.options.window.unwrap_or(128));
         far_end.expect(count, first).await?;
         let client = floor::client()?;
         let own = std::process::id();

@@ -18,6 +18,7 @@
 use std::{
     collections::{HashSet, VecDeque},
     fmt,
+    num::NonZeroUsize,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
@@ -120,6 +121,11 @@ impl SinkKind for Kafka {
 
     fn schema(&self) -> Value {
         binder::schema::<config::Config>()
+    }
+
+    /// A producer fills batches while others are on their way.
+    fn window(&self) -> NonZeroUsize {
+        NonZeroUsize::new(4_096).expect("4,096 is not 0")
     }
 
     fn check(&self, client_configuration: &Map<String, Value>) -> Vec<Violation> {
