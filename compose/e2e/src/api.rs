@@ -21,6 +21,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Pause between two questions: nothing tells of a change but asking.
 const PAUSE: Duration = Duration::from_millis(50);
 
+/// A `delivery` object: everything is tried again, a second later, until it is delivered.
+pub const RETRY_FOR_EVER: &str = r#"{"ackStrategy":"RETRY_ALL","retries":0,"pauseBetweenRetriesSec":1}"#;
+
 /// A client of one control plane.
 #[derive(Clone, Debug)]
 pub struct Api {
@@ -34,18 +37,33 @@ pub struct Api {
 
 /// An HTTP integration that sends bare payloads and retries for ever.
 pub fn http(name: &str, filters: &[&str], url: &str) -> Integration {
-    http_with(name, filters, url, r#"{"ackStrategy":"RETRY_ALL","retries":0,"pauseBetweenRetriesSec":1}"#)
+    http_with(name, filters, url, RETRY_FOR_EVER)
 }
 
 /// The same with a `delivery` object of its own.
 pub fn http_with(name: &str, filters: &[&str], url: &str, delivery: &str) -> Integration {
+    let client = serde_json::json!({
+        "restEndpointUrl": url, "requestMethod": "POST", "sendOnlyMsgPayload": true,
+        "payloadContentType": "BINARY", "maxInMemoryBufferSizeInKb": 256,
+    });
+    integration("HTTP", name, filters, &client, delivery)
+}
+
+/// An integration of any kind, by its `clientConfiguration` and its `delivery` object.
+pub fn integration(
+    kind: &str,
+    name: &str,
+    filters: &[&str],
+    client: &serde_json::Value,
+    delivery: &str,
+) -> Integration {
     let filters = serde_json::json!(filters);
     Integration {
         display_name: name.to_owned(),
-        r#type: "HTTP".to_owned(),
+        r#type: kind.to_owned(),
         enabled: true,
         configuration_json: format!(
-            r#"{{"topicFilters":{filters},"metadata":{{}},"clientConfiguration":{{"restEndpointUrl":"{url}","requestMethod":"POST","sendOnlyMsgPayload":true,"payloadContentType":"BINARY","maxInMemoryBufferSizeInKb":256}},"delivery":{delivery}}}"#
+            r#"{{"topicFilters":{filters},"metadata":{{}},"clientConfiguration":{client},"delivery":{delivery}}}"#
         ),
         ..Integration::default()
     }
