@@ -175,6 +175,22 @@ impl Kafka {
         state.server.as_ref().map(|(child, _)| child.id()).expect("it runs")
     }
 
+    /// Runs one of Kafka's command line tools, such as `kafka.admin.ConfigCommand`, and waits. It gets
+    /// `--bootstrap-server` first.
+    ///
+    /// # Errors
+    /// What the tool said when it failed.
+    pub fn tool(&self, class: &str, arguments: &[&str]) -> Result<()> {
+        let output = java(&self.folder)
+            .args([class, "--bootstrap-server", &self.bootstrap()])
+            .args(arguments)
+            .output()?;
+        let (said, failed) =
+            (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        ensure!(output.status.success(), "{class} failed: {said}{failed}");
+        Ok(())
+    }
+
     /// Ends the server cleanly (SIGTERM) and waits.
     ///
     /// # Errors

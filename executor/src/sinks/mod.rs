@@ -23,6 +23,7 @@ pub mod credentials;
 pub mod egress;
 pub mod envelope;
 pub mod http;
+pub mod kafka;
 
 /// What all sinks of a process are told by its configuration.
 #[derive(Clone, Debug)]
@@ -61,5 +62,5 @@ impl SinkSettings {
 
 /// Every kind that this executor serves.
 pub fn kinds(settings: &SinkSettings) -> Vec<Arc<dyn SinkKind>> {
-    vec![Arc::new(http::Http::new(settings.clone()))]
+    vec![Arc::new(http::Http::new(settings.clone())), Arc::new(kafka::Kafka::new(settings.clone()))]
 }

@@ -3,6 +3,8 @@
 #[cfg(test)]
 mod driver;
 #[cfg(test)]
+mod kafka;
+#[cfg(test)]
 mod ownership;
 #[cfg(test)]
 mod world;

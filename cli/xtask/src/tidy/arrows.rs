@@ -39,7 +39,8 @@ const IMPURE: &[&str] = &["hyper", "rdkafka", "sea-orm", "socket2", "tokio"];
 
 /// Crates that only some of ours may name (architecture §5.7).
 const RESERVED: &[(&str, &[&str])] = &[
-    ("rdkafka", &["tbmq-bus"]),
+    // The executor for its Kafka sink.
+    ("rdkafka", &["tbmq-bus", "tbmq-executor"]),
     ("sea-orm", &["tbmq-control-plane"]),
     ("sea-orm-migration", &["tbmq-control-plane", "tbmq-migrations"]),
 ];

@@ -16,6 +16,7 @@ pub(super) fn check(files: &[File]) -> Vec<Violation> {
             violations.extend(unfinished(file));
             violations.extend(unsafe_code(file));
             violations.extend(sql(file));
+            violations.extend(kafka(file));
             violations.extend(topics(file));
         }
         if file.path == "Cargo.toml" {
@@ -132,6 +133,21 @@ fn sql(file: &File) -> Vec<Violation> {
     found
         .map(|(number, _)| {
             Violation::new("sql", line_of(file, number), "only control-plane/src/store speaks SQL")
+        })
+        .collect()
+}
+
+/// Rule `kafka`: only the bus and the Kafka sink speak to Kafka (architecture §5.7).
+fn kafka(file: &File) -> Vec<Violation> {
+    let places = ["proto/bus/", "executor/src/sinks/kafka/", "executor/tests/", "cli/xtask/"];
+    if places.iter().any(|place| file.path.starts_with(place)) {
+        return Vec::new();
+    }
+    code(file)
+        .filter(|(_, line)| line.contains("rdkafka"))
+        .map(|(number, _)| {
+            let text = "only tbmq-bus and the Kafka sink use a Kafka client";
+            Violation::new("kafka", line_of(file, number), text)
         })
         .collect()
 }
@@ -283,6 +299,12 @@ mod tests {
     fn sql_outside_the_store_is_found() {
         assert_eq!(rules("control-plane/src/api/a.rs", "use sea_orm::Set;"), ["sql"]);
         assert_eq!(rules("control-plane/src/store/a.rs", "use sea_orm::Set;"), [""; 0]);
+    }
+
+    #[test]
+    fn a_kafka_client_outside_the_bus_and_the_sink_is_found() {
+        assert_eq!(rules("executor/src/runner.rs", "use rdkafka::ClientConfig;"), ["kafka"]);
+        assert_eq!(rules("executor/src/sinks/kafka/a.rs", "use rdkafka::ClientConfig;"), [""; 0]);
     }
 
     #[test]
