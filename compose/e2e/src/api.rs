@@ -7,11 +7,11 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use tbmq_proto::control::{
-    CreateIntegrationRequest, DeleteIntegrationRequest, DisableIntegrationRequest, EnableIntegrationRequest,
-    Event, EventType, GetIntegrationRequest, Holder, Integration, ListEventsRequest, ListNodesRequest, Node,
-    UpdateIntegrationRequest, event_service_client::EventServiceClient,
-    integration_service_client::IntegrationServiceClient, integration_status::Phase,
-    node_service_client::NodeServiceClient,
+    CheckConnectionRequest, CheckConnectionResponse, CreateIntegrationRequest, DeleteIntegrationRequest,
+    DisableIntegrationRequest, EnableIntegrationRequest, Event, EventType, GetIntegrationRequest, Holder,
+    Integration, ListEventsRequest, ListNodesRequest, Node, UpdateIntegrationRequest,
+    event_service_client::EventServiceClient, integration_service_client::IntegrationServiceClient,
+    integration_status::Phase, node_service_client::NodeServiceClient,
 };
 use tonic::{Code, Request, Status, transport::Channel};
 
@@ -152,6 +152,15 @@ impl Api {
     pub async fn delete(&mut self, name: &str) -> Result<(), Status> {
         let request = DeleteIntegrationRequest { name: name.to_owned(), ..Default::default() };
         self.integrations.delete_integration(request).await.map(drop)
+    }
+
+    /// Has an executor try the connection of an integration that need not be saved.
+    ///
+    /// # Errors
+    /// What the control plane answers; that the connection fails is no error.
+    pub async fn check(&mut self, integration: Integration) -> Result<CheckConnectionResponse, Status> {
+        let request = CheckConnectionRequest { integration: Some(integration), ..Default::default() };
+        Ok(self.integrations.check_connection(request).await?.into_inner())
     }
 
     /// The latest 1000 lifecycle events of an integration, newest first.

@@ -110,7 +110,9 @@ impl Tally {
         }
         let Some(mark) = Mark::parse(&received.body) else { return };
         self.delivered(integration, mark, received.at);
-        let Some(number) = received.path.rsplit('/').next().and_then(|last| last.parse().ok()) else { return };
+        let Some(number) = received.path.rsplit('/').next().and_then(|last| last.parse().ok()) else {
+            return;
+        };
         if let Some(account) = self.state.lock().accounts.get_mut(integration) {
             account.paths.entry(number).or_insert(received.at);
         }

@@ -172,8 +172,7 @@ impl Peer {
                 }
             }
         };
-        let server =
-            Server::Kafka { refusing: None, _reader: Reader::spawn(Kind::Kafka, reading), kafka };
+        let server = Server::Kafka { refusing: None, _reader: Reader::spawn(Kind::Kafka, reading), kafka };
         Ok(Self { kind: Kind::Kafka, proxy, server })
     }
 
@@ -212,8 +211,7 @@ impl Peer {
                 let count = AtomicU64::new(0);
                 sink.script(move |_, _, _| {
                     let is_refused = count.fetch_add(1, Ordering::Relaxed).is_multiple_of(2);
-                    let status =
-                        if is_refused { StatusCode::INTERNAL_SERVER_ERROR } else { StatusCode::OK };
+                    let status = if is_refused { StatusCode::INTERNAL_SERVER_ERROR } else { StatusCode::OK };
                     (status, Duration::ZERO)
                 });
                 Ok(())

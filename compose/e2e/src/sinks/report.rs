@@ -47,7 +47,10 @@ impl Outcome {
             findings.push(format!("it is not shown as stalled within {:?}", options.stalled_within));
         }
         if is_late(self.first, options.recovered_within) {
-            findings.push(format!("nothing is delivered within {:?} after the healing", options.recovered_within));
+            findings.push(format!(
+                "nothing is delivered within {:?} after the healing",
+                options.recovered_within
+            ));
         }
         if is_late(self.drained, options.patience) {
             findings.push(format!("not all is delivered within {:?} after the healing", options.patience));

@@ -85,9 +85,11 @@ impl World {
         let (kafka, postgres, deployment) = block_in_place(|| {
             let kafka = Kafka::start(KafkaOptions::default())?;
             let postgres = Postgres::start()?;
-            let mut layout = Layout::default()
-                .logs(&options.logs)
-                .own_setting(Plane::Executor, "TBMQ_IE_STALLED_AFTER", STALLED_AFTER);
+            let mut layout = Layout::default().logs(&options.logs).own_setting(
+                Plane::Executor,
+                "TBMQ_IE_STALLED_AFTER",
+                STALLED_AFTER,
+            );
             if let Some(level) = &options.log_level {
                 layout = layout.setting("TBMQ_LOG", level);
             }
@@ -109,8 +111,7 @@ impl World {
         for peer in &peers {
             let name = peer.kind.name();
             let configuration = peer.client_configuration();
-            let integration =
-                api::integration(name, name, &["load/#"], &configuration, api::RETRY_FOR_EVER);
+            let integration = api::integration(name, name, &["load/#"], &configuration, api::RETRY_FOR_EVER);
             let created = api.create_active(integration).await;
             integrations.push(created.with_context(|| format!("creating the integration of {name}"))?);
         }
