@@ -246,6 +246,7 @@ impl Tally {
             counts.duplicates += duplicates;
             counts.duplicates_of.insert(account.name.clone(), duplicates);
             counts.pause = counts.pause.max(account.longest_pause);
+            counts.pause_of.insert(account.name.clone(), account.longest_pause);
             counts.audits.insert(account.name.clone(), audit);
         }
         counts
@@ -297,6 +298,8 @@ pub struct Counts {
     pub reconnects: u64,
     /// The longest time without an arrival, of any integration.
     pub pause: Duration,
+    /// The same by integration.
+    pub pause_of: BTreeMap<String, Duration>,
     /// The ledger's verdict, by integration.
     pub audits: BTreeMap<String, Audit>,
 }

@@ -59,8 +59,8 @@ pub(super) struct Peer {
 
 enum Server {
     Http(HttpSink),
-    Mqtt { _reader: Reader, _broker: Broker },
-    Kafka { refusing: Option<Refusing>, _reader: Reader, kafka: Kafka },
+    Mqtt { reader: Reader, _broker: Broker },
+    Kafka { refusing: Option<Refusing>, reader: Reader, kafka: Kafka },
 }
 
 /// A task that ends when dropped.
@@ -74,6 +74,14 @@ impl Reader {
                 eprintln!("nothing is read any more of what {kind} delivers: {error:#}");
             }
         }))
+    }
+}
+
+impl Reader {
+    async fn end(&mut self) {
+        self.0.abort();
+        // That it was aborted is no news.
+        drop((&mut self.0).await);
     }
 }
 
@@ -124,7 +132,7 @@ impl Peer {
             }
         };
         let proxy = Proxy::mqtt(broker.address()).await?;
-        let server = Server::Mqtt { _reader: Reader::spawn(Kind::Mqtt, reading), _broker: broker };
+        let server = Server::Mqtt { reader: Reader::spawn(Kind::Mqtt, reading), _broker: broker };
         Ok(Self { kind: Kind::Mqtt, proxy, server })
     }
 
@@ -172,7 +180,7 @@ impl Peer {
                 }
             }
         };
-        let server = Server::Kafka { refusing: None, _reader: Reader::spawn(Kind::Kafka, reading), kafka };
+        let server = Server::Kafka { refusing: None, reader: Reader::spawn(Kind::Kafka, reading), kafka };
         Ok(Self { kind: Kind::Kafka, proxy, server })
     }
 
@@ -235,6 +243,13 @@ impl Peer {
             }
         }
         self.proxy.set_mode(Mode::Passing).await
+    }
+
+    /// Ends the reader before what it reads from.
+    pub(super) async fn end(mut self) {
+        if let Server::Mqtt { reader, .. } | Server::Kafka { reader, .. } = &mut self.server {
+            reader.end().await;
+        }
     }
 }
 

@@ -22,6 +22,8 @@ pub struct Outcome {
     pub lost: usize,
     /// Deliveries of what had been delivered before.
     pub duplicates: usize,
+    /// The longest time without a delivery.
+    pub pause: Duration,
     /// From the fault until the status said that the integration is stalled.
     pub stalled: Option<Duration>,
     /// From the healing to the first delivery.
@@ -81,13 +83,14 @@ impl fmt::Display for Outcome {
         let verdict = if self.is_clean() { "ok" } else { "FAILED" };
         write!(
             f,
-            "{:<14} {:<6} {verdict:<6} {} acknowledged, {} lost, {} duplicates; stalled shown after {} s, first \
-             delivery after {} s, drained after {} s, running shown after {} s [{}]",
+            "{:<14} {:<6} {verdict:<6} {} acknowledged, {} lost, {} duplicates; pause {:.1} s, stalled shown after {} s, \
+             first delivery after {} s, drained after {} s, running shown after {} s [{}]",
             self.fault,
             self.kind,
             self.acknowledged,
             self.lost,
             self.duplicates,
+            self.pause.as_secs_f64(),
             seconds(self.stalled),
             seconds(self.first),
             seconds(self.drained),
@@ -122,18 +125,19 @@ impl Report {
     /// The table, in Markdown.
     pub fn table(&self) -> String {
         let mut text = String::from(
-            "| fault | kind | acknowledged | lost | duplicates | stalled shown s | first delivery s | drained s | running shown s |\n\
-             |---|---|---|---|---|---|---|---|---|\n",
+            "| fault | kind | acknowledged | lost | duplicates | longest pause s | stalled shown s | first delivery s | drained s | running shown s |\n\
+             |---|---|---|---|---|---|---|---|---|---|\n",
         );
         for one in &self.outcomes {
             writeln!(
                 text,
-                "| {} | {} | {} | {} | {} | {} | {} | {} | {} |",
+                "| {} | {} | {} | {} | {} | {:.1} | {} | {} | {} | {} |",
                 one.fault,
                 one.kind,
                 one.acknowledged,
                 one.lost,
                 one.duplicates,
+                one.pause.as_secs_f64(),
                 seconds(one.stalled),
                 seconds(one.first),
                 seconds(one.drained),
@@ -163,7 +167,8 @@ Kafka's requests and connections have 1 s. Each fault strikes all peers at once 
 * **down**: connections end and new ones are refused. **black-hole**: connections are accepted, bytes are swallowed, nothing is closed or answered; a connection that fell into the hole stays in it\n\
 \x20 after the healing. **refusing-half**: HTTP answers every second request with 500, a proxy before Mosquitto every second PUBLISH with Quota exceeded, Kafka everything with\n\
 \x20 NOT_ENOUGH_REPLICAS for a second of every two (`min.insync.replicas`). **reconnecting**: each connection is cut after a second.\n\
-* **lost**: acknowledged to a publisher and not delivered. **duplicates**: delivered again: what was under way when a connection ended.\n\
+* **lost**: acknowledged to a publisher and not delivered. **duplicates**: delivered again: what was under way when a connection ended. **longest pause**: the longest time\n\
+\x20 without a delivery.\n\
 * **stalled shown**: from the fault until the status says STALLED; required within {stalled:?} while nothing gets through, `-` where something did.\n\
 * **first delivery**: from the healing; required within {recovered:?}. **drained**: until everything acknowledged before the healing is delivered. **running shown**: until the status says RUNNING;\n\
 \x20 0.0 where it did all the time.\n\
@@ -191,6 +196,7 @@ mod tests {
             acknowledged: 10,
             lost: 0,
             duplicates: 1,
+            pause: SECOND,
             stalled: Some(4 * SECOND),
             first: Some(SECOND),
             drained: Some(SECOND),
@@ -232,6 +238,6 @@ mod tests {
         let outcomes = Fault::ALL.map(outcome).to_vec();
         let report = Report { options: Options::new("logs".into()), outcomes };
         assert_eq!(report.table().lines().count(), 6);
-        assert!(report.table().contains("| black-hole | MQTT | 10 | 0 | 1 | 4.0 | 1.0 | 1.0 | 1.0 |"));
+        assert!(report.table().contains("| black-hole | MQTT | 10 | 0 | 1 | 1.0 | 4.0 | 1.0 | 1.0 | 1.0 |"));
     }
 }

@@ -72,6 +72,9 @@ pub async fn run(options: &Options, mut say: impl FnMut(&Outcome)) -> Result<Rep
         report.outcomes.extend(outcomes);
     }
     block_in_place(|| world.deployment.drain_all()).context("at the end")?;
+    for peer in world.peers {
+        peer.end().await;
+    }
     Ok(report)
 }
 
@@ -166,6 +169,7 @@ impl World {
                 acknowledged: counts.acknowledged,
                 lost: counts.lost_by(kind.name()),
                 duplicates: counts.duplicates_of.get(kind.name()).copied().unwrap_or(0),
+                pause: counts.pause_of.get(kind.name()).copied().unwrap_or_default(),
                 stalled: stalled.as_ref().map(|(at, _)| at.saturating_duration_since(struck)),
                 first: since(tally.first_arrival(index)),
                 drained: since(drained[index]),
