@@ -55,7 +55,8 @@ pub enum Fault {
     /// the hole stays in it after the healing.
     BlackHole,
     /// Half is answered with an error: HTTP every second request with 500; MQTT every second PUBLISH with the PUBACK
-    /// reason Quota exceeded; Kafka everything during half of the time with `NOT_ENOUGH_REPLICAS`.
+    /// reason Quota exceeded; Kafka, for a second of every two, everything with `TOPIC_AUTHORIZATION_FAILED` (one node
+    /// does not answer `NOT_ENOUGH_REPLICAS`: it asks for no more replicas than there are).
     RefusingHalf,
     /// Each connection is cut after a second.
     Reconnecting,

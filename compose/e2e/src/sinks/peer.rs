@@ -150,6 +150,8 @@ impl Peer {
                 "PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT,CONTROLLER:PLAINTEXT".to_owned(),
             ),
             ("inter.broker.listener.name", "PLAINTEXT".to_owned()),
+            ("authorizer.class.name", "org.apache.kafka.metadata.authorizer.StandardAuthorizer".to_owned()),
+            ("allow.everyone.if.no.acl.found", "true".to_owned()),
         ];
         let properties = properties.map(|(key, value)| (key.to_owned(), value)).to_vec();
         let options = KafkaOptions { port: Some(direct.port()), properties, ..KafkaOptions::default() };
@@ -163,6 +165,8 @@ impl Peer {
             settings: Vec::new(),
         };
         bus.admin().create_topic(&spec).await?;
+        // Else nobody may do anything with a topic as soon as it has a list.
+        Acl::Create.send(&kafka.bootstrap(), Operation::All, Permission::Allow).await?;
         let mut reader = bus.reader(ReaderConfig::new("delivered", None)).await?;
         reader.add(&TopicPartition::new(TOPIC, 0), Start::Earliest);
         let reading = async move {
@@ -270,7 +274,7 @@ async fn subscriber(broker: SocketAddr) -> Result<Client> {
     Ok(client)
 }
 
-/// Kafka refuses for a while, with an error of its own: it is told that the only replica is one too few.
+/// Kafka refuses every write for a while, and takes them again, in turn: the right to write is taken away.
 struct Refusing {
     stop: watch::Sender<bool>,
     task: JoinHandle<Result<()>>,
@@ -281,13 +285,14 @@ impl Refusing {
         let stop = watch::Sender::new(false);
         let mut stopped = stop.subscribe();
         let task = tokio::spawn(async move {
-            for replicas in ["2", "1"].into_iter().cycle() {
-                configure_topic(&bootstrap, "min.insync.replicas", replicas).await?;
-                if tokio::time::timeout(TURN, stopped.wait_for(|stop| *stop)).await.is_ok() {
-                    break;
+            loop {
+                for change in [Acl::Create, Acl::Delete] {
+                    change.send(&bootstrap, Operation::Write, Permission::Deny).await?;
+                    if tokio::time::timeout(TURN, stopped.wait_for(|stop| *stop)).await.is_ok() {
+                        return Acl::Delete.send(&bootstrap, Operation::Write, Permission::Deny).await;
+                    }
                 }
             }
-            configure_topic(&bootstrap, "min.insync.replicas", "1").await
         });
         Self { stop, task }
     }
@@ -298,38 +303,58 @@ impl Refusing {
     }
 }
 
-/// Sets a property of the topic by an `IncrementalAlterConfigs` request: Kafka's own tool would start a JVM each time.
-async fn configure_topic(bootstrap: &str, key: &str, value: &str) -> Result<()> {
-    const INCREMENTAL_ALTER_CONFIGS: i16 = 44;
-    const TOPIC_RESOURCE: u8 = 2;
-    const SET: u8 = 0;
-    let mut request = Vec::new();
-    let string = |request: &mut Vec<u8>, text: &str| -> Result<()> {
-        request.extend(i16::try_from(text.len())?.to_be_bytes());
-        request.extend(text.as_bytes());
-        Ok(())
-    };
-    request.extend(INCREMENTAL_ALTER_CONFIGS.to_be_bytes());
-    // Version 0 and the correlation id.
-    request.extend([0; 6]);
-    string(&mut request, "faults")?;
-    request.extend(1_i32.to_be_bytes());
-    request.push(TOPIC_RESOURCE);
-    string(&mut request, TOPIC)?;
-    request.extend(1_i32.to_be_bytes());
-    string(&mut request, key)?;
-    request.push(SET);
-    string(&mut request, value)?;
-    // Not for validation only.
-    request.push(0);
+/// A change of the topic's access control list: `CreateAcls` or `DeleteAcls`, which look alike.
+#[derive(Clone, Copy)]
+enum Acl {
+    Create = 30,
+    Delete = 31,
+}
 
-    let mut stream = TcpStream::connect(bootstrap).await?;
-    stream.write_i32(i32::try_from(request.len())?).await?;
-    stream.write_all(&request).await?;
-    let mut response = vec![0; usize::try_from(stream.read_i32().await?)?];
-    stream.read_exact(&mut response).await?;
-    // Correlation id, throttle time and the number of results come before the error code.
-    let code = response.get(12..14).context("a short answer")?;
-    ensure!(code == [0, 0], "Kafka refused {key}={value} with the error {code:?}");
-    Ok(())
+#[derive(Clone, Copy)]
+enum Operation {
+    All = 2,
+    Write = 4,
+}
+
+#[derive(Clone, Copy)]
+enum Permission {
+    Deny = 2,
+    Allow = 3,
+}
+
+impl Acl {
+    /// Changes what everyone may do. By a request of its own: Kafka's tool would start a JVM each time.
+    async fn send(self, bootstrap: &str, operation: Operation, permission: Permission) -> Result<()> {
+        const VERSION: i16 = 1;
+        const TOPIC_RESOURCE: u8 = 2;
+        const LITERAL: u8 = 3;
+        let mut request = Vec::new();
+        let string = |request: &mut Vec<u8>, text: &str| -> Result<()> {
+            request.extend(i16::try_from(text.len())?.to_be_bytes());
+            request.extend(text.as_bytes());
+            Ok(())
+        };
+        request.extend((self as i16).to_be_bytes());
+        request.extend(VERSION.to_be_bytes());
+        // Correlation id, and the number of changes.
+        request.extend(0_i32.to_be_bytes());
+        string(&mut request, "faults")?;
+        request.extend(1_i32.to_be_bytes());
+        request.push(TOPIC_RESOURCE);
+        string(&mut request, TOPIC)?;
+        request.push(LITERAL);
+        string(&mut request, "User:ANONYMOUS")?;
+        string(&mut request, "*")?;
+        request.extend([operation as u8, permission as u8]);
+
+        let mut stream = TcpStream::connect(bootstrap).await?;
+        stream.write_i32(i32::try_from(request.len())?).await?;
+        stream.write_all(&request).await?;
+        let mut response = vec![0; usize::try_from(stream.read_i32().await?)?];
+        stream.read_exact(&mut response).await?;
+        // Correlation id, throttle time and the number of results come before the error code.
+        let code = response.get(12..14).context("a short answer")?;
+        ensure!(code == [0, 0], "Kafka answers a change of its access control list with the error {code:?}");
+        Ok(())
+    }
 }

@@ -166,7 +166,7 @@ Kafka's requests and connections have 1 s. Each fault strikes all peers at once 
 {table}\n\
 * **down**: connections end and new ones are refused. **black-hole**: connections are accepted, bytes are swallowed, nothing is closed or answered; a connection that fell into the hole stays in it\n\
 \x20 after the healing. **refusing-half**: HTTP answers every second request with 500, a proxy before Mosquitto every second PUBLISH with Quota exceeded, Kafka everything with\n\
-\x20 NOT_ENOUGH_REPLICAS for a second of every two (`min.insync.replicas`). **reconnecting**: each connection is cut after a second.\n\
+\x20 TOPIC_AUTHORIZATION_FAILED for a second of every two. **reconnecting**: each connection is cut after a second.\n\
 * **lost**: acknowledged to a publisher and not delivered. **duplicates**: delivered again: what was under way when a connection ended. **longest pause**: the longest time\n\
 \x20 without a delivery.\n\
 * **stalled shown**: from the fault until the status says STALLED; required within {stalled:?} while nothing gets through, `-` where something did.\n\
