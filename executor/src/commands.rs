@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use tbmq_bus::{Error, Outgoing, Writer, spec_of};
 use tbmq_integration::{
-    entity::{Document, Violation},
+    entity::Violation,
     wire::{self, RequestType, Stage, Target, ValidationReply, ValidationRequest},
 };
 use tbmq_proto::ids::{ServiceId, ShardId};
@@ -15,7 +15,7 @@ use tokio::{
 
 use crate::{
     executor::Shared,
-    runner::{listed, metadata},
+    runner::{listed, metadata, read},
     sink::SinkContext,
 };
 
@@ -125,16 +125,12 @@ async fn judge(shared: &Shared, request: &ValidationRequest) -> Verdict {
         Ok(kind) => kind,
         Err(text) => return Verdict::refused(text),
     };
-    let document = match Document::parse(&request.configuration) {
+    let document = match read(&**kind, &request.configuration) {
         Ok(document) => document,
         Err(violations) => {
             return Verdict { error: Some(listed(&violations)), violations, stages: Vec::new() };
         }
     };
-    let violations = kind.check(&document.client_configuration);
-    if !violations.is_empty() {
-        return Verdict { error: Some(listed(&violations)), violations, stages: Vec::new() };
-    }
     if request.request_type == RequestType::Validate {
         return Verdict::default();
     }

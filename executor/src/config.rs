@@ -11,7 +11,7 @@ use tbmq_integration::{
 use tbmq_service::config::Setting;
 
 use crate::sinks::{
-    SinkSettings,
+    self, SinkSettings,
     egress::{Egress, Network},
 };
 
@@ -23,6 +23,7 @@ macro_rules! settings {
 pub const SETTINGS: &[Setting] = settings! {
     "TB_SERVICE_INTEGRATIONS_SUPPORTED" => "service.integrations.supported",
     "TB_SERVICE_INTEGRATIONS_EXCLUDED" => "service.integrations.excluded",
+    "TB_IE_MSG_POLL_INTERVAL" => "queue.integration-msg.poll-interval",
     "TB_IE_MSG_PACK_PROCESSING_TIMEOUT" => "queue.integration-msg.pack-processing-timeout",
     "TB_IE_MSG_ACK_STRATEGY_TYPE" => "queue.integration-msg.ack-strategy.type",
     "TB_IE_MSG_ACK_STRATEGY_RETRIES" => "queue.integration-msg.ack-strategy.retries",
@@ -32,6 +33,10 @@ pub const SETTINGS: &[Setting] = settings! {
     "TBMQ_IE_MSG_WINDOW_BYTES" => "queue.integration-msg.window-bytes",
     "TBMQ_IE_MSG_BUDGET_BYTES" => "queue.integration-msg.budget-bytes",
     "TBMQ_IE_MSG_COMMIT_INTERVAL" => "queue.integration-msg.commit-interval",
+    "TBMQ_IE_MSG_MESSAGE_BYTES_MAX" => "queue.integration-msg.message-bytes-max",
+    "TBMQ_IE_MSG_MESSAGE_HEADERS_MAX" => "queue.integration-msg.message-headers-max",
+    "TBMQ_IE_DLQ_RETENTION" => "queue.integration-dlq.retention",
+    "TBMQ_IE_DLQ_RETENTION_BYTES" => "queue.integration-dlq.retention-bytes",
     "TBMQ_IE_UPLINK_BUFFER_EVENTS" => "queue.integration-uplink.buffer-events",
     "TBMQ_IE_SESSION_TIMEOUT" => "queue.integration-downlink.session-timeout",
     "TBMQ_IE_SHARDS_PER_PARTITION_MAX" => "queue.integration-downlink.shards-per-partition-max",
@@ -40,6 +45,8 @@ pub const SETTINGS: &[Setting] = settings! {
     "INTEGRATIONS_STATISTICS_PERSIST_FREQUENCY" => "integrations.statistics.persist-frequency",
     "INTEGRATIONS_REINIT_ENABLED" => "integrations.reinit.enabled",
     "INTEGRATIONS_REINIT_FREQUENCY_MS" => "integrations.reinit.frequency",
+    "TBMQ_IE_REINIT_BACKOFF" => "integrations.reinit.backoff",
+    "TBMQ_IE_STALLED_AFTER" => "integrations.stalled-after",
     "INTEGRATIONS_DESTROY_TIMEOUT_MS" => "integrations.destroy.graceful-timeout-ms",
     "INTEGRATIONS_DESTROY_COUNT" => "integrations.destroy.count",
     "INTEGRATIONS_DESTROY_FORCED_SHUTDOWN_TIMEOUT_MS" => "integrations.destroy.forced-shutdown-timeout-ms",
@@ -56,6 +63,7 @@ pub const SETTINGS: &[Setting] = settings! {
     "EVENT_ERROR_RATE_LIMITS_TTL" => "event.error.rate-limits.ttl-minutes",
     "STATS_IE_ENABLED" => "stats.ie.enabled",
     "STATS_IE_PRINT_INTERVAL_MS" => "stats.ie.print-interval-ms",
+    "STATS_SYSTEM_INFO_PERSIST_FREQUENCY_SEC" => "stats.system-info.persist-frequency",
 };
 
 macro_rules! tree {
@@ -103,6 +111,8 @@ tree! {
     Queue {
         /// Messages of integrations.
         integration_msg: IntegrationMsg = IntegrationMsg::default(),
+        /// Dead letters of integrations.
+        integration_dlq: DeadLetters = DeadLetters::default(),
         /// Events to the control plane.
         integration_uplink: Uplink = Uplink::default(),
         /// Configuration from the control plane.
@@ -110,21 +120,37 @@ tree! {
     }
     /// Messages of integrations.
     IntegrationMsg {
+        /// Messages come as they are written, without a poll; this is the pause between two attempts to reach the bus (to
+        /// find a message topic, to write a dead letter); ms.
+        poll_interval: u64 = 1_000,
         /// From submission of a message to the sink's answer, at most; ms.
         pack_processing_timeout: u64 = 30_000,
         /// What happens to messages that fail or time out.
         ack_strategy: Strategy = Strategy::default(),
         /// Records of one pack (one poll), at most.
         pack_messages: NonZeroUsize = NonZeroUsize::new(500).expect("500 is not 0"),
-        /// Messages in flight per partition, at most.
+        /// Messages in flight per partition, at most; 16 times as many are held while one of them has no outcome.
         window_messages: NonZeroUsize = NonZeroUsize::new(128).expect("128 is not 0"),
         /// Bytes held per partition above which no further pack is taken.
         window_bytes: NonZeroUsize = NonZeroUsize::new(4 << 20).expect("4 MiB is not 0"),
         /// Bytes held by all integrations above which one with messages in hand takes no further pack.
         budget_bytes: NonZeroUsize = NonZeroUsize::new(256 << 20).expect("256 MiB is not 0"),
+        /// Bytes of one record, at most; a greater one is given up on without an attempt.
+        message_bytes_max: NonZeroUsize = NonZeroUsize::new(16 << 20).expect("16 MiB is not 0"),
+        /// User properties of one message, at most; one with more is given up on without an attempt.
+        message_headers_max: usize = 1_024,
         /// Time between two commits of all integrations together.
         #[serde(with = "humantime_serde")]
         commit_interval: Duration = Duration::from_secs(1),
+    }
+    /// Dead letters of integrations whose document says `delivery.deadLetter: true`.
+    DeadLetters {
+        /// How long they are kept. Counts when the topic is made.
+        #[serde(with = "humantime_serde")]
+        retention: Duration = Duration::from_secs(30 * 86_400),
+        /// Bytes of one integration's dead letters above which the oldest go; absent: no limit. Counts when the topic is
+        /// made.
+        retention_bytes: Option<u64> = None,
     }
     /// Strategy, unless the integration's document names its own.
     Strategy {
@@ -156,6 +182,10 @@ tree! {
         statistics: Statistics = Statistics::default(),
         /// Attempts to start failed integrations.
         reinit: Reinit = Reinit::default(),
+        /// An integration that has something to deliver and whose remote end has confirmed nothing for so long is reported as
+        /// stalled.
+        #[serde(with = "humantime_serde")]
+        stalled_after: Duration = Duration::from_secs(5),
         /// Waiting for what is in flight.
         destroy: Destroy = Destroy::default(),
         /// Whether sinks may reach addresses that are not public: loopback, link-local, private, multicast and so on.
@@ -183,8 +213,12 @@ tree! {
     Reinit {
         /// Whether they are made; otherwise only an update or a restart tries again.
         enabled: bool = true,
-        /// Time between two; ms.
+        /// The longest pause between two attempts of one integration; ms.
         frequency: u64 = 300_000,
+        /// The pause before the first attempt; it doubles with each, up to `frequency`, and is shortened by up to a half at
+        /// random.
+        #[serde(with = "humantime_serde")]
+        backoff: Duration = Duration::from_secs(1),
     }
     /// Waiting for what is in flight: `count` times `graceful-timeout-ms`, at most `forced-shutdown-timeout-ms`.
     Destroy {
@@ -242,6 +276,13 @@ tree! {
     Stats {
         /// See [`PrintedStats`].
         ie: PrintedStats = PrintedStats::default(),
+        /// See [`SystemInfo`].
+        system_info: SystemInfo = SystemInfo::default(),
+    }
+    /// Load of the machine, as told to the control plane.
+    SystemInfo {
+        /// How often; s.
+        persist_frequency: u64 = 60,
     }
     /// Printed statistics.
     PrintedStats {
@@ -289,6 +330,12 @@ impl Config {
     /// # Errors
     /// Names the first setting that can't be used.
     pub fn check(&self) -> Result<(), Invalid> {
+        self.check_values()?;
+        self.served(&sinks::names()).map(drop)
+    }
+
+    /// As [`Config::check`], without the kinds.
+    pub(crate) fn check_values(&self) -> Result<(), Invalid> {
         self.rates()?;
         let periods = [
             (
@@ -298,13 +345,19 @@ impl Config {
             ("integrations.statistics.persist-frequency", self.integrations.statistics.persist_frequency),
             ("integrations.reinit.frequency", self.integrations.reinit.frequency),
             ("stats.ie.print-interval-ms", self.stats.ie.print_interval_ms),
+            ("stats.system-info.persist-frequency", self.stats.system_info.persist_frequency),
+            ("queue.integration-msg.poll-interval", self.queue.integration_msg.poll_interval),
         ];
         let zero = periods.iter().find(|(_, period)| *period == 0).map(|(name, _)| *name);
-        let commits = self.queue.integration_msg.commit_interval;
-        match zero.or_else(|| commits.is_zero().then_some("queue.integration-msg.commit-interval")) {
-            Some(name) => Err(Invalid::Zero(name)),
-            None => Ok(()),
-        }
+        let durations = [
+            ("queue.integration-msg.commit-interval", self.queue.integration_msg.commit_interval),
+            ("queue.integration-dlq.retention", self.queue.integration_dlq.retention),
+            ("integrations.reinit.backoff", self.integrations.reinit.backoff),
+            ("integrations.stalled-after", self.integrations.stalled_after),
+        ];
+        let zero =
+            zero.or_else(|| durations.iter().find(|(_, duration)| duration.is_zero()).map(|(name, _)| *name));
+        zero.map_or(Ok(()), |name| Err(Invalid::Zero(name)))
     }
 
     /// Of these kinds, the ones to be served.
@@ -331,7 +384,13 @@ impl Config {
         Duration::from_millis(turns.min(destroy.forced_shutdown_timeout_ms))
     }
 
-    /// How an integration's messages are delivered: its own settings before ours.
+    /// The pause between two attempts to reach the bus for an integration.
+    pub(crate) fn poll_interval(&self, delivery: &Delivery) -> Duration {
+        let ours = Duration::from_millis(self.queue.integration_msg.poll_interval);
+        delivery.poll_interval.unwrap_or(ours)
+    }
+
+    /// How an integration's messages are delivered: its own settings before ours. `ordering` is the kind's.
     pub(crate) fn pack(&self, delivery: &Delivery, ordering: pack::Ordering) -> pack::Settings {
         let ours = &self.queue.integration_msg;
         let strategy = match ours.ack_strategy.r#type {
@@ -345,7 +404,8 @@ impl Config {
             retries: delivery.retries.unwrap_or(ours.ack_strategy.retries),
             pause: delivery.pause_between_retries.unwrap_or(pause),
             attempt_timeout: delivery.pack_processing_timeout.unwrap_or(timeout),
-            ordering,
+            ordering: delivery.ordering.unwrap_or(ordering),
+            dead_letters: delivery.dead_letter,
             window_messages: ours.window_messages.get(),
             window_bytes: ours.window_bytes.get(),
         }
@@ -423,8 +483,28 @@ mod tests {
         let settings = config.pack(&Delivery::default(), pack::Ordering::None);
         assert_eq!(settings.strategy, AckStrategy::RetryAll);
         assert_eq!(settings.attempt_timeout, Duration::from_millis(500));
-        let own = Delivery { ack_strategy: Some(AckStrategy::SkipAll), ..Delivery::default() };
-        assert_eq!(config.pack(&own, pack::Ordering::None).strategy, AckStrategy::SkipAll);
+        assert_eq!((settings.ordering, settings.dead_letters), (pack::Ordering::None, false));
+        let own = Delivery {
+            ack_strategy: Some(AckStrategy::SkipAll),
+            retries: Some(0),
+            pause_between_retries: Some(Duration::from_secs(9)),
+            pack_processing_timeout: Some(Duration::from_millis(7)),
+            poll_interval: Some(Duration::from_millis(3)),
+            ordering: Some(pack::Ordering::Key),
+            dead_letter: true,
+        };
+        let expected = pack::Settings {
+            strategy: AckStrategy::SkipAll,
+            retries: 0,
+            pause: Duration::from_secs(9),
+            attempt_timeout: Duration::from_millis(7),
+            ordering: pack::Ordering::Key,
+            dead_letters: true,
+            ..settings
+        };
+        assert_eq!(config.pack(&own, pack::Ordering::None), expected);
+        assert_eq!(config.poll_interval(&own), Duration::from_millis(3));
+        assert_eq!(config.poll_interval(&Delivery::default()), Duration::from_secs(1));
     }
 
     #[test]
@@ -451,6 +531,12 @@ mod tests {
         let mut config = Config::default();
         config.integrations.reinit.frequency = 0;
         assert_eq!(config.check(), Err(Invalid::Zero("integrations.reinit.frequency")));
+        let mut config = Config::default();
+        config.integrations.stalled_after = Duration::ZERO;
+        assert_eq!(config.check(), Err(Invalid::Zero("integrations.stalled-after")));
+        let mut config = Config::default();
+        config.service.integrations.excluded = "SMTP".to_owned();
+        assert!(config.check().unwrap_err().to_string().starts_with("service.integrations.excluded"));
         assert_eq!(Config::default().check(), Ok(()));
     }
 }

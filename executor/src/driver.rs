@@ -18,10 +18,12 @@ use tbmq_integration::{
     lifecycle::End,
     ownership::{self, Ownership, Renewal},
     restore::{self, Step},
+    stats::{Admission, LIMIT_TEXT},
     wire::{Change, Desired},
 };
 use tbmq_proto::{
     ids::{Kind, ShardId},
+    integration::{ErrorEvent, native_event::Body},
     topic::REVISION_HEADER,
 };
 use tbmq_service::{admin::Component, drain::Drain, identity::Superseded};
@@ -522,8 +524,28 @@ impl Driver {
             Err(error) => {
                 self.group.shared.metrics.bad_record("downlink");
                 tracing::warn!(%partition, offset = record.offset, %error, "skipped a bad record");
+                self.tell_bad(partition, &record, &error);
             }
         }
+    }
+
+    /// Tells of a bad record under the integration that its key names.
+    fn tell_bad(&self, partition: &TopicPartition, record: &Record, error: &restore::BadRecord) {
+        let key = record.key.as_deref().and_then(|key| std::str::from_utf8(key).ok());
+        let Some(shard) = key.and_then(ShardId::from_downlink_key) else { return };
+        let Some(owned) = self.owned.get(&partition.partition) else { return };
+        let shared = &self.group.shared;
+        let text = match shared.admit(shard.integration) {
+            Admission::Pass => format!("record {partition}-{} can't be understood: {error}", record.offset),
+            Admission::PassNotice => LIMIT_TEXT.to_owned(),
+            Admission::Suppress => {
+                shared.metrics.error_events_suppressed.inc();
+                return;
+            }
+        };
+        let seq = owned.shards.get(&shard).map(|handle| handle.seq.clone()).unwrap_or_default();
+        let event = ErrorEvent { method: "onDownlink".to_owned(), error: text, count: 1 };
+        shared.uplink.teller(shard, owned.epoch, seq).tell(0, Body::Error(event));
     }
 
     fn applied(&self, partition: u32) {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use tbmq_bus::{Admin, spec_of};
+use tbmq_bus::{Admin, Writer, spec_of};
 use tbmq_integration::stats::{Admission, ErrorLimiter};
 use tbmq_proto::{
     ids::{IntegrationId, Kind, ServiceId},
@@ -33,6 +33,7 @@ pub(crate) struct Shared {
     pub(crate) catalogue: Catalogue,
     pub(crate) replication_factor: u16,
     pub(crate) admin: Arc<dyn Admin>,
+    pub(crate) writer: Arc<dyn Writer>,
     pub(crate) kinds: BTreeMap<Kind, Arc<dyn SinkKind>>,
     pub(crate) messages: Messages,
     pub(crate) uplink: Uplink,

@@ -10,7 +10,7 @@
 //! | `lookup` | message topics and what is committed for them, for many shards in one call |
 //! | `messages` | the one reader of all message topics, and their commits |
 //! | `commands` | validation requests and connection checks |
-//! | `uplink`, `announce` | events; what lives, what was applied, which kinds are served |
+//! | `uplink`, `announce`, `system_info` | events; what lives, what was applied, which kinds are served; the machine's load |
 //! | [`sink`], [`sinks`] | the contract of a kind of integration, and the kinds |
 //!
 //! An executor keeps nothing: what it needs is on the bus. What runs is decided by the pure machines of
@@ -62,6 +62,7 @@ mod owners;
 mod runner;
 pub mod sink;
 pub mod sinks;
+mod system_info;
 mod uplink;
 
 /// Integrations that the limit on error events remembers as told.
@@ -120,7 +121,7 @@ pub async fn start_with(
     context: Context,
     kinds: Vec<Arc<dyn SinkKind>>,
 ) -> anyhow::Result<Running> {
-    config.check()?;
+    config.check_values()?;
     let Context { bus, catalogue, replication_factor, identity, metrics, health } = context;
     let service_id: ServiceId = identity.service_id.parse()?;
     let names: Vec<_> = kinds.iter().map(|kind| kind.name()).collect();
@@ -131,6 +132,7 @@ pub async fn start_with(
         .map(|kind| Ok((kind.name().parse::<Kind>()?, kind)))
         .collect::<anyhow::Result<BTreeMap<_, _>>>()?;
     let metrics = metrics.register(Metrics::register);
+    metrics.serve(&served);
 
     let client = |what: &str| catalogue.client_id(what, &service_id);
     let writer =
@@ -176,6 +178,7 @@ pub async fn start_with(
         catalogue,
         replication_factor,
         admin,
+        writer: writer.clone(),
         kinds,
         messages,
         uplink,
@@ -204,6 +207,7 @@ pub async fn start_with(
             );
         }
     });
+    services.spawn(system_info::follow(shared.clone()));
     if shared.config.stats.ie.enabled {
         services.spawn(print_statistics(shared.clone()));
     }
@@ -310,6 +314,9 @@ async fn print_statistics(shared: Arc<Shared>) {
     ticks.tick().await;
     loop {
         ticks.tick().await;
-        shared.metrics.print();
+        tracing::info!("----------------------------------------------------------------");
+        for line in shared.metrics.lines(shared.uplink.waiting()) {
+            tracing::info!("{line}");
+        }
     }
 }

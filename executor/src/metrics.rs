@@ -1,6 +1,10 @@
 //! What an executor measures: TBMQ's names (spec §8) and our own counters of drops and limits.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
 
 use parking_lot::Mutex;
 use prometheus_client::{
@@ -10,6 +14,13 @@ use prometheus_client::{
 };
 use tbmq_integration::{pack::Settled, stats::Processor};
 use tbmq_proto::ids::IntegrationId;
+
+/// What is counted per kind: the label, and TBMQ's word in the log.
+const ACTIVITIES: [(&str, &str); 4] =
+    [("start", "START"), ("stop", "STOP"), ("msgUplink", "MSGS_UPLINK"), ("msgDownlink", "MSGS_DOWNLINK")];
+
+/// What is counted of the uplink.
+const PUBLISHED: [&str; 3] = ["totalMsgs", "successfulMsgs", "failedMsgs"];
 
 /// Labels of `integration_stats_counter` and `integration_stats_gauge`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -29,6 +40,17 @@ struct TopicLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ClassLabels {
+    r#type: String,
+    class: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LimitLabels {
+    limit: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct SettledLabels {
     integration: String,
     outcome: &'static str,
@@ -42,8 +64,10 @@ pub(crate) struct Metrics {
     published: Family<PublishedLabels, Counter>,
     processor: Family<ProcessorLabels, Counter>,
     bad_records: Family<TopicLabels, Counter>,
-    /// Since the last print.
-    interval: Arc<Mutex<BTreeMap<IntegrationId, Processor>>>,
+    failed_attempts: Family<ClassLabels, Counter>,
+    limits_reached: Family<LimitLabels, Counter>,
+    stalled: Family<[(&'static str, String); 1], Gauge>,
+    books: Arc<Mutex<Books>>,
     pub(crate) error_events_suppressed: Counter,
     pub(crate) events_dropped: Counter,
     pub(crate) late_answers: Counter,
@@ -54,8 +78,43 @@ pub(crate) struct Metrics {
     pub(crate) restarts_after_panic: Counter,
     pub(crate) renewals_failed: Counter,
     pub(crate) superseded_claims: Counter,
+    pub(crate) dead_letters_repeated: Counter,
+    pub(crate) dead_letters_refused: Counter,
     settled: Family<SettledLabels, Counter>,
     restore_ms: Family<[(&'static str, String); 1], Gauge>,
+}
+
+/// What the log lines are made of.
+#[derive(Debug, Default)]
+struct Books {
+    kinds: Vec<&'static str>,
+    /// By integration, since the last print.
+    interval: BTreeMap<IntegrationId, Processor>,
+    /// Values of counters at the last print.
+    printed: HashMap<(&'static str, bool, &'static str), u64>,
+    printed_uplink: [u64; PUBLISHED.len()],
+    /// Shards of each integration that are here.
+    shards: HashMap<IntegrationId, usize>,
+}
+
+/// A shard whose integration is measured. When the last one of an integration goes, its series go (UP-26).
+#[derive(Debug)]
+pub(crate) struct Tracked {
+    metrics: Metrics,
+    integration: IntegrationId,
+}
+
+impl Drop for Tracked {
+    fn drop(&mut self) {
+        let mut books = self.metrics.books.lock();
+        if let Some(shards) = books.shards.get_mut(&self.integration) {
+            *shards -= 1;
+            if *shards == 0 {
+                books.shards.remove(&self.integration);
+                self.metrics.forget(self.integration);
+            }
+        }
+    }
 }
 
 impl Metrics {
@@ -86,11 +145,36 @@ impl Metrics {
                 "Partitions that another executor claimed",
                 &m.superseded_claims,
             ),
+            (
+                "tbmq_executor_dead_letters_repeated",
+                "Dead letters that the bus did not take at once",
+                &m.dead_letters_repeated,
+            ),
+            (
+                "tbmq_executor_dead_letters_refused",
+                "Dead letters that the bus will never take; their messages are skipped",
+                &m.dead_letters_refused,
+            ),
         ];
         registry.register(
             "tbmq_executor_settled_messages",
             "Messages that have left their partition, by how they did",
             m.settled.clone(),
+        );
+        registry.register(
+            "tbmq_executor_failed_attempts",
+            "Attempts that failed, by class",
+            m.failed_attempts.clone(),
+        );
+        registry.register(
+            "tbmq_executor_limits_reached",
+            "Times that a limit was reached",
+            m.limits_reached.clone(),
+        );
+        registry.register(
+            "tbmq_executor_stalled_integrations",
+            "Integrations through which nothing gets at present",
+            m.stalled.clone(),
         );
         registry.register(
             "tbmq_executor_restore_milliseconds",
@@ -101,6 +185,42 @@ impl Metrics {
             registry.register(name, help, counter.clone());
         }
         metrics
+    }
+
+    /// Makes the series of these kinds, all of them 0.
+    pub(crate) fn serve(&self, kinds: &[&'static str]) {
+        for kind in kinds {
+            for is_success in [true, false] {
+                for (name, _) in ACTIVITIES {
+                    drop(self.stats.get_or_create(&labels(name, is_success, kind)));
+                }
+                drop(self.states.get_or_create(&labels("start", is_success, kind)));
+            }
+            drop(self.stalled.get_or_create(&[("type", (*kind).to_owned())]));
+        }
+        for name in PUBLISHED {
+            drop(self.published.get_or_create(&[("statsName", name)]));
+        }
+        kinds.clone_into(&mut self.books.lock().kinds);
+    }
+
+    /// A shard of this integration is here, until what is returned is dropped.
+    pub(crate) fn track(&self, integration: IntegrationId) -> Tracked {
+        *self.books.lock().shards.entry(integration).or_default() += 1;
+        Tracked { metrics: self.clone(), integration }
+    }
+
+    /// Number of integrations of a kind that are stalled.
+    pub(crate) fn stalled(&self, kind: &str, by: i64) {
+        self.stalled.get_or_create(&[("type", kind.to_owned())]).inc_by(by);
+    }
+
+    pub(crate) fn failed_attempt(&self, kind: &str, class: &'static str) {
+        self.failed_attempts.get_or_create(&ClassLabels { r#type: kind.to_owned(), class }).inc();
+    }
+
+    pub(crate) fn limit_reached(&self, limit: &'static str) {
+        self.limits_reached.get_or_create(&LimitLabels { limit }).inc();
     }
 
     /// Counts a start, stop or messages, as TBMQ names them.
@@ -130,7 +250,7 @@ impl Metrics {
 
     /// Adds what has been counted since `before`.
     pub(crate) fn processor(&self, integration: IntegrationId, before: &Processor, after: &Processor) {
-        self.interval.lock().entry(integration).or_default().add_difference(before, after);
+        self.books.lock().interval.entry(integration).or_default().add_difference(before, after);
         for ((name, before), (_, after)) in before.named().into_iter().zip(after.named()) {
             if after > before {
                 self.processor.get_or_create(&processor_labels(integration, name)).inc_by(after - before);
@@ -149,18 +269,52 @@ impl Metrics {
         self.expired_messages.inc_by(after.expired - before.expired);
     }
 
-    /// Logs what integrations have processed since the last time, as TBMQ does.
-    pub(crate) fn print(&self) {
-        let interval = std::mem::take(&mut *self.interval.lock());
-        for (integration, processor) in interval {
+    /// What has happened since the last time, in the form of TBMQ's log (seed 000, "Integration Metrics Overview").
+    /// Integrations that had no message are left out.
+    pub(crate) fn lines(&self, uplink_queue: usize) -> Vec<String> {
+        let mut books = self.books.lock();
+        let Books { kinds, interval, printed, printed_uplink, .. } = &mut *books;
+        let entry = |word: &str, is_success: bool, kind: &str, value: String| {
+            format!(
+                "IntegrationStatisticsKey(integrationStatisticsMetricName={word}, success={is_success}, \
+                 integrationType={kind}) = [{value}]"
+            )
+        };
+        let mut activity = vec!["Current Integration Activity:".to_owned()];
+        let mut summary = vec!["Integration State Summary:".to_owned()];
+        for kind in &*kinds {
+            for (name, word) in ACTIVITIES {
+                for is_success in [true, false] {
+                    let now = self.stats.get_or_create(&labels(name, is_success, kind)).get();
+                    let before = printed.insert((name, is_success, kind), now).unwrap_or_default();
+                    activity.push(entry(word, is_success, kind, (now - before).to_string()));
+                }
+            }
+            for is_success in [true, false] {
+                let now = self.states.get_or_create(&labels("start", is_success, kind)).get();
+                summary.push(entry("START", is_success, kind, now.to_string()));
+            }
+        }
+        let mut uplink = vec![format!(
+            "[ie.uplink.published] Integration Uplink Queue Stats: queueSize = [{uplink_queue}]"
+        )];
+        for (name, printed) in PUBLISHED.into_iter().zip(printed_uplink) {
+            let now = self.published.get_or_create(&[("statsName", name)]).get();
+            uplink.push(format!("{name} = [{}]", now - std::mem::replace(printed, now)));
+        }
+        let mut lines = vec![activity.join(" "), summary.join(" "), uplink.join(" ")];
+        for (integration, processor) in std::mem::take(interval) {
             let counters: Vec<_> =
                 processor.named().into_iter().map(|(name, value)| format!("{name} = [{value}]")).collect();
-            tracing::info!(%integration, counters = counters.join(" "), "integration message processing stats");
+            lines.push(format!(
+                "[integrationProcessor][{integration}] Integration Message Processing Stats: {}",
+                counters.join(" ")
+            ));
         }
+        lines
     }
 
-    /// Forgets a deleted integration (UP-26).
-    pub(crate) fn forget(&self, integration: IntegrationId) {
+    fn forget(&self, integration: IntegrationId) {
         for (name, _) in Processor::default().named() {
             self.processor.remove(&processor_labels(integration, name));
         }
@@ -170,9 +324,15 @@ impl Metrics {
     }
 }
 
-fn outcomes(settled: &Settled) -> [(&'static str, u64); 4] {
-    let Settled { delivered, rejected, skipped, expired } = *settled;
-    [("delivered", delivered), ("rejected", rejected), ("skipped", skipped), ("expired", expired)]
+fn outcomes(settled: &Settled) -> [(&'static str, u64); 5] {
+    let Settled { delivered, rejected, skipped, dead_lettered, expired } = *settled;
+    [
+        ("delivered", delivered),
+        ("rejected", rejected),
+        ("skipped", skipped),
+        ("dead-lettered", dead_lettered),
+        ("expired", expired),
+    ]
 }
 
 fn labels(name: &'static str, is_success: bool, kind: &str) -> StatsLabels {
@@ -181,4 +341,103 @@ fn labels(name: &'static str, is_success: bool, kind: &str) -> StatsLabels {
 
 fn processor_labels(integration: IntegrationId, name: &'static str) -> ProcessorLabels {
     vec![("integrationId", integration.to_string()), ("statsName", name.to_owned())]
+}
+
+#[cfg(test)]
+mod tests {
+    use prometheus_client::encoding::text::encode;
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn id(n: u128) -> IntegrationId {
+        IntegrationId(Uuid::from_u128(n))
+    }
+
+    fn exported(registry: &Registry) -> String {
+        let mut text = String::new();
+        encode(&mut text, registry).unwrap();
+        text
+    }
+
+    fn processed(total: u64) -> Processor {
+        Processor { total, successful: total, successful_iterations: 1, ..Processor::default() }
+    }
+
+    #[test]
+    fn the_series_have_tbmqs_names_from_the_start() {
+        let mut registry = Registry::default();
+        let metrics = Metrics::register(&mut registry);
+        metrics.serve(&["HTTP"]);
+        metrics.processor(id(1), &Processor::default(), &processed(3));
+        let text = exported(&registry);
+        for line in [
+            r#"integration_stats_counter_total{name="start",state="success",type="HTTP"} 0"#,
+            r#"integration_stats_counter_total{name="stop",state="failed",type="HTTP"} 0"#,
+            r#"integration_stats_counter_total{name="msgUplink",state="success",type="HTTP"} 0"#,
+            r#"integration_stats_gauge{name="start",state="success",type="HTTP"} 0"#,
+            r#"ie_uplink_published_total{statsName="totalMsgs"} 0"#,
+            r#"integrationProcessor_total{integrationId="00000000-0000-0000-0000-000000000001",statsName="successfulMsgs"} 3"#,
+        ] {
+            assert!(text.lines().any(|other| other == line), "{line} is not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn the_series_of_an_integration_go_with_its_last_shard() {
+        let mut registry = Registry::default();
+        let metrics = Metrics::register(&mut registry);
+        let shards = [metrics.track(id(1)), metrics.track(id(1))];
+        let other = metrics.track(id(2));
+        for n in [1, 2] {
+            metrics.processor(id(n), &Processor::default(), &processed(1));
+            let settled = Settled { delivered: 1, ..Settled::default() };
+            metrics.settled(id(n), &Settled::default(), &settled);
+        }
+        let has = |n: u128| exported(&registry).contains(&id(n).to_string());
+        let [first, second] = shards;
+        drop(first);
+        assert!(has(1) && has(2));
+        drop(second);
+        assert!(!has(1) && has(2));
+        drop(other);
+        assert!(!has(2));
+    }
+
+    #[test]
+    fn the_log_has_the_seeds_form_and_counts_since_the_last_time() {
+        let metrics = Metrics::default();
+        metrics.serve(&["MQTT"]);
+        metrics.count("msgUplink", true, "MQTT", 38);
+        metrics.states(true, "MQTT", 1);
+        metrics.published("totalMsgs", 2);
+        metrics.processor(id(1), &Processor::default(), &processed(38));
+        let lines = metrics.lines(5);
+        let key = |word: &str, is_success: bool| {
+            format!(
+                "IntegrationStatisticsKey(integrationStatisticsMetricName={word}, success={is_success}, integrationType=MQTT)"
+            )
+        };
+        assert!(lines[0].starts_with("Current Integration Activity: "), "{}", lines[0]);
+        assert!(lines[0].contains(&format!(" {} = [38]", key("MSGS_UPLINK", true))), "{}", lines[0]);
+        assert!(lines[0].contains(&format!(" {} = [0]", key("START", true))), "{}", lines[0]);
+        let summary =
+            format!("Integration State Summary: {} = [1] {} = [0]", key("START", true), key("START", false));
+        assert_eq!(lines[1], summary);
+        assert_eq!(
+            lines[2],
+            "[ie.uplink.published] Integration Uplink Queue Stats: queueSize = [5] totalMsgs = [2] successfulMsgs = [0] \
+             failedMsgs = [0]"
+        );
+        assert_eq!(
+            lines[3],
+            "[integrationProcessor][00000000-0000-0000-0000-000000000001] Integration Message Processing Stats: \
+             totalMsgs = [38] successfulMsgs = [38] tmpTimeout = [0] tmpFailed = [0] timeoutMsgs = [0] failedMsgs = [0] \
+             successfulIterations = [1] failedIterations = [0]"
+        );
+        let again = metrics.lines(0);
+        assert_eq!(again.len(), 3, "nothing has happened since");
+        assert!(again[0].contains(&format!(" {} = [0]", key("MSGS_UPLINK", true))), "{}", again[0]);
+        assert_eq!(again[1], summary);
+    }
 }

@@ -16,6 +16,7 @@ use bytes::Bytes;
 use serde_json::{Map, Value};
 use tbmq_integration::{
     entity::Violation,
+    pack::Ordering,
     wire::{Stage, Target},
 };
 use tbmq_proto::{ids::ShardId, integration::PublishIntegrationMsgProto};
@@ -140,6 +141,12 @@ pub trait SinkKind: Send + Sync + fmt::Debug {
 
     /// JSON Schema of `clientConfiguration`, from the kind's `Config`; secret fields carry `"writeOnly": true`.
     fn schema(&self) -> Value;
+
+    /// What must not overtake what, unless the document's `delivery.ordering` says otherwise: by default the messages of
+    /// one key keep their order (architecture §4.21).
+    fn ordering(&self) -> Ordering {
+        Ordering::Key
+    }
 
     /// Checks `clientConfiguration`; connects to nothing. Lists all problems at once; paths begin with
     /// `clientConfiguration.`.

@@ -1,6 +1,6 @@
 //! Events to the control plane: buffered, so that telling never slows delivery, and written until the bus took them.
 //!
-//! When the buffer is full the oldest error event gives way; every drop is counted. Events carry their order
+//! When the buffer is full the oldest error event or heartbeat gives way; every drop is counted. Events carry their order
 //! (epoch, seq), so that a repeated write may overtake another.
 
 use std::{
@@ -14,11 +14,13 @@ use std::{
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use prost::Message as _;
 use tbmq_bus::{Admin, CompletionQueue, Error, Outgoing, TopicSpec, Writer};
 use tbmq_integration::wire;
 use tbmq_proto::{
     ids::ShardId,
-    integration::{NativeEvent, native_event::Body},
+    integration::{NativeEvent, UplinkIntegrationMsgProto, native_event::Body},
+    queue::ServiceInfo,
 };
 use tbmq_service::identity::Identity;
 use tokio::sync::Notify;
@@ -55,7 +57,8 @@ struct Queue {
 struct Event {
     key: String,
     value: Bytes,
-    is_error: bool,
+    /// Errors and heartbeats, before other events.
+    gives_way: bool,
 }
 
 impl Uplink {
@@ -69,6 +72,13 @@ impl Uplink {
         Teller { uplink: self.clone(), shard, epoch, seq }
     }
 
+    /// Tells what is known of this process, as TBMQ's executors do (spec §4.7).
+    pub(crate) fn tell_service_info(&self, info: ServiceInfo) {
+        let message = UplinkIntegrationMsgProto { event_proto: None, service_info_proto: Some(info) };
+        let key = Uuid::new_v4().to_string();
+        self.push(Event { key, value: message.encode_to_vec().into(), gives_way: true });
+    }
+
     fn push(&self, event: Event) {
         let mut queue = self.shared.queue.lock();
         if queue.others.len() + queue.errors.len() >= self.shared.limit {
@@ -77,7 +87,7 @@ impl Uplink {
             }
             self.shared.metrics.events_dropped.inc();
         }
-        if event.is_error { &mut queue.errors } else { &mut queue.others }.push_back(event);
+        if event.gives_way { &mut queue.errors } else { &mut queue.others }.push_back(event);
         drop(queue);
         self.shared.changed.notify_one();
     }
@@ -93,10 +103,15 @@ impl Uplink {
         batch
     }
 
+    /// Events that are not written yet.
+    pub(crate) fn waiting(&self) -> usize {
+        let queue = self.shared.queue.lock();
+        queue.others.len() + queue.errors.len() + queue.in_hand
+    }
+
     /// Whether everything told was written.
     pub(crate) fn is_written(&self) -> bool {
-        let queue = self.shared.queue.lock();
-        queue.others.is_empty() && queue.errors.is_empty() && queue.in_hand == 0
+        self.waiting() == 0
     }
 
     /// Writes for ever.
@@ -159,7 +174,7 @@ impl Uplink {
                 let mut queue = self.shared.queue.lock();
                 queue.in_hand = 0;
                 for event in failed.into_iter().rev() {
-                    if event.is_error { &mut queue.errors } else { &mut queue.others }.push_front(event);
+                    if event.gives_way { &mut queue.errors } else { &mut queue.others }.push_front(event);
                 }
             }
             if is_done {
@@ -187,7 +202,7 @@ pub(crate) struct Teller {
 impl Teller {
     pub(crate) fn tell(&self, revision: u64, body: Body) {
         let identity = &self.uplink.shared.identity;
-        let is_error = matches!(body, Body::Error(_));
+        let gives_way = matches!(body, Body::Error(_));
         let event = NativeEvent {
             event_id: Bytes::copy_from_slice(Uuid::now_v7().as_bytes()),
             shard: self.shard.index,
@@ -200,6 +215,6 @@ impl Teller {
             body: Some(body),
         };
         let value = wire::encode_event(self.shard.integration, event);
-        self.uplink.push(Event { key: self.shard.integration.to_string(), value, is_error });
+        self.uplink.push(Event { key: self.shard.integration.to_string(), value, gives_way });
     }
 }

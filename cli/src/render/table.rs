@@ -116,7 +116,10 @@ pub(crate) fn integration(one: &Integration) -> String {
 pub(crate) fn events(all: &[Event]) -> String {
     let rows = all.iter().map(|event| {
         let (kind, what) = match &event.body {
-            Some(Body::Lifecycle(body)) if body.success => ("lifecycle", body.event.clone()),
+            Some(Body::Lifecycle(body)) if body.error.is_empty() => ("lifecycle", body.event.clone()),
+            Some(Body::Lifecycle(body)) if body.success => {
+                ("lifecycle", format!("{}: {}", body.event, body.error))
+            }
             Some(Body::Lifecycle(body)) => ("lifecycle", format!("{} failed: {}", body.event, body.error)),
             Some(Body::Statistics(body)) => (
                 "statistics",

@@ -8,7 +8,7 @@ use std::{
 
 use prost::Message as _;
 use tbmq_bus::{Bus as _, Reader, ReaderConfig, ReaderEvent, Record, Start, TopicPartition};
-use tbmq_integration::wire::CommitMetadata;
+use tbmq_integration::{dead_letter::DeadLetter, wire::CommitMetadata};
 use tbmq_proto::{
     ids::{IntegrationId, ShardId},
     integration::PublishIntegrationMsgProto,
@@ -44,6 +44,12 @@ pub enum Invariant {
     KnownBeforeServed,
     /// Without faults everything settles: one owner, the newest revision, one fate for each message.
     Settles,
+    /// A message had more attempts than its document says, or was given up on after fewer.
+    Attempts,
+    /// A shard was started with an older state than the one that its partition held when it was claimed (§4.19).
+    Restored,
+    /// A message left as a dead letter that was not written (§4.6).
+    DeadLetters,
     /// Two runs of one seed are equal.
     Repeats,
     /// No machine panics.
@@ -74,6 +80,8 @@ pub struct Counts {
     pub delivered: u64,
     pub duplicates: u64,
     pub given_up: u64,
+    pub dead_lettered: u64,
+    pub stalls: u64,
     pub removed: u64,
     pub commits: u64,
     pub commits_gone_back: u64,
@@ -99,6 +107,8 @@ impl Counts {
             delivered,
             duplicates,
             given_up,
+            dead_lettered,
+            stalls,
             removed,
             commits,
             commits_gone_back,
@@ -119,6 +129,8 @@ impl Counts {
         self.delivered += delivered;
         self.duplicates += duplicates;
         self.given_up += given_up;
+        self.dead_lettered += dead_lettered;
+        self.stalls += stalls;
         self.removed += removed;
         self.commits += commits;
         self.commits_gone_back += commits_gone_back;
@@ -153,6 +165,7 @@ pub(crate) enum Fate {
     Delivered,
     Rejected,
     Skipped,
+    DeadLettered,
     /// Removed by retention, and told.
     Removed,
 }
@@ -202,6 +215,12 @@ pub(crate) struct Books {
     /// Of each key of a configuration topic.
     revisions: BTreeMap<(Arc<str>, Vec<u8>), u64>,
     started: BTreeMap<(String, ShardId), u64>,
+    /// What the configuration was when a process began to restore.
+    began: BTreeMap<String, BTreeMap<Vec<u8>, u64>>,
+    downlink: Arc<str>,
+    /// Topics of dead letters, and what lies there: integration, generation, partition, offset.
+    graves: BTreeMap<Arc<str>, IntegrationId>,
+    buried: BTreeSet<(IntegrationId, u64, u32, u64)>,
 }
 
 impl Books {
@@ -229,6 +248,10 @@ impl Books {
             committed: BTreeMap::new(),
             revisions: BTreeMap::new(),
             started: BTreeMap::new(),
+            began: BTreeMap::new(),
+            downlink: downlink.into(),
+            graves: BTreeMap::new(),
+            buried: BTreeSet::new(),
         }
     }
 
@@ -288,6 +311,10 @@ impl Books {
                         &record,
                     );
                 }
+            } else if let Some(id) = self.graves.get(&partition.topic).copied() {
+                for record in records {
+                    self.dead_letter(id, &record);
+                }
             } else {
                 for record in records {
                     self.configuration(&partition.topic, &record);
@@ -303,6 +330,24 @@ impl Books {
         part.fates.push(Fate::Open);
         if let Some(number) = publish_of(record) {
             self.written.entry(place.id).or_default().insert(number);
+        }
+    }
+
+    fn dead_letter(&mut self, id: IntegrationId, record: &Record) {
+        match DeadLetter::from_headers(|name| record.header(name)) {
+            Ok(letter)
+                if publish_of(record).is_some_and(|publish| {
+                    self.written.get(&id).is_some_and(|written| written.contains(&publish))
+                }) =>
+            {
+                let DeadLetter { generation, source_partition, source_offset, .. } = letter;
+                self.buried.insert((id, generation, source_partition, source_offset));
+            }
+            Ok(letter) => {
+                let text = format!("{letter:?} carries no message of {id}");
+                self.violate(Invariant::DeadLetters, text);
+            }
+            Err(error) => self.violate(Invariant::DeadLetters, error.to_string()),
         }
     }
 
@@ -360,6 +405,7 @@ impl Books {
         match fate {
             Fate::Delivered => self.counts.delivered += 1,
             Fate::Rejected | Fate::Skipped => self.counts.given_up += 1,
+            Fate::DeadLettered => self.counts.dead_lettered += 1,
             Fate::Removed => self.counts.removed += 1,
             Fate::Open => {}
         }
@@ -369,6 +415,23 @@ impl Books {
             Some(_) => self.counts.duplicates += 1,
             None => {}
         }
+    }
+
+    /// Dead letters of an integration may be written from now on.
+    pub(crate) fn grave_made(&mut self, net: &Net, id: IntegrationId) {
+        let name: Arc<str> = net.dead_letters(id).name.into();
+        if self.graves.insert(Arc::clone(&name), id).is_none() {
+            self.reader.add(&TopicPartition::new(name, 0), Start::Offset(0));
+        }
+    }
+
+    /// A message has left an executor for the dead letters.
+    pub(crate) fn dead_lettered(&mut self, net: &Net, place: Place, generation: u64) {
+        self.observe(net);
+        if !self.buried.contains(&(place.id, generation, place.partition, place.offset)) {
+            self.violate(Invariant::DeadLetters, format!("the dead letter of {place:?} is not written"));
+        }
+        self.settled(place, Fate::DeadLettered);
     }
 
     /// Retention removed what lies between.
@@ -451,8 +514,22 @@ impl Books {
         }
     }
 
+    /// An executor's process begins to restore.
+    pub(crate) fn began(&mut self, net: &Net, process: String) {
+        self.observe(net);
+        let configuration = self.revisions.iter().filter(|((topic, _), _)| *topic == self.downlink);
+        let configuration = configuration.map(|((_, key), revision)| (key.clone(), *revision)).collect();
+        self.began.insert(process, configuration);
+    }
+
     /// An executor's process starts a shard.
     pub(crate) fn started(&mut self, process: String, shard: ShardId, revision: u64) {
+        let key = shard.downlink_key().into_bytes();
+        let least = self.began.get(&process).and_then(|held| held.get(&key)).copied().unwrap_or_default();
+        if revision < least {
+            let text = format!("{process} starts {shard} with revision {revision}, not {least}");
+            self.violate(Invariant::Restored, text);
+        }
         let held = self.started.entry((process, shard)).or_default();
         if revision < *held {
             let text = format!("{shard} is started with revision {revision} after revision {held}");

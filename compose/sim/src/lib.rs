@@ -52,6 +52,12 @@ pub enum Bug {
     SaveUnasked,
     /// Executors begin where somebody has committed, whatever topic that was.
     TrustOldCommits,
+    /// Executors make one attempt more than the document says.
+    RetryOnceMore,
+    /// Executors run what they have restored before they have come to the end.
+    RestoreEarly,
+    /// Executors commit above a message whose dead letter is not written yet.
+    BuryUnwritten,
 }
 
 impl Bug {
@@ -65,6 +71,9 @@ impl Bug {
         (Self::ServeEarly, "serve-early", Invariant::KnownBeforeServed),
         (Self::SaveUnasked, "save-unasked", Invariant::Accepted),
         (Self::TrustOldCommits, "trust-old-commits", Invariant::CommitAboveOpen),
+        (Self::RetryOnceMore, "retry-once-more", Invariant::Attempts),
+        (Self::RestoreEarly, "restore-early", Invariant::Restored),
+        (Self::BuryUnwritten, "bury-unwritten", Invariant::DeadLetters),
     ];
 }
 

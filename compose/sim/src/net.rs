@@ -97,6 +97,11 @@ impl Net {
         tbmq_bus::spec_of(&self.catalogue.messages(id, shards), 1)
     }
 
+    /// The topic of an integration's dead letters.
+    pub(crate) fn dead_letters(&self, id: tbmq_proto::ids::IntegrationId) -> TopicSpec {
+        tbmq_bus::spec_of(&self.catalogue.dead_letters(id), 1)
+    }
+
     /// The topic of replies to a control plane.
     pub(crate) fn replies(&self, service: &str) -> TopicSpec {
         let service: ServiceId = service.parse().expect("a service id of the simulation");
@@ -156,6 +161,11 @@ impl Host {
             Weather::Away => &[Fault::FailWrites(1000), Fault::FailCommits, Fault::FailFencedWrites],
         };
         faults.iter().chain(&self.bugs).for_each(|fault| self.bus.plant(fault.clone()));
+    }
+
+    /// Names this process and what it owns under an epoch.
+    pub(crate) fn process(&self, epoch: u64) -> String {
+        format!("{} {} {epoch}", self.service, self.incarnation)
     }
 
     pub(crate) fn is_away(&self) -> bool {

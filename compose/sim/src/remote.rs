@@ -24,12 +24,27 @@ pub(crate) enum Mode {
     Silent,
     /// Every message is refused for good.
     Refusing,
+    /// It comes and goes, and takes the connection with it.
+    Flapping,
 }
+
+/// How long a remote end that comes and goes stays as it is, ms.
+const FLAP_MS: u64 = 1_500;
 
 /// All remote ends.
 #[derive(Debug, Default)]
 pub(crate) struct Remote {
     pub(crate) modes: BTreeMap<IntegrationId, Mode>,
+}
+
+impl Remote {
+    /// How it behaves at this moment.
+    pub(crate) fn mode(&self, now: Millis, id: IntegrationId) -> Mode {
+        match self.modes.get(&id).copied().unwrap_or_default() {
+            Mode::Flapping if (now.0 / FLAP_MS).is_multiple_of(2) => Mode::Up,
+            mode => mode,
+        }
+    }
 }
 
 /// The connection of one running shard.
@@ -56,10 +71,10 @@ impl Sink {
         if self.under_way.is_empty() {
             return None;
         }
-        let mode = env.remote.modes.get(&id).copied().unwrap_or_default();
+        let mode = env.remote.mode(env.now, id);
         let index = if env.is_calm { 0 } else { env.rng.random_range(0..self.under_way.len()) };
         let is_due = match mode {
-            Mode::Up | Mode::Down | Mode::Refusing => true,
+            Mode::Up | Mode::Down | Mode::Refusing | Mode::Flapping => true,
             Mode::Slow => env.now.0 > self.under_way[index].at.0 + 2_500,
             Mode::Silent => false,
         };
@@ -68,10 +83,12 @@ impl Sink {
         }
         let attempt = self.under_way.remove(index).expect("an index within its length");
         let answer = match mode {
-            Mode::Refusing => Answer::Rejected { text: "no".to_owned() },
-            Mode::Down => Answer::Retry { after: None, text: "down".to_owned() },
-            _ if env.mishap(20) => Answer::Retry { after: None, text: "busy".to_owned() },
-            _ if env.mishap(40) => Answer::Rejected { text: "bad".to_owned() },
+            Mode::Refusing => Answer::Rejected { class: "status", text: "no".to_owned() },
+            Mode::Down | Mode::Flapping => {
+                Answer::Retry { after: None, class: "connect", text: "down".to_owned() }
+            }
+            _ if env.mishap(20) => Answer::Retry { after: None, class: "status", text: "busy".to_owned() },
+            _ if env.mishap(40) => Answer::Rejected { class: "payload", text: "bad".to_owned() },
             _ => Answer::Delivered,
         };
         Some((attempt, answer))

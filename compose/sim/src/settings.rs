@@ -41,5 +41,8 @@ pub(crate) const CALL_MAX: Duration = Duration::from_millis(1000);
 /// How long a shard may take to stop.
 pub(crate) const STOP_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// A shard through which nothing gets for so long is reported.
+pub(crate) const STALLED_AFTER: Duration = Duration::from_secs(5);
+
 /// A disabled integration is parked after this time.
 pub(crate) const PARK_AFTER: Duration = Duration::from_secs(15);

@@ -298,9 +298,11 @@ impl World {
         let other = FILTERS.choose(rng).expect("there are some");
         let strategy = ["SKIP_ALL", "RETRY_ALL", "RETRY_ALL"].choose(rng).expect("there are some");
         let retries = rng.random_range(0..3);
+        let ordering = ["key", "none"].choose(rng).expect("there are some");
+        let dead_letter: bool = rng.random();
         let client = if rng.random_range(0..6) == 0 { r#"{"refuse":true}"# } else { "{}" };
         format!(
-            r#"{{"topicFilters":["{filter}","{other}"],"clientConfiguration":{client},"delivery":{{"ackStrategy":"{strategy}","retries":{retries}}}}}"#
+            r#"{{"topicFilters":["{filter}","{other}"],"clientConfiguration":{client},"delivery":{{"ackStrategy":"{strategy}","retries":{retries},"ordering":"{ordering}","deadLetter":{dead_letter}}}}}"#
         )
     }
 
@@ -315,7 +317,16 @@ impl World {
 
     fn change_remote(&mut self) {
         let id = *self.ids.choose(&mut self.env.rng).expect("there are some");
-        let modes = [Mode::Up, Mode::Up, Mode::Up, Mode::Down, Mode::Slow, Mode::Silent, Mode::Refusing];
+        let modes = [
+            Mode::Up,
+            Mode::Up,
+            Mode::Up,
+            Mode::Down,
+            Mode::Slow,
+            Mode::Silent,
+            Mode::Refusing,
+            Mode::Flapping,
+        ];
         let mode = *modes.choose(&mut self.env.rng).expect("there are some");
         note!(self.env, "the remote end of {} is {mode:?}", short(id));
         self.env.remote.modes.insert(id, mode);
@@ -647,7 +658,7 @@ impl World {
             return Some("has a backlog".to_owned());
         }
         let Some(status) = self.env.sql.status(shard) else { return Some("has no status".to_owned()) };
-        if status.event != "STARTED"
+        if !matches!(status.event.as_str(), "STARTED" | "RESUMED")
             || status.service != executor.host.service
             || status.order.0 != *epoch
             || status.revision != revision

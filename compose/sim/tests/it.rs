@@ -33,6 +33,8 @@ fn check_eventful(counts: &Counts) {
         delivered,
         duplicates,
         given_up,
+        dead_lettered,
+        stalls,
         removed,
         commits,
         commits_gone_back,
@@ -50,6 +52,7 @@ fn check_eventful(counts: &Counts) {
     } = *counts;
     assert!(acknowledged > published / 2 && delivered > 0 && duplicates > 0 && given_up > 0 && removed > 0);
     assert!(commits > 0 && commits_gone_back > 0 && claims > 0 && superseded > 0 && fenced_writes > 0);
+    assert!(dead_lettered > 0 && stalls > 0);
     assert!(crashes > 0 && freezes > 0 && twins > 0 && saved > 0 && rejected > 0);
     assert!(topics_lost > 0 && topics_deleted > topics_lost);
 }

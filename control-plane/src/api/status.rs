@@ -31,9 +31,14 @@ struct Shard<'a> {
     claim: Option<Claim>,
 }
 
+/// Reason of a status: it runs, but nothing gets through.
+const STALLED: &str = "STALLED";
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Running,
+    /// It runs, but nothing gets through.
+    Stalled,
     Failed,
     /// Its owner is alive and has not reported yet, or reported that it does not run.
     Waiting,
@@ -76,8 +81,8 @@ fn status_of<'a>(
         (Phase::Disabled, "DISABLED")
     } else if any(State::Failed) {
         (Phase::Failed, "EXECUTOR_FAILED")
-    } else if shards.iter().all(|(state, _)| *state == State::Running) {
-        (Phase::Active, "RUNNING")
+    } else if shards.iter().all(|(state, _)| matches!(state, State::Running | State::Stalled)) {
+        (Phase::Active, if any(State::Stalled) { STALLED } else { "RUNNING" })
     } else if any(State::Silent) {
         (Phase::Pending, EXECUTOR_SILENT)
     } else if projection.is_none_or(|projection| projection.revision < row.revision) {
@@ -88,8 +93,9 @@ fn status_of<'a>(
     let mut status = IntegrationStatus::default();
     status.set_phase(phase);
     reason.clone_into(&mut status.reason);
-    let failed = shards.iter().find(|(state, _)| *state == State::Failed);
-    if let (Phase::Failed, Some((_, Some(holder)))) = (phase, failed) {
+    let wrong = if reason == STALLED { State::Stalled } else { State::Failed };
+    let failed = shards.iter().find(|(state, _)| *state == wrong);
+    if let (true, Some((_, Some(holder)))) = (phase == Phase::Failed || reason == STALLED, failed) {
         status.error.clone_from(&holder.error);
     }
     let latest = || {
@@ -136,9 +142,12 @@ impl Shard<'_> {
         self.event.is_none_or(|event| event.epoch <= claim.epoch)
     }
 
-    /// What the last event says. STARTED and FAILED say whether it runs; everything else leaves that open (spec §3.10).
+    /// What the last event says. STARTED and FAILED say whether it runs, STALLED and RESUMED how; everything else leaves
+    /// that open (spec §3.10).
     fn state(&self) -> State {
         match self.event {
+            Some(event) if event.event == STALLED => State::Stalled,
+            Some(event) if event.event == "RESUMED" => State::Running,
             Some(event) if matches!(event.event.as_str(), "STARTED" | "FAILED") => {
                 if event.success {
                     State::Running
@@ -321,6 +330,26 @@ mod tests {
         let shards = [started(0), failed, (None, claim("ie3", 4))];
         let (phase, holders) = seen(&shards, &["ie1", "ie2", "ie3"]);
         assert_eq!((phase.as_str(), holders.len()), ("PHASE_FAILED EXECUTOR_FAILED", 3));
+    }
+
+    #[test]
+    fn a_stalled_shard_shows_in_an_active_integration_until_it_resumes() {
+        let shard = |index, word: &str| (Some(event(index, "ie1", 5, word)), claim("ie1", 5));
+        let holders = [("ie1", "STARTED", 0, 5), ("ie1", "STALLED", 1, 5)];
+        let stalled = seen(&[shard(0, "STARTED"), shard(1, "STALLED")], &["ie1"]);
+        assert_eq!(stalled, expected("PHASE_ACTIVE STALLED", &holders));
+        let holders = [("ie1", "STARTED", 0, 5), ("ie1", "RESUMED", 1, 5)];
+        let resumed = seen(&[shard(0, "STARTED"), shard(1, "RESUMED")], &["ie1"]);
+        assert_eq!(resumed, expected("PHASE_ACTIVE RUNNING", &holders));
+        let failed = seen(&[shard(0, "FAILED"), shard(1, "STALLED")], &["ie1"]);
+        assert_eq!(failed.0, "PHASE_FAILED EXECUTOR_FAILED");
+        let dead = seen(&[shard(0, "STALLED")], &[]);
+        assert_eq!(dead.0, "PHASE_PENDING EXECUTOR_SILENT");
+        let mut slow = event(0, "ie1", 5, "STALLED");
+        slow.error = "no message was confirmed for 5 s".to_owned();
+        let shards = [Shard { index: 0, event: Some(&slow), claim: None }];
+        let status = status_of(&row(true), shards.into_iter(), &executors(&["ie1"]), WRITTEN);
+        assert_eq!((status.error.as_str(), status.service_id.as_str()), (slow.error.as_str(), "ie1"));
     }
 
     #[test]

@@ -458,6 +458,33 @@ async fn failures_show_in_the_status_and_all_events_are_listed() {
 }
 
 #[tokio::test]
+async fn a_stalled_integration_stays_active_and_says_why_until_it_resumes() {
+    use tbmq_proto::integration::ComponentLifecycleEventProto as Event;
+    let cluster = Cluster::new();
+    let plane = cluster.control_plane("cp1").await;
+    let executor = cluster.executor(Verdict::Accept).await;
+    let created = plane.create("one").await.unwrap();
+    let id = id_of(&created);
+    let shows = async |reason: &str, error: &str| {
+        eventually(reason, async || {
+            let integration = plane.get(&created.name).await.unwrap();
+            let status = integration.status.clone().unwrap();
+            phase(&integration) == "PHASE_ACTIVE"
+                && (status.reason.as_str(), status.error.as_str()) == (reason, error)
+        })
+        .await;
+    };
+    shows("RUNNING", "").await;
+    let report = async |event, error| {
+        executor.events().lifecycle(id, created.revision, event, error).await;
+    };
+    report(Event::Stalled, Some("no message was confirmed for 5 s")).await;
+    shows("STALLED", "no message was confirmed for 5 s").await;
+    report(Event::Resumed, None).await;
+    shows("RUNNING", "").await;
+}
+
+#[tokio::test]
 async fn a_deleted_integration_leaves_in_order() {
     let cluster = Cluster::new();
     let plane = cluster.control_plane("cp1").await;

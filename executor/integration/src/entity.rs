@@ -6,6 +6,8 @@ use std::{collections::BTreeMap, fmt, time::Duration};
 
 use serde_json::{Map, Value};
 
+use crate::pack::Ordering;
+
 /// Shards that an integration has at most.
 pub const SHARDS_MAX: u32 = 64;
 
@@ -51,6 +53,12 @@ pub struct Delivery {
     pub pause_between_retries: Option<Duration>,
     /// `packProcessingTimeoutMs`: for one attempt.
     pub pack_processing_timeout: Option<Duration>,
+    /// `pollIntervalMs`: between two attempts to reach the bus.
+    pub poll_interval: Option<Duration>,
+    /// `ordering`: `key` or `none`; absent: as the kind says.
+    pub ordering: Option<Ordering>,
+    /// `deadLetter`: what is given up on is written to the integration's dead letters first.
+    pub dead_letter: bool,
 }
 
 /// A configuration document that has the right shape.
@@ -75,6 +83,18 @@ impl Document {
     /// # Errors
     /// Every problem of the common part, in the order of the fields, with TBMQ's texts where it has one.
     pub fn parse(text: &str) -> Result<Self, Vec<Violation>> {
+        Self::parse_with(text, |_| Vec::new())
+    }
+
+    /// As [`Document::parse`], with the kind's own check of `clientConfiguration`, so that the problems of both parts
+    /// are listed at once.
+    ///
+    /// # Errors
+    /// Every problem of the common part, then those of the kind.
+    pub fn parse_with(
+        text: &str,
+        check: impl FnOnce(&Map<String, Value>) -> Vec<Violation>,
+    ) -> Result<Self, Vec<Violation>> {
         let mut root = match serde_json::from_str(text) {
             Ok(Value::Object(root)) => root,
             Ok(_) => return Err(vec![Violation::new("", "the configuration should be a JSON object")]),
@@ -85,8 +105,12 @@ impl Document {
         let mut violations = Vec::new();
         let topic_filters = topic_filters(root.remove("topicFilters"), &mut violations);
         let metadata = metadata(root.remove("metadata"), &mut violations);
+        let mut of_kind = Vec::new();
         let client_configuration = match root.remove("clientConfiguration") {
-            Some(Value::Object(map)) => map,
+            Some(Value::Object(map)) => {
+                of_kind = check(&map);
+                map
+            }
             Some(Value::Null) | None => {
                 violations
                     .push(Violation::new("clientConfiguration", "clientConfiguration field is missing!"));
@@ -105,6 +129,7 @@ impl Document {
                 "unknown field; known are topicFilters, metadata, clientConfiguration, delivery and shards",
             ));
         }
+        violations.append(&mut of_kind);
         if violations.is_empty() {
             Ok(Self { topic_filters, metadata, client_configuration, delivery, shards })
         } else {
@@ -193,13 +218,41 @@ fn delivery(value: Option<Value>, violations: &mut Vec<Violation>) -> Delivery {
     let retries = number("retries", 0, u64::from(u32::MAX)).map(|retries| retries as u32);
     let pause_between_retries = number("pauseBetweenRetriesSec", 0, 86_400).map(Duration::from_secs);
     let pack_processing_timeout = number("packProcessingTimeoutMs", 1, 86_400_000).map(Duration::from_millis);
+    let poll_interval = number("pollIntervalMs", 1, 86_400_000).map(Duration::from_millis);
+    let ordering = match map.remove("ordering") {
+        None | Some(Value::Null) => None,
+        Some(Value::String(text)) if text == "key" => Some(Ordering::Key),
+        Some(Value::String(text)) if text == "none" => Some(Ordering::None),
+        Some(other) => {
+            violations.push(Violation::new("delivery.ordering", format!("{other} is neither key nor none")));
+            None
+        }
+    };
+    let dead_letter = match map.remove("deadLetter") {
+        None | Some(Value::Null) => false,
+        Some(Value::Bool(is_wanted)) => is_wanted,
+        Some(other) => {
+            violations
+                .push(Violation::new("delivery.deadLetter", format!("{other} is neither true nor false")));
+            false
+        }
+    };
     for field in map.keys() {
         violations.push(Violation::new(
             format!("delivery.{field}"),
-            "unknown field; known are ackStrategy, retries, pauseBetweenRetriesSec and packProcessingTimeoutMs",
+            "unknown field; known are ackStrategy, retries, pauseBetweenRetriesSec, packProcessingTimeoutMs, \
+             pollIntervalMs, ordering and deadLetter",
         ));
     }
-    Delivery { ack_strategy, retries, pause_between_retries, pack_processing_timeout }
+    Delivery {
+        ack_strategy,
+        retries,
+        pause_between_retries,
+        pack_processing_timeout,
+        poll_interval,
+        ordering,
+        dead_letter,
+    }
 }
 
 fn shards(value: Option<Value>, violations: &mut Vec<Violation>) -> u32 {
@@ -254,7 +307,7 @@ mod tests {
     fn all_problems_are_listed_at_once() {
         assert_eq!(
             paths(
-                r#"{"topicFilters":"a","metadata":[],"delivery":{"ackStrategy":"X","retries":-1,"y":0},"extra":1}"#
+                r#"{"topicFilters":"a","metadata":[],"delivery":{"ackStrategy":"X","retries":-1,"ordering":"any","deadLetter":1,"y":0},"extra":1}"#
             ),
             [
                 "topicFilters",
@@ -262,6 +315,8 @@ mod tests {
                 "clientConfiguration",
                 "delivery.ackStrategy",
                 "delivery.retries",
+                "delivery.ordering",
+                "delivery.deadLetter",
                 "delivery.y",
                 "extra"
             ]
@@ -271,8 +326,24 @@ mod tests {
     }
 
     #[test]
+    fn the_problems_of_both_parts_are_listed_together() {
+        let bad = |map: &Map<String, Value>| {
+            map.keys().map(|field| Violation::new(format!("clientConfiguration.{field}"), "is bad")).collect()
+        };
+        let text = r#"{"topicFilters":1,"clientConfiguration":{"url":"x"},"shards":0}"#;
+        let paths: Vec<_> = Document::parse_with(text, bad)
+            .unwrap_err()
+            .into_iter()
+            .map(|violation| violation.path)
+            .collect();
+        assert_eq!(paths, ["topicFilters", "shards", "clientConfiguration.url"]);
+        let good = r#"{"topicFilters":[],"clientConfiguration":{}}"#;
+        assert_eq!(Document::parse_with(good, bad), Document::parse(good));
+    }
+
+    #[test]
     fn delivery_is_read_with_its_units() {
-        let text = r#"{"topicFilters":[],"clientConfiguration":{},"delivery":{"ackStrategy":"RETRY_ALL","retries":"0","pauseBetweenRetriesSec":2,"packProcessingTimeoutMs":500}}"#;
+        let text = r#"{"topicFilters":[],"clientConfiguration":{},"delivery":{"ackStrategy":"RETRY_ALL","retries":"0","pauseBetweenRetriesSec":2,"packProcessingTimeoutMs":500,"pollIntervalMs":50,"ordering":"none","deadLetter":true}}"#;
         assert_eq!(
             Document::parse(text).unwrap().delivery,
             Delivery {
@@ -280,6 +351,9 @@ mod tests {
                 retries: Some(0),
                 pause_between_retries: Some(Duration::from_secs(2)),
                 pack_processing_timeout: Some(Duration::from_millis(500)),
+                poll_interval: Some(Duration::from_millis(50)),
+                ordering: Some(Ordering::None),
+                dead_letter: true,
             }
         );
     }

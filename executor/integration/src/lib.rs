@@ -10,6 +10,8 @@
 //! | [`ownership`] | executor: claims and the lease: which downlink partitions are ours, and until when |
 //! | [`lifecycle`] | executor: one shard, from desired to running state |
 //! | [`pack`] | executor: one message partition, from records to outcomes and commits |
+//! | [`stall`] | executor: whether anything gets through a running sink |
+//! | [`dead_letter`] | executor: what the dead letter of a message says |
 //! | [`stats`] | executor: counters and the limit on error events |
 //!
 //! A machine gets time and randomness as arguments, keeps deadlines as data, returns what is to be done, and has a
@@ -17,11 +19,13 @@
 #![warn(missing_docs)]
 
 pub mod cleanup;
+pub mod dead_letter;
 pub mod entity;
 pub mod lifecycle;
 pub mod ownership;
 pub mod pack;
 pub mod restore;
+pub mod stall;
 pub mod stats;
 pub mod validation;
 pub mod wire;

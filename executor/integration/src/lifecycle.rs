@@ -38,6 +38,47 @@ pub enum Event {
     },
     /// A failed one is tried anew.
     Reinit,
+    /// It runs, but nothing gets through.
+    Stalled {
+        /// Why, as far as it is known, for people.
+        text: String,
+    },
+    /// Something gets through again.
+    Resumed,
+}
+
+/// When failed integrations are tried anew: after [`Reinit::first`], then after twice as long each time, at most after
+/// [`Reinit::longest`]; each pause is shortened by up to a half, so that many that failed together do not come
+/// together. A run that was longer than the pause before it begins the row anew, and so does a new desired state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reinit {
+    /// The first pause.
+    pub first: Duration,
+    /// The longest pause.
+    pub longest: Duration,
+    /// Differs from integration to integration.
+    pub seed: u64,
+}
+
+/// The row of pauses of one integration.
+#[derive(Debug)]
+struct Backoff {
+    reinit: Reinit,
+    random: u64,
+    /// The last pause; zero: there was none.
+    pause: Duration,
+}
+
+impl Backoff {
+    fn next(&mut self) -> Duration {
+        let Reinit { first, longest, .. } = self.reinit;
+        self.pause = (self.pause * 2).clamp(first.min(longest), longest);
+        // Knuth's MMIX generator: its upper bits are random enough to spread a herd.
+        self.random =
+            self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let shortened = u64::try_from(self.pause.as_millis()).unwrap_or(u64::MAX) / 2;
+        self.pause.saturating_sub(Duration::from_millis((self.random >> 33) % (shortened + 1)))
+    }
 }
 
 /// Why a shard ends here.
@@ -69,8 +110,10 @@ pub enum State {
 /// The machine of one shard.
 #[derive(Debug)]
 pub struct Lifecycle {
-    /// Time between two attempts to start a failed integration; `None`: only an update or a restart tries again.
-    reinit: Option<Duration>,
+    /// `None`: only an update or a restart tries a failed integration again.
+    backoff: Option<Backoff>,
+    /// When the latest run began.
+    running_since: Millis,
     desired: Option<Desired>,
     /// Number of the latest desired state: two states that are to be told apart have different ones.
     number: u64,
@@ -96,11 +139,12 @@ enum Phase {
 }
 
 impl Lifecycle {
-    /// A shard of which nothing is known yet. `reinit` is the time between two attempts to start a failed
-    /// integration; without it only an update or a restart tries again.
-    pub fn new(reinit: Option<Duration>) -> Self {
+    /// A shard of which nothing is known yet. Without `reinit` only an update or a restart tries a failed one again.
+    pub fn new(reinit: Option<Reinit>) -> Self {
+        let backoff = |reinit: Reinit| Backoff { reinit, random: reinit.seed, pause: Duration::ZERO };
         Self {
-            reinit,
+            backoff: reinit.map(backoff),
+            running_since: Millis(0),
             desired: None,
             number: 0,
             end: None,
@@ -143,6 +187,7 @@ impl Lifecycle {
         let is_deleted = desired.change == Change::Deleted;
         self.desired = Some(desired);
         self.number += 1;
+        self.forget_failures();
         match self.end {
             None if is_deleted => self.end = Some(End::Deleted),
             Some(End::Deleted) if !is_deleted => self.end = None,
@@ -162,9 +207,10 @@ impl Lifecycle {
     }
 
     /// The start succeeded.
-    pub fn started(&mut self) {
+    pub fn started(&mut self, now: Millis) {
         if let Phase::Starting(number) = self.phase {
             self.phase = Phase::Started(number);
+            self.running_since = now;
             self.tell(Event::Started);
             self.reconcile();
         }
@@ -180,11 +226,28 @@ impl Lifecycle {
     }
 
     /// What runs can't go on: it is to be closed, and is tried anew later.
-    pub fn broken(&mut self, text: String) {
+    pub fn broken(&mut self, now: Millis, text: String) {
         if let Phase::Started(number) = self.phase {
+            if self.backoff.as_ref().is_some_and(|backoff| now.since(self.running_since) > backoff.pause) {
+                self.forget_failures();
+            }
             self.phase = Phase::Stopping { broke: Some(number) };
             self.tell(Event::Failed { text });
             self.outbox.push_back(Step::Stop);
+        }
+    }
+
+    /// Nothing gets through what runs.
+    pub fn stalled(&mut self, text: String) {
+        if let Phase::Started(_) = self.phase {
+            self.tell(Event::Stalled { text });
+        }
+    }
+
+    /// Something gets through again.
+    pub fn resumed(&mut self) {
+        if let Phase::Started(_) = self.phase {
+            self.tell(Event::Resumed);
         }
     }
 
@@ -282,7 +345,14 @@ impl Lifecycle {
     }
 
     fn fail(&mut self, now: Millis, number: u64) {
-        self.phase = Phase::Failed { number, retry_at: self.reinit.map(|after| now + after) };
+        let retry_at = self.backoff.as_mut().map(|backoff| now + backoff.next());
+        self.phase = Phase::Failed { number, retry_at };
+    }
+
+    fn forget_failures(&mut self) {
+        if let Some(backoff) = &mut self.backoff {
+            backoff.pause = Duration::ZERO;
+        }
     }
 
     fn tell(&mut self, event: Event) {
@@ -301,7 +371,23 @@ mod tests {
     use super::*;
     use crate::wire::Target;
 
-    const REINIT: Duration = Duration::from_secs(300);
+    const REINIT: Reinit =
+        Reinit { first: Duration::from_secs(1), longest: Duration::from_secs(300), seed: 1 };
+
+    /// The pauses after failures in a row.
+    fn pauses(machine: &mut Lifecycle, count: usize) -> Vec<u64> {
+        let mut now = Millis(0);
+        let mut pauses = Vec::new();
+        for _ in 0..count {
+            machine.failed(now, "refused".to_owned());
+            let at = machine.next_deadline().unwrap();
+            pauses.push(at.0 - now.0);
+            now = at;
+            machine.tick(now);
+        }
+        drain(machine);
+        pauses
+    }
 
     fn state(revision: u64, change: Change) -> Desired {
         let shard = ShardId::first(IntegrationId(Uuid::from_u128(1)));
@@ -328,7 +414,7 @@ mod tests {
     fn running() -> Lifecycle {
         let mut machine = machine();
         machine.desire(apply(1, true));
-        machine.started();
+        machine.started(Millis(0));
         assert_eq!(drain(&mut machine), [Step::Start(apply(1, true)), tell(Event::Started)]);
         machine
     }
@@ -339,7 +425,7 @@ mod tests {
         machine.desire(apply(2, true));
         machine.desire(apply(3, true));
         machine.stopped(Millis(0));
-        machine.started();
+        machine.started(Millis(0));
         assert_eq!(drain(&mut machine), [Step::Stop, Step::Start(apply(3, true)), tell(Event::Started)]);
     }
 
@@ -348,7 +434,7 @@ mod tests {
         let mut machine = machine();
         machine.desire(apply(1, true));
         machine.desire(apply(2, true));
-        machine.started();
+        machine.started(Millis(0));
         assert_eq!(machine.state(), State::Stopping, "a late answer changes nothing");
         machine.stopped(Millis(0));
         assert_eq!(
@@ -369,7 +455,7 @@ mod tests {
     fn states_without_a_revision_are_told_apart_by_value() {
         let mut machine = machine();
         machine.desire(apply(0, true));
-        machine.started();
+        machine.started(Millis(0));
         machine.desire(apply(0, true));
         assert_eq!(machine.state(), State::Started);
         let Change::Apply { target, .. } = apply(0, true).change else { unreachable!() };
@@ -400,17 +486,80 @@ mod tests {
         let mut machine = machine();
         machine.desire(apply(1, true));
         machine.failed(Millis(5), "refused".to_owned());
-        let deadline = Millis(5) + REINIT;
-        assert_eq!(machine.next_deadline(), Some(deadline));
+        let deadline = machine.next_deadline().unwrap();
+        assert!((505..=1005).contains(&deadline.0), "{deadline:?}");
         machine.tick(Millis(6));
         let failed = tell(Event::Failed { text: "refused".to_owned() });
         assert_eq!(drain(&mut machine), [Step::Start(apply(1, true)), failed]);
         machine.tick(deadline);
-        machine.started();
+        machine.started(Millis(0));
         assert_eq!(
             drain(&mut machine),
             [tell(Event::Reinit), Step::Start(apply(1, true)), tell(Event::Started)]
         );
+    }
+
+    #[test]
+    fn the_pauses_between_attempts_grow_to_the_period_and_differ_between_integrations() {
+        let run = |seed| {
+            let mut machine = Lifecycle::new(Some(Reinit { seed, ..REINIT }));
+            machine.desire(apply(1, true));
+            pauses(&mut machine, 14)
+        };
+        for seed in 0..50 {
+            let pauses = run(seed);
+            for (index, pause) in pauses.iter().enumerate() {
+                let full = (1_000_u64 << index).min(300_000);
+                assert!((full / 2..=full).contains(pause), "{seed}: {pauses:?}");
+            }
+        }
+        assert_ne!(run(1), run(2));
+        assert_eq!(run(1), run(1));
+    }
+
+    #[test]
+    fn one_that_runs_for_a_while_or_is_changed_begins_with_the_shortest_pause_again() {
+        let after = |ran_ms: u64, is_changed: bool| {
+            let mut machine = machine();
+            machine.desire(apply(1, true));
+            let before = *pauses(&mut machine, 5).last().unwrap();
+            assert!(before >= 8_000);
+            machine.started(Millis(0));
+            machine.broken(Millis(ran_ms), "gone".to_owned());
+            machine.stopped(Millis(ran_ms));
+            if is_changed {
+                machine.desire(apply(2, true));
+                machine.failed(Millis(ran_ms), "refused".to_owned());
+            }
+            machine.next_deadline().unwrap().0 - ran_ms
+        };
+        assert!(after(100, false) >= 16_000, "flapping must not make it try ever faster");
+        assert!(after(20_000, false) <= 1_000);
+        assert!(after(100, true) <= 1_000);
+    }
+
+    #[test]
+    fn without_healing_a_failed_one_stays_failed_until_it_is_changed() {
+        let mut machine = Lifecycle::new(None);
+        machine.desire(apply(1, true));
+        machine.failed(Millis(0), "refused".to_owned());
+        assert_eq!((machine.state(), machine.next_deadline()), (State::Failed, None));
+        machine.desire(apply(2, true));
+        assert_eq!(machine.state(), State::Starting);
+    }
+
+    #[test]
+    fn a_stall_is_told_of_what_runs_only() {
+        let mut machine = running();
+        machine.stalled("slow".to_owned());
+        machine.resumed();
+        let stalled = Event::Stalled { text: "slow".to_owned() };
+        assert_eq!(drain(&mut machine), [tell(stalled), tell(Event::Resumed)]);
+        machine.broken(Millis(0), "gone".to_owned());
+        drain(&mut machine);
+        machine.stalled("slow".to_owned());
+        machine.resumed();
+        assert_eq!(drain(&mut machine), []);
     }
 
     #[test]
@@ -430,12 +579,13 @@ mod tests {
     #[test]
     fn a_broken_one_is_closed_and_tried_anew() {
         let mut machine = running();
-        machine.broken("gone".to_owned());
+        machine.broken(Millis(0), "gone".to_owned());
         machine.stopped(Millis(10));
         assert_eq!(drain(&mut machine), [tell(Event::Failed { text: "gone".to_owned() }), Step::Stop]);
-        assert_eq!((machine.state(), machine.next_deadline()), (State::Failed, Some(Millis(10) + REINIT)));
+        assert_eq!(machine.state(), State::Failed);
+        assert!(machine.next_deadline().is_some_and(|at| (510..=1010).contains(&at.0)));
         let mut machine = running();
-        machine.broken("gone".to_owned());
+        machine.broken(Millis(0), "gone".to_owned());
         machine.desire(apply(2, true));
         machine.stopped(Millis(10));
         assert_eq!(machine.state(), State::Starting, "a new state need not wait");
@@ -446,7 +596,7 @@ mod tests {
         let mut machine = running();
         machine.restart();
         machine.stopped(Millis(0));
-        machine.started();
+        machine.started(Millis(0));
         assert_eq!(drain(&mut machine), [Step::Stop, Step::Start(apply(1, true)), tell(Event::Started)]);
     }
 

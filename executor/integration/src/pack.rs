@@ -3,9 +3,10 @@
 //! What one poll took is a pack. Its messages are submitted within a window, each with its own attempts; the
 //! strategy says what happens to those that fail or get no answer in time. Failures are told as [`Notice`]s.
 //!
-//! Invariants: every message leaves exactly once, as delivered, rejected, skipped or expired;
+//! Invariants: every message leaves exactly once, as delivered, rejected, skipped, dead-lettered or expired;
 //! [`Partition::commit_position`] is never beyond a message that has not left; of each submitted attempt exactly one
-//! answer counts, the first one or the timeout.
+//! answer counts, the first one or the timeout; with dead letters a message that is given up on stays until its letter
+//! is written.
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
@@ -27,11 +28,20 @@ pub struct Settings {
     pub attempt_timeout: Duration,
     /// What must not overtake what.
     pub ordering: Ordering,
-    /// Messages in flight, at most; as many more wait here.
+    /// Messages in flight, at most. As many more wait to be submitted; [`HELD_PER_WINDOW`] windows are held in all.
     pub window_messages: usize,
     /// Bytes held here above which nothing more is wanted.
     pub window_bytes: usize,
+    /// Whether a message that is given up on is to be written elsewhere before it leaves.
+    pub dead_letters: bool,
 }
+
+/// Messages held here that wait for another one (of their key, or below them), in windows: what one slow message can
+/// hold up without holding up the rest.
+pub const HELD_PER_WINDOW: usize = 16;
+
+/// Class of an attempt without an answer in time.
+pub const CLASS_TIMEOUT: &str = "timeout";
 
 impl Default for Settings {
     /// The seed's defaults: skip, 5 retries, 1 s pause, 30 s timeout.
@@ -44,6 +54,7 @@ impl Default for Settings {
             ordering: Ordering::None,
             window_messages: 128,
             window_bytes: 4 << 20,
+            dead_letters: false,
         }
     }
 }
@@ -78,8 +89,19 @@ pub struct Item<M> {
     pub weight: usize,
     /// Epoch ms after which it is not to be delivered; 0 or less: never.
     pub expires_at_ms: i64,
-    /// The message; `None` when the record can't be understood, and is skipped.
-    pub message: Option<M>,
+    /// The message.
+    pub message: M,
+    /// Why it is not to be submitted at all, if so: it is given up on at once.
+    pub unfit: Option<Box<Unfit>>,
+}
+
+/// Why a record can't be delivered, whatever the sink.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unfit {
+    /// A word for metrics: `unreadable`, `size`, ...
+    pub class: &'static str,
+    /// What is wrong, for people.
+    pub text: String,
 }
 
 /// A sink's answer.
@@ -91,11 +113,15 @@ pub enum Answer {
     Retry {
         /// Wait at least so long.
         after: Option<Duration>,
+        /// A word for metrics.
+        class: &'static str,
         /// What happened.
         text: String,
     },
     /// Failed for good.
     Rejected {
+        /// A word for metrics.
+        class: &'static str,
         /// What happened.
         text: String,
     },
@@ -108,10 +134,21 @@ pub enum Notice {
     Failed {
         /// Offset of the message.
         offset: u64,
+        /// A word for metrics.
+        class: &'static str,
         /// What happened.
         text: String,
         /// Whether another attempt follows.
         is_retried: bool,
+    },
+    /// A record was given up on without an attempt.
+    Unfit {
+        /// Its offset.
+        offset: u64,
+        /// A word for metrics.
+        class: &'static str,
+        /// What is wrong with it.
+        text: String,
     },
     /// Messages ran out of time before they were delivered; counted since the last such notice.
     Expired {
@@ -129,6 +166,17 @@ pub enum Notice {
     },
 }
 
+/// What keeps another pack away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limit {
+    /// As many messages wait to be submitted as may be in flight.
+    Window,
+    /// [`Settings::window_bytes`].
+    Bytes,
+    /// Too many wait for one that has not left.
+    Held,
+}
+
 /// How messages left.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Settled {
@@ -136,8 +184,10 @@ pub struct Settled {
     pub delivered: u64,
     /// No attempt could have succeeded.
     pub rejected: u64,
-    /// Given up as the strategy says, or not understood.
+    /// Given up as the strategy says, or not fit to be submitted.
     pub skipped: u64,
+    /// Given up for any reason, and written to the dead letters.
+    pub dead_lettered: u64,
     /// Too old, or removed by retention.
     pub expired: u64,
 }
@@ -145,8 +195,30 @@ pub struct Settled {
 impl Settled {
     /// All of them.
     pub fn total(&self) -> u64 {
-        self.delivered + self.rejected + self.skipped + self.expired
+        self.delivered + self.rejected + self.skipped + self.dead_lettered + self.expired
     }
+}
+
+/// A message that was given up on, to be written elsewhere; answered by [`Partition::dead_lettered`] or
+/// [`Partition::not_dead_lettered`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeadLetter<M> {
+    /// For the answer.
+    pub ticket: Ticket,
+    /// Its offset.
+    pub offset: u64,
+    /// The message.
+    pub message: M,
+    /// A word for metrics.
+    pub class: &'static str,
+    /// Why it was given up on.
+    pub text: String,
+    /// Attempts that were made.
+    pub attempts: u32,
+    /// When the first one began; when it was taken, if there was none.
+    pub first: Millis,
+    /// When the last one ended.
+    pub last: Millis,
 }
 
 /// One message partition. `M` is the message as the sink takes it.
@@ -173,18 +245,24 @@ pub struct Partition<M> {
     seen: u64,
     settled: Settled,
     processor: Processor,
+    /// Answers by which the remote end confirmed that it is at work.
+    confirmed: u64,
     late: u64,
     notices: VecDeque<Notice>,
+    letters: VecDeque<DeadLetter<M>>,
 }
 
 #[derive(Debug)]
 struct Entry<M> {
     offset: u64,
-    key: u64,
+    /// `None`: it waits for no other and none waits for it.
+    key: Option<u64>,
     weight: usize,
     expires_at_ms: i64,
     pack: u64,
     attempts: u32,
+    /// When it was taken, then when its first attempt began.
+    first: Millis,
     state: State,
     message: Option<M>,
 }
@@ -198,6 +276,8 @@ enum State {
     InFlight,
     /// Until the next attempt.
     Waiting,
+    /// Until its dead letter is written.
+    Parting,
     Left,
 }
 
@@ -206,7 +286,14 @@ enum Exit {
     Delivered,
     Rejected,
     Skipped,
+    DeadLettered,
     Expired,
+}
+
+/// Why an attempt failed.
+struct Failure {
+    class: &'static str,
+    text: String,
 }
 
 /// For the counters of iterations: a round is the n-th attempt of all messages of a pack that need one.
@@ -242,15 +329,18 @@ impl<M: Clone> Partition<M> {
             seen: 0,
             settled: Settled::default(),
             processor: Processor::default(),
+            confirmed: 0,
             late: 0,
             notices: VecDeque::new(),
+            letters: VecDeque::new(),
         }
     }
 
     /// Takes what one poll returned. Offsets that were taken before are left out.
-    pub fn take(&mut self, items: impl IntoIterator<Item = Item<M>>) {
+    pub fn take(&mut self, now: Millis, items: impl IntoIterator<Item = Item<M>>) {
         let pack = self.pack_base + self.packs.len() as u64;
         self.packs.push_back(Pack::default());
+        let mut unfit = Vec::new();
         for item in items {
             if self.position.is_some_and(|position| item.offset < position) {
                 continue;
@@ -258,37 +348,38 @@ impl<M: Clone> Partition<M> {
             self.position = Some(item.offset + 1);
             self.seen += 1;
             let number = self.base + self.entries.len() as u64;
+            let is_keyed = self.settings.ordering == Ordering::Key && item.unfit.is_none();
             let mut entry = Entry {
                 offset: item.offset,
-                key: item.key,
+                key: is_keyed.then_some(item.key),
                 weight: item.weight,
                 expires_at_ms: item.expires_at_ms,
                 pack,
                 attempts: 0,
+                first: now,
                 state: State::Ready,
-                message: item.message,
+                message: Some(item.message),
             };
-            if entry.message.is_none() {
-                entry.state = State::Left;
-                self.settled.skipped += 1;
-                self.entries.push_back(entry);
-                continue;
-            }
-            if self.settings.ordering == Ordering::Key {
-                if let Some(behind) = self.keys.get_mut(&item.key) {
-                    behind.push_back(number);
-                    entry.state = State::Blocked;
-                } else {
-                    self.keys.insert(item.key, VecDeque::new());
-                }
-            }
-            if entry.state == State::Ready {
-                self.ready.push_back(number);
-            }
             self.unsettled += 1;
             self.bytes += item.weight;
             self.packs.back_mut().expect("pushed above").unsettled += 1;
+            if let Some(key) = entry.key {
+                if let Some(behind) = self.keys.get_mut(&key) {
+                    behind.push_back(number);
+                    entry.state = State::Blocked;
+                } else {
+                    self.keys.insert(key, VecDeque::new());
+                }
+            }
+            if let Some(problem) = item.unfit {
+                unfit.push((number, problem));
+            } else if entry.state == State::Ready {
+                self.ready.push_back(number);
+            }
             self.entries.push_back(entry);
+        }
+        for (number, problem) in unfit {
+            self.refuse(now, number, *problem);
         }
         self.trim();
     }
@@ -342,6 +433,9 @@ impl<M: Clone> Partition<M> {
         let lane = self.lane;
         let entry = self.entry(number);
         entry.state = State::InFlight;
+        if entry.attempts == 0 {
+            entry.first = now;
+        }
         entry.attempts += 1;
         let ticket = ticket(lane, number, entry.attempts);
         let (pack, round) = (entry.pack, entry.attempts);
@@ -368,21 +462,38 @@ impl<M: Clone> Partition<M> {
         match answer {
             Answer::Delivered => {
                 self.processor.successful += 1;
+                self.confirmed += 1;
                 self.leave(number, Exit::Delivered);
             }
-            Answer::Rejected { text } => {
+            Answer::Rejected { class, text } => {
                 self.processor.failed += 1;
-                self.give_up(number, text, Exit::Rejected);
+                self.confirmed += 1;
+                self.give_up(now, number, Failure { class, text }, Exit::Rejected);
             }
-            Answer::Retry { after, text } => {
+            Answer::Retry { after, class, text } => {
+                let failure = Failure { class, text };
                 if self.has_attempts_left(number) {
                     self.processor.tmp_failed += 1;
-                    self.try_again(now, number, after, text);
+                    self.try_again(now, number, after, failure);
                 } else {
                     self.processor.failed += 1;
-                    self.give_up(number, text, Exit::Skipped);
+                    self.give_up(now, number, failure, Exit::Skipped);
                 }
             }
+        }
+    }
+
+    /// The dead letter with this ticket is written for good.
+    pub fn dead_lettered(&mut self, ticket: Ticket) {
+        if let Some(number) = self.number_of(ticket, State::Parting) {
+            self.leave(number, Exit::DeadLettered);
+        }
+    }
+
+    /// The dead letter with this ticket can never be written.
+    pub fn not_dead_lettered(&mut self, ticket: Ticket) {
+        if let Some(number) = self.number_of(ticket, State::Parting) {
+            self.leave(number, Exit::Skipped);
         }
     }
 
@@ -397,12 +508,13 @@ impl<M: Clone> Partition<M> {
             let Some(number) = under_way else { continue };
             self.in_flight -= 1;
             let text = format!("no answer within {} ms", self.settings.attempt_timeout.as_millis());
+            let failure = Failure { class: CLASS_TIMEOUT, text };
             if self.has_attempts_left(number) {
                 self.processor.tmp_timeout += 1;
-                self.try_again(now, number, None, text);
+                self.try_again(now, number, None, failure);
             } else {
                 self.processor.timeout += 1;
-                self.give_up(number, text, Exit::Skipped);
+                self.give_up(now, number, failure, Exit::Skipped);
             }
         }
         while let Some(&(at, number)) = self.waiting.first() {
@@ -435,10 +547,22 @@ impl<M: Clone> Partition<M> {
 
     /// Whether there is room for another pack.
     pub fn wants_more(&self) -> bool {
-        self.unsettled - self.in_flight < self.settings.window_messages
-            && self.bytes < self.settings.window_bytes
-            // What left behind one that has not: bounded, however long that one is tried.
-            && self.entries.len() < 16 * self.settings.window_messages.max(64)
+        self.limit_reached().is_none()
+    }
+
+    /// Which limit keeps another pack away, if one does.
+    pub fn limit_reached(&self) -> Option<Limit> {
+        let window = self.settings.window_messages;
+        if self.bytes >= self.settings.window_bytes {
+            Some(Limit::Bytes)
+        } else if self.ready.len() >= window {
+            Some(Limit::Window)
+        // What waits behind one that has not left, or has left behind it: bounded, however long that one is tried.
+        } else if self.entries.len() >= HELD_PER_WINDOW * window.max(64) {
+            Some(Limit::Held)
+        } else {
+            None
+        }
     }
 
     /// Attempts that wait for an answer.
@@ -471,6 +595,11 @@ impl<M: Clone> Partition<M> {
         self.processor
     }
 
+    /// Answers by which the remote end showed that it is at work: it took a message, or refused it for good.
+    pub fn confirmed(&self) -> u64 {
+        self.confirmed
+    }
+
     /// Answers that came after their attempt had timed out, or that nobody had asked for.
     pub fn late(&self) -> u64 {
         self.late
@@ -479,6 +608,12 @@ impl<M: Clone> Partition<M> {
     /// The next thing to tell. To be drained after each input.
     pub fn poll_notice(&mut self) -> Option<Notice> {
         self.notices.pop_front()
+    }
+
+    /// The next message that is to be written elsewhere. To be drained after each input; empty unless
+    /// [`Settings::dead_letters`].
+    pub fn poll_dead_letter(&mut self) -> Option<DeadLetter<M>> {
+        self.letters.pop_front()
     }
 
     fn entry(&mut self, number: u64) -> &mut Entry<M> {
@@ -491,9 +626,13 @@ impl<M: Clone> Partition<M> {
 
     /// The number of the message whose current attempt this is.
     fn under_way(&self, ticket: Ticket) -> Option<u64> {
+        self.number_of(ticket, State::InFlight)
+    }
+
+    fn number_of(&self, ticket: Ticket, state: State) -> Option<u64> {
         let distance = ((ticket >> 16).wrapping_sub(self.base)) & MESSAGE_MASK;
         let entry = self.entries.get(usize::try_from(distance).ok()?)?;
-        let is_current = entry.state == State::InFlight
+        let is_current = entry.state == state
             && entry.attempts & 0xffff == (ticket & 0xffff) as u32
             && lane_of(ticket) == self.lane;
         is_current.then_some(self.base + distance)
@@ -507,7 +646,7 @@ impl<M: Clone> Partition<M> {
         }
     }
 
-    fn try_again(&mut self, now: Millis, number: u64, after: Option<Duration>, text: String) {
+    fn try_again(&mut self, now: Millis, number: u64, after: Option<Duration>, failure: Failure) {
         let at = now + after.unwrap_or_default().max(self.settings.pause);
         let entry = self.entry(number);
         entry.state = State::Waiting;
@@ -518,16 +657,53 @@ impl<M: Clone> Partition<M> {
             pack.failed_rounds = round;
             self.processor.failed_iterations += 1;
         }
-        self.notices.push_back(Notice::Failed { offset, text, is_retried: true });
+        let Failure { class, text } = failure;
+        self.notices.push_back(Notice::Failed { offset, class, text, is_retried: true });
     }
 
-    fn give_up(&mut self, number: u64, text: String, exit: Exit) {
+    fn give_up(&mut self, now: Millis, number: u64, failure: Failure, exit: Exit) {
         let entry = self.entry(number);
         let (offset, pack, round) = (entry.offset, entry.pack, entry.attempts);
         let pack = self.pack(pack);
         pack.given_up_in = pack.given_up_in.max(round);
-        self.notices.push_back(Notice::Failed { offset, text, is_retried: false });
-        self.leave(number, exit);
+        let (class, text) = (failure.class, failure.text.clone());
+        self.notices.push_back(Notice::Failed { offset, class, text, is_retried: false });
+        self.part(now, number, failure, exit);
+    }
+
+    /// It counts as one attempt that has failed.
+    fn refuse(&mut self, now: Millis, number: u64, unfit: Unfit) {
+        self.processor.total += 1;
+        self.processor.failed += 1;
+        let entry = self.entry(number);
+        let (offset, pack) = (entry.offset, entry.pack);
+        let pack = self.pack(pack);
+        pack.last_round = pack.last_round.max(1);
+        pack.given_up_in = pack.given_up_in.max(1);
+        let Unfit { class, text } = unfit;
+        self.notices.push_back(Notice::Unfit { offset, class, text: text.clone() });
+        self.part(now, number, Failure { class, text }, Exit::Skipped);
+    }
+
+    /// It has no attempts left: it leaves, now or once its dead letter is written.
+    fn part(&mut self, now: Millis, number: u64, failure: Failure, exit: Exit) {
+        if !self.settings.dead_letters {
+            return self.leave(number, exit);
+        }
+        let lane = self.lane;
+        let entry = self.entry(number);
+        entry.state = State::Parting;
+        let letter = DeadLetter {
+            ticket: ticket(lane, number, entry.attempts),
+            offset: entry.offset,
+            message: entry.message.clone().expect("a message is kept until it has left"),
+            class: failure.class,
+            text: failure.text,
+            attempts: entry.attempts,
+            first: entry.first,
+            last: now,
+        };
+        self.letters.push_back(letter);
     }
 
     fn leave(&mut self, number: u64, exit: Exit) {
@@ -535,6 +711,7 @@ impl<M: Clone> Partition<M> {
             Exit::Delivered => self.settled.delivered += 1,
             Exit::Rejected => self.settled.rejected += 1,
             Exit::Skipped => self.settled.skipped += 1,
+            Exit::DeadLettered => self.settled.dead_lettered += 1,
             Exit::Expired => self.settled.expired += 1,
         }
         let entry = self.entry(number);
@@ -543,7 +720,7 @@ impl<M: Clone> Partition<M> {
         let (key, weight, pack) = (entry.key, entry.weight, entry.pack);
         self.bytes -= weight;
         self.unsettled -= 1;
-        if self.settings.ordering == Ordering::Key
+        if let Some(key) = key
             && let Some(behind) = self.keys.get_mut(&key)
         {
             if let Some(next) = behind.pop_front() {
@@ -584,354 +761,4 @@ fn ticket(lane: u8, number: u64, attempt: u32) -> Ticket {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn settings(strategy: AckStrategy, retries: u32) -> Settings {
-        Settings {
-            strategy,
-            retries,
-            pause: Duration::from_millis(10),
-            attempt_timeout: Duration::from_millis(100),
-            window_messages: 4,
-            ..Settings::default()
-        }
-    }
-
-    fn item(offset: u64) -> Item<u64> {
-        Item { offset, key: offset % 3, weight: 10, expires_at_ms: 0, message: Some(offset) }
-    }
-
-    fn partition(settings: Settings, offsets: std::ops::Range<u64>) -> Partition<u64> {
-        let mut partition = Partition::new(settings, 7);
-        partition.take(offsets.map(item));
-        partition
-    }
-
-    /// Submits all that may be, and returns ticket and message of each.
-    fn submit(partition: &mut Partition<u64>, now: Millis) -> Vec<(Ticket, u64)> {
-        let mut submitted = Vec::new();
-        while let Some((ticket, message)) = partition.next(now.0 as i64) {
-            submitted.push((ticket, *message));
-            partition.submitted(now);
-        }
-        submitted
-    }
-
-    fn messages(submitted: &[(Ticket, u64)]) -> Vec<u64> {
-        submitted.iter().map(|(_, message)| *message).collect()
-    }
-
-    fn retry() -> Answer {
-        Answer::Retry { after: None, text: "down".to_owned() }
-    }
-
-    #[test]
-    fn the_commit_waits_for_the_oldest_and_the_window_is_kept() {
-        let mut partition = partition(settings(AckStrategy::SkipAll, 0), 10..16);
-        let sent = submit(&mut partition, Millis(0));
-        assert_eq!(messages(&sent), [10, 11, 12, 13]);
-        assert_eq!(partition.commit_position(), Some(10));
-        partition.answered(Millis(1), sent[1].0, Answer::Delivered);
-        assert_eq!(partition.commit_position(), Some(10));
-        partition.answered(Millis(1), sent[0].0, Answer::Delivered);
-        assert_eq!(partition.commit_position(), Some(12));
-        assert_eq!(messages(&submit(&mut partition, Millis(1))), [14, 15]);
-        assert_eq!(lane_of(sent[0].0), 7);
-    }
-
-    #[test]
-    fn skip_all_gives_each_message_one_attempt_timeouts_too() {
-        let mut partition = partition(settings(AckStrategy::SkipAll, 5), 0..3);
-        let sent = submit(&mut partition, Millis(0));
-        partition.answered(Millis(1), sent[0].0, retry());
-        partition.answered(Millis(1), sent[1].0, Answer::Delivered);
-        assert_eq!(partition.next_deadline(), Some(Millis(100)));
-        partition.tick(Millis(100));
-        assert_eq!(partition.settled(), Settled { delivered: 1, skipped: 2, ..Settled::default() });
-        assert_eq!(
-            partition.processor(),
-            Processor {
-                total: 3,
-                successful: 1,
-                timeout: 1,
-                failed: 1,
-                failed_iterations: 1,
-                ..Processor::default()
-            }
-        );
-        let notices: Vec<_> = std::iter::from_fn(|| partition.poll_notice()).collect();
-        assert_eq!(
-            notices,
-            [
-                Notice::Failed { offset: 0, text: "down".to_owned(), is_retried: false },
-                Notice::Failed { offset: 2, text: "no answer within 100 ms".to_owned(), is_retried: false },
-            ]
-        );
-        assert_eq!((partition.commit_position(), partition.next_deadline()), (Some(3), None));
-    }
-
-    #[test]
-    fn retry_all_makes_as_many_attempts_as_it_says() {
-        for retries in [1, 5] {
-            let mut partition = partition(settings(AckStrategy::RetryAll, retries), 0..1);
-            let mut attempts = 0;
-            let mut now = Millis(0);
-            while partition.unsettled() > 0 {
-                for (ticket, _) in submit(&mut partition, now) {
-                    attempts += 1;
-                    partition.answered(now, ticket, retry());
-                }
-                now = partition.next_deadline().unwrap_or(now);
-                partition.tick(now);
-            }
-            assert_eq!(attempts, retries + 1);
-            assert_eq!(now, Millis(10 * u64::from(retries)), "a pause before each further attempt");
-            let processor = partition.processor();
-            assert_eq!((processor.tmp_failed, processor.failed), (u64::from(retries), 1));
-            assert_eq!(
-                (processor.successful_iterations, processor.failed_iterations),
-                (0, u64::from(attempts))
-            );
-        }
-    }
-
-    #[test]
-    fn no_limit_of_retries_goes_on_until_delivered() {
-        let mut partition = partition(settings(AckStrategy::RetryAll, 0), 0..2);
-        let mut now = Millis(0);
-        for round in 0..70_000 {
-            for (ticket, message) in submit(&mut partition, now) {
-                let answer = if message == 0 || round == 69_999 { Answer::Delivered } else { retry() };
-                partition.answered(now, ticket, answer);
-            }
-            while partition.poll_notice().is_some() {}
-            assert_eq!(partition.commit_position(), Some(if round == 69_999 { 2 } else { 1 }));
-            now = now + Duration::from_millis(10);
-            partition.tick(now);
-        }
-        assert_eq!(partition.processor().successful_iterations, 1);
-        assert_eq!(partition.processor().failed_iterations, 69_999);
-    }
-
-    #[test]
-    fn a_sink_may_ask_for_a_longer_pause() {
-        let mut partition = partition(settings(AckStrategy::RetryAll, 1), 0..1);
-        let sent = submit(&mut partition, Millis(0));
-        let after = Some(Duration::from_secs(9));
-        partition.answered(Millis(0), sent[0].0, Answer::Retry { after, text: String::new() });
-        assert_eq!(partition.next_deadline(), Some(Millis(9000)));
-    }
-
-    #[test]
-    fn a_rejected_message_is_never_retried() {
-        let mut partition = partition(settings(AckStrategy::RetryAll, 0), 0..1);
-        let sent = submit(&mut partition, Millis(0));
-        partition.answered(Millis(0), sent[0].0, Answer::Rejected { text: "no".to_owned() });
-        assert_eq!(partition.settled(), Settled { rejected: 1, ..Settled::default() });
-        assert_eq!((partition.commit_position(), partition.processor().failed), (Some(1), 1));
-    }
-
-    #[test]
-    fn a_late_answer_changes_nothing_and_the_retry_has_a_new_ticket() {
-        let mut partition = partition(settings(AckStrategy::RetryAll, 1), 0..1);
-        let first = submit(&mut partition, Millis(0));
-        partition.tick(Millis(100));
-        partition.answered(Millis(101), first[0].0, Answer::Delivered);
-        partition.tick(Millis(110));
-        let second = submit(&mut partition, Millis(110));
-        assert_ne!(first[0].0, second[0].0);
-        partition.answered(Millis(111), first[0].0, Answer::Delivered);
-        assert_eq!((partition.late(), partition.in_flight(), partition.commit_position()), (2, 1, Some(0)));
-        partition.answered(Millis(111), second[0].0, Answer::Delivered);
-        assert_eq!(partition.settled().delivered, 1);
-    }
-
-    #[test]
-    fn a_gap_is_counted_and_told_once() {
-        let mut partition = partition(settings(AckStrategy::SkipAll, 0), 0..1);
-        partition.gap(1, 11);
-        partition.gap(5, 11);
-        assert_eq!(partition.commit_position(), Some(0), "the message before the gap is not settled");
-        let sent = submit(&mut partition, Millis(0));
-        partition.answered(Millis(0), sent[0].0, Answer::Delivered);
-        assert_eq!(partition.commit_position(), Some(11));
-        assert_eq!(partition.settled(), Settled { delivered: 1, expired: 10, ..Settled::default() });
-        assert_eq!(partition.poll_notice(), Some(Notice::Gap { from: 1, to: 11 }));
-        assert_eq!(partition.poll_notice(), None);
-    }
-
-    #[test]
-    fn an_expired_message_is_not_submitted_again() {
-        let mut partition = Partition::new(settings(AckStrategy::RetryAll, 0), 0);
-        partition.take((0..3).map(|offset| Item { expires_at_ms: 50, ..item(offset) }));
-        let sent = submit(&mut partition, Millis(49));
-        partition.answered(Millis(49), sent[0].0, retry());
-        partition.answered(Millis(49), sent[1].0, retry());
-        partition.answered(Millis(49), sent[2].0, Answer::Delivered);
-        while partition.poll_notice().is_some() {}
-        partition.tick(Millis(60));
-        assert_eq!(submit(&mut partition, Millis(60)), []);
-        assert_eq!(partition.settled(), Settled { delivered: 1, expired: 2, ..Settled::default() });
-        assert!(matches!(partition.poll_notice(), Some(Notice::Expired { count: 2, .. })));
-    }
-
-    #[test]
-    fn an_unreadable_record_is_skipped_and_holds_nothing_back() {
-        let mut partition = Partition::<u64>::new(settings(AckStrategy::SkipAll, 0), 0);
-        partition.take([Item { message: None, ..item(4) }]);
-        assert_eq!((partition.commit_position(), partition.settled().skipped), (Some(5), 1));
-        partition.reached(8);
-        assert_eq!(partition.commit_position(), Some(8));
-    }
-
-    #[test]
-    fn with_key_order_one_of_a_key_is_in_flight_and_a_retry_blocks_its_key_only() {
-        let mut settings = settings(AckStrategy::RetryAll, 0);
-        settings.ordering = Ordering::Key;
-        let mut partition = partition(settings, 0..6);
-        let sent = submit(&mut partition, Millis(0));
-        assert_eq!(messages(&sent), [0, 1, 2]);
-        partition.answered(Millis(0), sent[0].0, retry());
-        partition.answered(Millis(0), sent[1].0, Answer::Delivered);
-        assert_eq!(messages(&submit(&mut partition, Millis(0))), [4]);
-        partition.tick(Millis(10));
-        assert_eq!(messages(&submit(&mut partition, Millis(10))), [0], "the failed one goes before 3");
-    }
-
-    #[test]
-    fn it_wants_no_more_than_fits() {
-        let mut partition =
-            Partition::new(Settings { window_bytes: 25, ..settings(AckStrategy::SkipAll, 0) }, 0);
-        assert!(partition.wants_more());
-        partition.take((0..3).map(item));
-        assert!(!partition.wants_more(), "bytes");
-        let sent = submit(&mut partition, Millis(0));
-        partition.answered(Millis(0), sent[0].0, Answer::Delivered);
-        assert!(partition.wants_more());
-    }
-
-    #[derive(Clone, Debug)]
-    enum Action {
-        Take(u64),
-        Gap(u64),
-        Submit,
-        Answer { which: usize, kind: u8 },
-        Late { which: usize },
-        Pass(u64),
-    }
-
-    fn action() -> impl Strategy<Value = Action> {
-        prop_oneof![
-            2 => (1..8_u64).prop_map(Action::Take),
-            1 => (1..5_u64).prop_map(Action::Gap),
-            3 => Just(Action::Submit),
-            5 => (any::<usize>(), 0..4_u8).prop_map(|(which, kind)| Action::Answer { which, kind }),
-            1 => any::<usize>().prop_map(|which| Action::Late { which }),
-            2 => (1..150_u64).prop_map(Action::Pass),
-        ]
-    }
-
-    proptest! {
-        #[test]
-        fn every_offset_leaves_once_and_the_commit_never_passes_one_that_has_not(
-            actions in prop::collection::vec(action(), 1..200),
-            retry_all in any::<bool>(),
-            by_key in any::<bool>(),
-            retries in prop::sample::select(vec![0_u32, 1, 5]),
-        ) {
-            let strategy = if retry_all { AckStrategy::RetryAll } else { AckStrategy::SkipAll };
-            let mut settings = settings(strategy, retries);
-            settings.ordering = if by_key { Ordering::Key } else { Ordering::None };
-            let mut partition = Partition::new(settings, 1);
-            let mut now = Millis(0);
-            let mut end = 0;
-            let mut open: Vec<(Ticket, u64)> = Vec::new();
-            let mut answered: Vec<Ticket> = Vec::new();
-            let mut delivered: Vec<u64> = Vec::new();
-            let mut attempts: HashMap<u64, u32> = HashMap::new();
-            let finish = actions.len();
-            for step in 0.. {
-                let action = match actions.get(step) {
-                    Some(action) => action.clone(),
-                    // Then everything is delivered, until nothing is left.
-                    None if partition.unsettled() == 0 => break,
-                    None if step > finish + 5_000 => return Err(TestCaseError::fail("it never ends")),
-                    None => match step % 3 {
-                        0 => Action::Submit,
-                        1 => Action::Answer { which: 0, kind: 0 },
-                        _ => Action::Pass(1),
-                    },
-                };
-                match action {
-                    Action::Take(count) if partition.wants_more() => {
-                        partition.take((end..end + count).map(item));
-                        end += count;
-                    }
-                    Action::Gap(count) => {
-                        partition.gap(end, end + count);
-                        end += count;
-                    }
-                    Action::Submit => {
-                        for (ticket, message) in submit(&mut partition, now) {
-                            prop_assert!(!answered.contains(&ticket) && open.iter().all(|(t, _)| *t != ticket));
-                            if by_key {
-                                prop_assert!(open.iter().all(|(_, other)| other % 3 != message % 3));
-                            }
-                            let attempts = attempts.entry(message).or_default();
-                            *attempts += 1;
-                            let limit = match (retry_all, retries) {
-                                (false, _) => 1,
-                                (true, 0) => u32::MAX,
-                                (true, retries) => retries + 1,
-                            };
-                            prop_assert!(*attempts <= limit);
-                            open.push((ticket, message));
-                        }
-                    }
-                    Action::Answer { which, kind } if !open.is_empty() => {
-                        let (ticket, message) = open.remove(which % open.len());
-                        let answer = match kind {
-                            0 | 1 => Answer::Delivered,
-                            2 => retry(),
-                            _ => Answer::Rejected { text: String::new() },
-                        };
-                        if answer == Answer::Delivered {
-                            prop_assert!(!delivered.contains(&message));
-                            delivered.push(message);
-                        }
-                        answered.push(ticket);
-                        partition.answered(now, ticket, answer);
-                    }
-                    Action::Late { which } if !answered.is_empty() => {
-                        let late = partition.late();
-                        partition.answered(now, answered[which % answered.len()], Answer::Delivered);
-                        prop_assert_eq!(partition.late(), late + 1);
-                    }
-                    Action::Pass(millis) => {
-                        now = now + Duration::from_millis(millis);
-                        partition.tick(now);
-                        // Those that timed out get no answer that counts any more.
-                        let timed_out: Vec<_> = open.iter().filter(|(t, _)| partition.under_way(*t).is_none()).copied().collect();
-                        open.retain(|entry| !timed_out.contains(entry));
-                        answered.extend(timed_out.iter().map(|(ticket, _)| *ticket));
-                    }
-                    _ => {}
-                }
-                while partition.poll_notice().is_some() {}
-                prop_assert_eq!(partition.in_flight(), open.len());
-                prop_assert_eq!(partition.seen(), end);
-                prop_assert_eq!(partition.settled().total() + partition.unsettled() as u64, end);
-                prop_assert_eq!(partition.settled().delivered, delivered.len() as u64);
-                let commit = partition.commit_position().unwrap_or(0);
-                prop_assert!(commit <= end && open.iter().all(|(_, message)| commit <= *message));
-            }
-            prop_assert_eq!(partition.commit_position().unwrap_or(0), end);
-            prop_assert_eq!(partition.bytes(), 0);
-            let p = partition.processor();
-            prop_assert_eq!(p.total, p.successful + p.tmp_failed + p.tmp_timeout + p.failed + p.timeout);
-        }
-    }
-}
+mod tests;

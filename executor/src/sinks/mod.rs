@@ -64,3 +64,8 @@ impl SinkSettings {
 pub fn kinds(settings: &SinkSettings) -> Vec<Arc<dyn SinkKind>> {
     vec![Arc::new(http::Http::new(settings.clone())), Arc::new(kafka::Kafka::new(settings.clone()))]
 }
+
+/// Names of every kind that there is.
+pub fn names() -> Vec<&'static str> {
+    kinds(&SinkSettings::default()).iter().map(|kind| kind.name()).collect()
+}

@@ -329,13 +329,16 @@ async fn an_unreadable_message_is_skipped_and_a_gap_is_told_once() {
     world.bus.admin().delete_records(&partition, 18).await.unwrap();
     world.apply(id, true).await;
     world.until("what retention left", |state| state.delivered(id).len() == 15).await;
-    world.until("the gap is told", |state| !state.errors(id).is_empty()).await;
+    world.until("both are told", |state| state.errors(id).len() >= 2).await;
     executor.drain().await;
     let state = world.state.borrow();
     let errors = state.errors(id);
-    assert_eq!(errors.len(), 1, "{errors:?}");
-    assert_eq!((errors[0].0, errors[0].2), ("expired", 5));
-    assert!(errors[0].1.contains("13 to 17"), "{}", errors[0].1);
+    assert_eq!(errors.len(), 2, "{errors:?}");
+    assert_eq!((errors[0].0, errors[0].2), ("onMsgProcess", 1));
+    let place = format!("record {partition}-10 can't be understood");
+    assert!(errors[0].1.starts_with(&place), "{}", errors[0].1);
+    assert_eq!((errors[1].0, errors[1].2), ("expired", 5));
+    assert!(errors[1].1.contains("13 to 17"), "{}", errors[1].1);
 }
 
 #[tokio::test]

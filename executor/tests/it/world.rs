@@ -31,9 +31,10 @@ use tbmq_integration::{
 use tbmq_proto::{
     ids::{IntegrationId, Kind, ShardId},
     integration::{
-        ComponentLifecycleEventProto as Word, NativeEvent, PublishIntegrationMsgProto, native_event::Body,
+        ComponentLifecycleEventProto as Word, NativeEvent, PublishIntegrationMsgProto,
+        UplinkIntegrationMsgProto, native_event::Body,
     },
-    queue::PublishMsgProto,
+    queue::{PublishMsgProto, ServiceInfo},
     topic::{Catalogue, REVISION_HEADER, Topic},
 };
 use tbmq_service::{admin::Health, identity::Identity, metrics::Metrics};
@@ -48,6 +49,8 @@ pub(crate) struct State {
     pub(crate) deliveries: Vec<(IntegrationId, u64, String)>,
     pub(crate) events: Vec<(IntegrationId, NativeEvent)>,
     pub(crate) replies: Vec<ValidationReply>,
+    /// What executors tell about themselves on the uplink.
+    pub(crate) services: Vec<ServiceInfo>,
     /// Sinks say that their remote end is away.
     pub(crate) is_away: bool,
     /// Why connecting fails.
@@ -67,6 +70,16 @@ impl State {
         let own = self.events.iter().filter(|(other, _)| *other == id);
         own.filter_map(|(_, event)| match &event.body {
             Some(Body::Lifecycle(lifecycle)) => Some((lifecycle.event(), event.revision)),
+            _ => None,
+        })
+        .collect()
+    }
+
+    /// Statistics events of an integration: processed, errors.
+    pub(crate) fn statistics(&self, id: IntegrationId) -> Vec<(u64, u64)> {
+        let own = self.events.iter().filter(|(other, _)| *other == id);
+        own.filter_map(|(_, event)| match &event.body {
+            Some(Body::Statistics(told)) => Some((told.messages_processed, told.errors_occurred)),
             _ => None,
         })
         .collect()
@@ -127,16 +140,30 @@ impl World {
     }
 
     pub(crate) async fn executor_on(&self, bus: Arc<dyn Bus>, service_id: &str) -> Running {
-        let context = tbmq_executor::Context {
+        let context = self.context(bus, service_id);
+        self.try_start(context).await.unwrap()
+    }
+
+    fn context(&self, bus: Arc<dyn Bus>, service_id: &str) -> tbmq_executor::Context {
+        tbmq_executor::Context {
             bus,
             catalogue: self.catalogue.clone(),
             replication_factor: 1,
             identity: Identity::of("executor", Some(service_id)),
             metrics: Metrics::default(),
             health: self.health.clone(),
-        };
+        }
+    }
+
+    async fn try_start(&self, context: tbmq_executor::Context) -> anyhow::Result<Running> {
         let kind = Arc::new(TestKind(self.state.clone()));
-        tbmq_executor::start_with(self.config.clone(), context, vec![kind]).await.unwrap()
+        tbmq_executor::start_with(self.config.clone(), context, vec![kind]).await
+    }
+
+    /// Why an executor does not start.
+    pub(crate) async fn refusal(&self) -> String {
+        let started = self.try_start(self.context(self.bus.clone(), "ie1")).await;
+        started.map(drop).unwrap_err().to_string()
     }
 
     /// Waits until a claim about what was seen holds.
@@ -211,6 +238,17 @@ impl World {
 
     /// Asks the executors; the answer is seen in [`State::replies`].
     pub(crate) async fn ask(&self, request_type: RequestType, client: &Value, deadline_ms: i64) -> Uuid {
+        self.ask_with(request_type, client, &json!({}), deadline_ms).await
+    }
+
+    /// As [`World::ask`], with a `delivery`.
+    pub(crate) async fn ask_with(
+        &self,
+        request_type: RequestType,
+        client: &Value,
+        delivery: &Value,
+        deadline_ms: i64,
+    ) -> Uuid {
         let request = ValidationRequest {
             id: Uuid::now_v7(),
             reply_to: CONTROL_PLANE.to_owned(),
@@ -219,7 +257,7 @@ impl World {
             kind: kind(),
             name: "test".to_owned(),
             enabled: true,
-            configuration: document(client, &json!({})),
+            configuration: document(client, delivery),
             created_ms: 0,
             deadline_ms,
         };
@@ -298,6 +336,8 @@ async fn follow(mut reader: Box<dyn Reader>, topic: Topic, state: watch::Sender<
                 state.send_modify(|state| state.replies.push(reply));
             } else if let Some(event) = wire::decode_event(&value).unwrap() {
                 state.send_modify(|state| state.events.push(event));
+            } else if let Some(info) = UplinkIntegrationMsgProto::decode(value).unwrap().service_info_proto {
+                state.send_modify(|state| state.services.push(info));
             }
         }
     }

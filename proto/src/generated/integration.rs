@@ -247,6 +247,10 @@ pub enum ComponentLifecycleEventProto {
     Suspended = 7,
     Deactivated = 8,
     Reinit = 9,
+    /// It runs, but nothing gets through.
+    Stalled = 1000,
+    /// Something gets through again.
+    Resumed = 1001,
 }
 impl ComponentLifecycleEventProto {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -265,6 +269,8 @@ impl ComponentLifecycleEventProto {
             Self::Suspended => "SUSPENDED",
             Self::Deactivated => "DEACTIVATED",
             Self::Reinit => "REINIT",
+            Self::Stalled => "STALLED",
+            Self::Resumed => "RESUMED",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -280,6 +286,8 @@ impl ComponentLifecycleEventProto {
             "SUSPENDED" => Some(Self::Suspended),
             "DEACTIVATED" => Some(Self::Deactivated),
             "REINIT" => Some(Self::Reinit),
+            "STALLED" => Some(Self::Stalled),
+            "RESUMED" => Some(Self::Resumed),
             _ => None,
         }
     }

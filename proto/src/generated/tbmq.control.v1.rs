@@ -457,7 +457,7 @@ pub struct IntegrationStatus {
     /// One upper-case word: why it is in this phase.
     #[prost(string, tag = "2")]
     pub reason: ::prost::alloc::string::String,
-    /// Error text, in phase FAILED.
+    /// Error text, in phase FAILED; in phase ACTIVE with reason STALLED: why nothing gets through.
     #[prost(string, tag = "3")]
     pub error: ::prost::alloc::string::String,
     /// The executor that reported last.

@@ -1,5 +1,6 @@
 //! An executor: membership, claims, the lease, restoration, shards; commits, validations, events.
 
+mod letters;
 mod shard;
 mod uplink;
 
@@ -16,7 +17,7 @@ use tbmq_bus::{
 };
 use tbmq_integration::{
     Millis,
-    lifecycle::{End, Lifecycle},
+    lifecycle::{End, Lifecycle, Reinit},
     ownership::{self, Ownership, Renewal},
     restore::{self, Step},
     wire::Desired,
@@ -285,6 +286,8 @@ impl Executor {
                     let Some(owned) = self.owned.get_mut(&partition) else { continue };
                     note!(env, "{} owns {partition} under {epoch}", self.host.service);
                     owned.epoch = epoch;
+                    env.books.began(&env.net, self.host.process(epoch));
+                    let end = if env.has(Bug::RestoreEarly) { 0 } else { end };
                     owned.restoration = Some(restore::Partition::new(end, SHARDS_MAX));
                     self.downlink.add(&at, Start::Earliest);
                 }
@@ -468,9 +471,10 @@ impl Executor {
         let revision = record.header(REVISION_HEADER);
         let result =
             restoration.record(record.offset, record.key.as_deref(), record.value.as_ref(), revision);
+        let early = if env.has(Bug::RestoreEarly) { restoration.end(record.offset + 1) } else { Vec::new() };
         match result {
             Ok(step) => {
-                if let Some(step) = step {
+                for step in step.into_iter().chain(early) {
                     self.step(env, partition, step);
                 }
             }
@@ -508,7 +512,11 @@ impl Executor {
         }
         self.next_actor += 1;
         owned.shards.insert(desired.shard, self.next_actor);
-        let lifecycle = Lifecycle::new(Some(Duration::from_secs(2)));
+        let lifecycle = Lifecycle::new(Some(Reinit {
+            first: Duration::from_millis(500),
+            longest: Duration::from_secs(4),
+            seed: self.next_actor,
+        }));
         let mut shard = Shard::new(desired.shard, partition, owned.epoch, lifecycle);
         shard.desire(desired);
         self.actors.insert(self.next_actor, shard);
@@ -563,7 +571,7 @@ impl Executor {
             self.ended(env, &shard);
             return;
         }
-        shard.work(env, &self.host, gate);
+        shard.work(env, &self.host, &*self.writer, gate);
         if let Some(is_abandoned) = shard.is_stopped(env) {
             if shard.wants_flush() && !is_abandoned {
                 self.flushes.insert(actor);

@@ -1,13 +1,18 @@
 //! One shard: the lifecycle machine, the sink, and the pack machines of its message partitions.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
 
-use tbmq_bus::{Bus as _, Commit, ReaderEvent, Start, TopicPartition};
+use tbmq_bus::{Bus as _, Commit, ReaderEvent, Record, Start, TopicPartition, Writer};
 use tbmq_integration::{
     Millis,
-    entity::{AckStrategy, Document},
+    entity::{AckStrategy, Delivery, Document},
     lifecycle::{End, Event, Lifecycle, Step},
-    pack::{self, Answer, Item, Notice, Settled, Ticket},
+    pack::{self, Answer, Item, Notice, Settled, Ticket, Unfit},
+    stall::{self, Stall},
     wire::{Change, CommitMetadata, Desired},
 };
 use tbmq_proto::{
@@ -15,14 +20,17 @@ use tbmq_proto::{
     integration::{ComponentLifecycleEventProto, LifecycleEvent, native_event::Body},
 };
 
-use super::uplink::{Uplink, refusal};
+use super::{
+    letters::Letters,
+    uplink::{Uplink, refusal},
+};
 use crate::{
     Bug,
     books::{Fate, Invariant, Place, publish_of},
     env::{Env, note},
     net::Host,
-    remote::Sink,
-    settings::{CREDITS, STOP_TIMEOUT, WINDOW},
+    remote::{Mode, Sink},
+    settings::{CREDITS, STALLED_AFTER, STOP_TIMEOUT, WINDOW},
 };
 
 /// Whether messages may be handed over and offsets may be committed now.
@@ -32,9 +40,10 @@ pub(super) struct Gate {
 }
 
 /// A message as the sink takes it.
-#[derive(Clone, Copy, Debug)]
-struct Message {
-    place: Place,
+#[derive(Clone, Debug)]
+pub(super) struct Message {
+    pub(super) place: Place,
+    pub(super) record: Arc<Record>,
 }
 
 /// One shard's actor.
@@ -62,6 +71,8 @@ struct Running {
     sink: Sink,
     lanes: Vec<Lane>,
     has_gone: bool,
+    letters: Letters,
+    stall: Stall,
 }
 
 #[derive(Clone, Copy)]
@@ -92,6 +103,11 @@ struct Lane {
     settled: Settled,
     /// Attempts that were handed over and have not timed out.
     open: Vec<(Ticket, u64)>,
+    /// Attempts that each message has had, and how many it is to have: without a limit if `None`.
+    attempts: BTreeMap<u64, u32>,
+    attempts_max: Option<u32>,
+    dead_letters: bool,
+    generation: u64,
 }
 
 impl Shard {
@@ -178,20 +194,23 @@ impl Shard {
             Event::Stopped => (ComponentLifecycleEventProto::Stopped, None),
             Event::Failed { text } => (ComponentLifecycleEventProto::Failed, Some(text)),
             Event::Reinit => (ComponentLifecycleEventProto::Reinit, None),
+            Event::Stalled { text } => (ComponentLifecycleEventProto::Stalled, Some(text)),
+            Event::Resumed => (ComponentLifecycleEventProto::Resumed, None),
         };
-        let body = Body::Lifecycle(LifecycleEvent { event: word.into(), success: error.is_none(), error });
+        let success = word != ComponentLifecycleEventProto::Failed;
+        let body = Body::Lifecycle(LifecycleEvent { event: word.into(), success, error });
         let revision = self.lifecycle.desired().map_or(0, |desired| desired.revision);
         self.seq += 1;
         uplink.tell(env, process, self.id, (self.epoch, self.seq), revision, body);
     }
 
     /// One wake of the actor.
-    pub(super) fn work(&mut self, env: &mut Env, host: &Host, gate: Gate) {
+    pub(super) fn work(&mut self, env: &mut Env, host: &Host, writer: &dyn Writer, gate: Gate) {
         self.lifecycle.tick(env.now);
         if self.stopping.is_none() {
             self.start(env, host);
         }
-        let (id, is_stopping) = (self.id, self.stopping.is_some());
+        let (id, epoch, is_stopping) = (self.id, self.epoch, self.stopping.is_some());
         let Some(running) = &mut self.running else { return };
         for lane in &mut running.lanes {
             lane.pack.tick(env.now);
@@ -202,6 +221,7 @@ impl Shard {
             let lane = &mut running.lanes[usize::from(pack::lane_of(attempt.ticket))];
             lane.answered(env, attempt.ticket, attempt.place, answer);
         }
+        running.bury(env, writer, epoch);
         if is_stopping {
             return;
         }
@@ -219,8 +239,21 @@ impl Shard {
         if gate.is_open && !self.is_lost() {
             self.submit(env, host);
         }
-        if env.mishap(300) {
-            self.lifecycle.broken("broke".to_owned());
+        if let Some(running) = &mut self.running {
+            let has_work = running.lanes.iter().any(|lane| lane.pack.unsettled() > 0);
+            let confirmed = running.lanes.iter().map(|lane| lane.pack.confirmed()).sum();
+            match running.stall.observe(env.now, has_work, confirmed) {
+                Some(stall::Change::Stalled) => {
+                    env.books.counts.stalls += 1;
+                    self.lifecycle.stalled("nothing gets through".to_owned());
+                }
+                Some(stall::Change::Resumed) => self.lifecycle.resumed(),
+                None => {}
+            }
+        }
+        let breaks = if env.remote.mode(env.now, id.integration) == Mode::Flapping { 10 } else { 300 };
+        if env.mishap(breaks) {
+            self.lifecycle.broken(env.now, "broke".to_owned());
         }
     }
 
@@ -232,6 +265,12 @@ impl Shard {
                 let place = message.place;
                 lane.pack.submitted(env.now);
                 lane.open.push((ticket, place.offset));
+                let attempts = lane.attempts.entry(place.offset).or_default();
+                *attempts += 1;
+                if lane.attempts_max.is_some_and(|most| *attempts > most) {
+                    let text = format!("{}: attempt {attempts} of {}", lane.at, place.offset);
+                    env.books.violate(Invariant::Attempts, text);
+                }
                 running.sink.submit(env.now, ticket, place);
                 env.books.handed_over(self.id, self.epoch, &host.service, &host.incarnation);
                 handed += 1;
@@ -274,7 +313,14 @@ impl Shard {
         let creation = env.books.creation_of(&found.id);
         let metadata =
             CommitMetadata { generation: desired.generation, epoch: self.epoch, topic: found.id.clone() };
-        let settings = settings_of(env, &target.configuration);
+        let delivery = Document::parse(&target.configuration).map(|document| document.delivery);
+        let delivery = delivery.unwrap_or_default();
+        let settings = settings_of(env, &delivery);
+        if settings.dead_letters {
+            let spec = env.net.dead_letters(self.id.integration);
+            env.net.ask(admin.create_topic(&spec)).expect("a legal topic");
+            env.books.grave_made(&env.net, self.id.integration);
+        }
         let mut lanes = Vec::new();
         for (index, at) in partitions.into_iter().enumerate() {
             let commit = commits.iter().find(|commit| commit.partition == at);
@@ -299,10 +345,21 @@ impl Shard {
                 committed: None,
                 settled: Settled::default(),
                 open: Vec::new(),
+                attempts: BTreeMap::new(),
+                attempts_max: attempts_max(&delivery),
+                dead_letters: settings.dead_letters,
+                generation: desired.generation,
             });
         }
-        self.running = Some(Running { desired, sink: Sink::default(), lanes, has_gone: false });
-        self.lifecycle.started();
+        self.running = Some(Running {
+            desired,
+            sink: Sink::default(),
+            lanes,
+            has_gone: false,
+            letters: Letters::default(),
+            stall: Stall::new(STALLED_AFTER),
+        });
+        self.lifecycle.started(env.now);
     }
 
     /// Whether what runs can be closed, or flushed; `Some(true)`: it is abandoned.
@@ -314,7 +371,7 @@ impl Shard {
         }
         let is_over = env.now >= stopping.deadline;
         let in_flight: usize = running.lanes.iter().map(|lane| lane.pack.in_flight()).sum();
-        if in_flight > 0 && !is_over {
+        if in_flight + running.letters.len() > 0 && !is_over {
             return None;
         }
         match stopping.flush {
@@ -425,6 +482,22 @@ impl Shard {
     }
 }
 
+impl Running {
+    /// Writes dead letters.
+    fn bury(&mut self, env: &mut Env, writer: &dyn Writer, epoch: u64) {
+        for lane in &mut self.lanes {
+            while let Some(letter) = lane.pack.poll_dead_letter() {
+                self.letters.put(letter, lane.generation, epoch);
+            }
+        }
+        for (ticket, offset) in self.letters.work(env, writer) {
+            if let Some(lane) = self.lanes.get_mut(usize::from(pack::lane_of(ticket))) {
+                lane.dead_lettered(env, ticket, offset);
+            }
+        }
+    }
+}
+
 impl Lane {
     /// Takes what has come; `Err`: the topic is gone.
     fn take(
@@ -447,11 +520,17 @@ impl Lane {
                             key: publish_of(record).unwrap_or(0) % 3,
                             weight: 10,
                             expires_at_ms: 0,
-                            message: publish_of(record).map(|_| Message { place: place(record.offset) }),
+                            message: Message {
+                                place: place(record.offset),
+                                record: Arc::new(record.clone()),
+                            },
+                            unfit: publish_of(record)
+                                .is_none()
+                                .then(|| Box::new(Unfit { class: "unreadable", text: String::new() })),
                         })
                         .collect();
                     self.read = records.last().map_or(self.read, |record| record.offset + 1);
-                    self.pack.take(items);
+                    self.pack.take(env.now, items);
                 }
                 ReaderEvent::End { position, .. } => {
                     self.read = position;
@@ -500,8 +579,8 @@ impl Lane {
             };
             self.open.swap_remove(at);
             if !is_retried {
-                self.settled.skipped += 1;
-                self.settle(env, offset, Fate::Skipped);
+                self.given_up(env, offset);
+                self.leave(env, offset, Fate::Skipped);
             }
         }
     }
@@ -522,17 +601,50 @@ impl Lane {
         }
         while let Some(notice) = self.pack.poll_notice() {
             if notice.is_given_up_of(offset) {
-                let fate = if is_rejected { Fate::Rejected } else { Fate::Skipped };
-                let count = if is_rejected { &mut self.settled.rejected } else { &mut self.settled.skipped };
-                *count += 1;
-                env.books.settled(place, fate);
+                if !is_rejected {
+                    self.given_up(env, offset);
+                }
+                self.leave(env, offset, if is_rejected { Fate::Rejected } else { Fate::Skipped });
             }
         }
     }
 
-    fn settle(&mut self, env: &mut Env, offset: u64, fate: Fate) {
-        let Some(id) = env.net.catalogue.integration_of_messages(&self.at.topic) else { return };
-        env.books.settled(Place { id, creation: self.creation, partition: self.at.partition, offset }, fate);
+    /// The strategy gives a message up: it must have had all its attempts.
+    fn given_up(&self, env: &mut Env, offset: u64) {
+        let had = self.attempts.get(&offset).copied();
+        if had != self.attempts_max {
+            let text =
+                format!("{}: {offset} is given up on after {had:?} of {:?}", self.at, self.attempts_max);
+            env.books.violate(Invariant::Attempts, text);
+        }
+    }
+
+    /// It leaves, unless a dead letter is to be written first.
+    fn leave(&mut self, env: &mut Env, offset: u64, fate: Fate) {
+        if self.dead_letters {
+            return;
+        }
+        match fate {
+            Fate::Rejected => self.settled.rejected += 1,
+            _ => self.settled.skipped += 1,
+        }
+        if let Some(place) = self.place(env, offset) {
+            env.books.settled(place, fate);
+        }
+    }
+
+    /// Its dead letter is written.
+    fn dead_lettered(&mut self, env: &mut Env, ticket: Ticket, offset: u64) {
+        self.pack.dead_lettered(ticket);
+        self.settled.dead_lettered += 1;
+        if let Some(place) = self.place(env, offset) {
+            env.books.dead_lettered(&env.net, place, self.generation);
+        }
+    }
+
+    fn place(&self, env: &Env, offset: u64) -> Option<Place> {
+        let id = env.net.catalogue.integration_of_messages(&self.at.topic)?;
+        Some(Place { id, creation: self.creation, partition: self.at.partition, offset })
     }
 
     fn check(&self, env: &mut Env, id: ShardId) {
@@ -573,15 +685,25 @@ impl GivenUp for Notice {
     }
 }
 
-fn settings_of(env: &Env, configuration: &str) -> pack::Settings {
-    let delivery = Document::parse(configuration).map(|document| document.delivery).unwrap_or_default();
+/// Attempts that a message is to have before it is given up on; `None`: it never is.
+fn attempts_max(delivery: &Delivery) -> Option<u32> {
+    match (delivery.ack_strategy, delivery.retries.unwrap_or(0)) {
+        (Some(AckStrategy::RetryAll), 0) => None,
+        (Some(AckStrategy::RetryAll), retries) => Some(retries + 1),
+        _ => Some(1),
+    }
+}
+
+fn settings_of(env: &Env, delivery: &Delivery) -> pack::Settings {
+    let retries = delivery.retries.unwrap_or(0);
     pack::Settings {
         strategy: delivery.ack_strategy.unwrap_or(AckStrategy::SkipAll),
-        retries: delivery.retries.unwrap_or(0),
+        retries: if env.has(Bug::RetryOnceMore) && retries > 0 { retries + 1 } else { retries },
         pause: Duration::from_millis(200),
         attempt_timeout: Duration::from_millis(2_000),
-        ordering: if env.now.0.is_multiple_of(2) { pack::Ordering::Key } else { pack::Ordering::None },
+        ordering: delivery.ordering.unwrap_or(pack::Ordering::None),
         window_messages: WINDOW,
         window_bytes: 1_000,
+        dead_letters: delivery.dead_letter,
     }
 }

@@ -11,7 +11,7 @@ use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 use tbmq_integration::{
     Millis,
     entity::AckStrategy,
-    lifecycle::{End, Event, Lifecycle, State, Step},
+    lifecycle::{End, Event, Lifecycle, Reinit, State, Step},
     pack::{self, Answer, Item, Notice, Ordering, Ticket},
     restore,
     wire::{Cause, Change, Desired, Target, encode_desired},
@@ -292,7 +292,11 @@ impl Sim {
             };
             self.note(format!("apply {} revision {}", desired.shard, desired.revision));
             let shard = executor.shards.entry(desired.shard).or_insert_with(|| Shard {
-                lifecycle: Lifecycle::new(Some(Duration::from_secs(1))),
+                lifecycle: Lifecycle::new(Some(Reinit {
+                    first: Duration::from_millis(200),
+                    longest: Duration::from_secs(1),
+                    seed: 1,
+                })),
                 starting: None,
                 running: None,
                 stopping: false,
@@ -333,7 +337,7 @@ impl Sim {
             let fate = self.bus.topics.get_mut(&id).expect("what runs has a topic");
             let noted = running.work(&mut self.rng, self.now, fate, self.calm);
             if !self.calm && self.rng.random_range(0..300) == 0 {
-                shard.lifecycle.broken("broke".to_owned());
+                shard.lifecycle.broken(self.now, "broke".to_owned());
             }
             self.note(format!("{id}: {noted}"));
         }
@@ -362,6 +366,7 @@ impl Sim {
             ordering: if self.rng.random() { Ordering::Key } else { Ordering::None },
             window_messages: 4,
             window_bytes: 1_000,
+            dead_letters: false,
         };
         shard.running = Some(Running {
             partition: pack::Partition::new(settings, 0),
@@ -372,7 +377,7 @@ impl Sim {
             strategy,
             desired,
         });
-        shard.lifecycle.started();
+        shard.lifecycle.started(self.now);
     }
 
     fn stop(&mut self, id: ShardId, shard: &mut Shard) {
@@ -467,7 +472,7 @@ impl Sim {
 impl Running {
     fn work(&mut self, rng: &mut StdRng, now: Millis, topic: &mut Topic, calm: bool) -> &'static str {
         match rng.random_range(0..6) {
-            0 if self.partition.wants_more() => self.read(rng, topic),
+            0 if self.partition.wants_more() => self.read(rng, now, topic),
             1 => {
                 // A commit that fails leaves the old one.
                 if calm || rng.random_range(0..4) != 0 {
@@ -495,7 +500,7 @@ impl Running {
         }
     }
 
-    fn read(&mut self, rng: &mut StdRng, topic: &mut Topic) -> &'static str {
+    fn read(&mut self, rng: &mut StdRng, now: Millis, topic: &mut Topic) -> &'static str {
         if self.read < topic.start {
             for fate in &mut topic.messages[self.read as usize..topic.start as usize] {
                 if *fate == Fate::Open {
@@ -514,11 +519,15 @@ impl Running {
         }
         let to = rng.random_range(self.read + 1..=end);
         let from = self.read;
-        let item = |offset: u64| {
-            let message = Some(offset);
-            Item { offset, key: offset % 3, weight: 10, expires_at_ms: 0, message }
+        let item = |offset: u64| Item {
+            offset,
+            key: offset % 3,
+            weight: 10,
+            expires_at_ms: 0,
+            message: offset,
+            unfit: None,
         };
-        self.partition.take((from..to).map(item));
+        self.partition.take(now, (from..to).map(item));
         self.read = to;
         "read"
     }
@@ -530,8 +539,10 @@ impl Running {
         let (ticket, message) = self.in_flight.swap_remove(rng.random_range(0..self.in_flight.len()));
         let fate = &mut topic.messages[message as usize];
         let (answer, word) = match rng.random_range(0..10) {
-            0 if !calm => (Answer::Rejected { text: "no".to_owned() }, "rejected"),
-            1 | 2 if !calm => (Answer::Retry { after: None, text: "down".to_owned() }, "failed"),
+            0 if !calm => (Answer::Rejected { class: "status", text: "no".to_owned() }, "rejected"),
+            1 | 2 if !calm => {
+                (Answer::Retry { after: None, class: "status", text: "down".to_owned() }, "failed")
+            }
             _ => (Answer::Delivered, "delivered"),
         };
         match (&answer, self.strategy) {

@@ -61,6 +61,11 @@ impl SinkKind for Http {
         "HTTP"
     }
 
+    fn ordering(&self) -> tbmq_integration::pack::Ordering {
+        // Requests run side by side, and nothing on the way keeps their order.
+        tbmq_integration::pack::Ordering::None
+    }
+
     fn schema(&self) -> Value {
         binder::schema::<config::Config>()
     }
