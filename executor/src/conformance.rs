@@ -71,6 +71,11 @@ pub(crate) trait Fixture: Send {
     /// The same, where a message that is not answered fails after at most a second.
     fn impatient_configuration(&self) -> Map<String, Value>;
 
+    /// The kind for that, if an attempt's limit is not the configuration's but the process's.
+    fn impatient_kind(&self) -> Arc<dyn SinkKind> {
+        self.kind()
+    }
+
     /// The same as the impatient one, for another remote end.
     fn configuration_at(&self, address: SocketAddr) -> Map<String, Value>;
 
@@ -182,9 +187,20 @@ async fn connected(
     configuration: &Map<String, Value>,
     window: usize,
 ) -> Box<dyn Sink> {
+    connected_as(fixture.kind(), configuration, window).await
+}
+
+async fn impatient(fixture: &dyn Fixture, window: usize) -> Box<dyn Sink> {
+    connected_as(fixture.impatient_kind(), &fixture.impatient_configuration(), window).await
+}
+
+async fn connected_as(
+    kind: Arc<dyn SinkKind>,
+    configuration: &Map<String, Value>,
+    window: usize,
+) -> Box<dyn Sink> {
     let connect = async {
-        let mut sink =
-            fixture.kind().connect(configuration, context(window)).await.expect("the fixture's are right");
+        let mut sink = kind.connect(configuration, context(window)).await.expect("the fixture's are right");
         until(&mut *sink, |state| *state == SinkState::Ready).await;
         sink
     };
@@ -428,7 +444,7 @@ pub(crate) async fn an_outage_in_mid_flight_is_answered_and_survived(fixture: &m
 }
 
 pub(crate) async fn a_remote_end_that_never_answers_does_not_block_for_ever(fixture: &mut impl Fixture) {
-    let mut sink = connected(fixture, &fixture.impatient_configuration(), 4).await;
+    let mut sink = impatient(fixture, 4).await;
     fixture.behave(Behaviour::Hold).await;
     submit(&mut *sink, 0..4);
     for _ in 0..4 {
@@ -644,7 +660,7 @@ impl ByKey {
 
 pub(crate) async fn order_by_key_survives_retries(fixture: &mut impl Fixture) {
     const MESSAGES: u64 = 30;
-    let mut sink = connected(fixture, &fixture.impatient_configuration(), 3).await;
+    let mut sink = impatient(fixture, 3).await;
     let mut keys = ByKey { next: [0, 1, 2], open: BTreeMap::new(), attempts: 0, delivered: 0, retried: 0 };
     for (delivered, fault) in [(6, Behaviour::Hold), (15, Behaviour::Away)] {
         keys.until(&mut *sink, MESSAGES, |keys, _| keys.delivered >= delivered).await;

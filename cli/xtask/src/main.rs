@@ -44,10 +44,10 @@ enum Task {
         #[arg(long)]
         install: bool,
     },
-    /// Measure: `bus` (produce and consume at 1 to 10,000 topics), `e2e` (MQTT QoS 1 → HTTP) or `scale` (thousands of
-    /// integrations).
+    /// Measure: `bus` (produce and consume at 1 to 10,000 topics), `e2e` (MQTT QoS 1 → HTTP), `scale` (thousands of
+    /// integrations), `sinks` (a filled message topic → HTTP, MQTT, Kafka) or `neighbour` (one of 50 integrations hangs).
     Bench {
-        /// `bus`, `e2e` or `scale`, with that benchmark's own options.
+        /// `bus`, `e2e`, `scale`, `sinks` or `neighbour`, with that benchmark's own options.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
         arguments: Vec<String>,
     },

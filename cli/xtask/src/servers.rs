@@ -14,6 +14,7 @@ const PACKAGES: &[(Test, &str)] = &[
     (|| missing("mvn"), "maven"),
     (|| postgres::availability().is_err(), "postgresql"),
     (|| mosquitto::availability().is_err(), "mosquitto-clients"),
+    (|| mosquitto::broker_availability().is_err(), "mosquitto"),
 ];
 
 fn missing(program: &str) -> bool {
@@ -30,6 +31,7 @@ pub(crate) fn run(install: bool) -> Result<()> {
         ("Apache Kafka", kafka::availability()),
         ("PostgreSQL", postgres::availability()),
         ("Mosquitto clients", mosquitto::availability()),
+        ("Mosquitto broker", mosquitto::broker_availability()),
     ];
     for (name, state) in checks {
         match state {

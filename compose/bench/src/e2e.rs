@@ -4,21 +4,15 @@
 //! to the same sink, which no delivery over HTTP can undercut.
 
 use std::{
-    io::{BufRead as _, BufReader, Write as _},
-    process::{Child, Command, Stdio},
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
+use bytes::Bytes;
 use clap::Args;
-use hdrhistogram::Histogram;
 use tbmq_harness::{
     client::{Plan, publish_all},
-    http_sink::HttpSink,
     kafka::{Kafka, KafkaOptions},
     ledger::Mark,
     postgres::Postgres,
@@ -27,6 +21,11 @@ use tbmq_harness::{
 use tbmq_proto::control::{
     CreateIntegrationRequest, GetIntegrationRequest, Integration,
     integration_service_client::IntegrationServiceClient, integration_status::Phase,
+};
+
+use crate::{
+    peer::{Peer, Role},
+    sinks::floor,
 };
 
 #[derive(Args)]
@@ -134,13 +133,14 @@ async fn measure(
     grpc: std::net::SocketAddr,
     processes: &[(&str, u32)],
 ) -> Result<()> {
-    let mut sink = SinkProcess::start()?;
-    create_integration(grpc, &sink.url).await?;
+    let mut sink = Peer::start(Role::Http).await?;
+    create_integration(grpc, &format!("http://{}/in", sink.address())).await?;
     let before: Vec<Usage> = processes.iter().map(|(_, pid)| Usage::of(*pid)).collect::<Result<_>>()?;
-    let (own_before, sink_before) = (Usage::of(std::process::id())?, Usage::of(sink.child.id())?);
-    let start = Instant::now();
     let each = options.messages / u64::from(options.publishers);
     let total = each * u64::from(options.publishers);
+    sink.expect(total, 0).await?;
+    let (own_before, sink_before) = (Usage::of(std::process::id())?, sink.cpu()?);
+    let start = Instant::now();
     let mut tasks = tokio::task::JoinSet::new();
     for publisher in 0..options.publishers {
         let plan = Plan::new(mqtt, &format!("bench/{publisher}"), each).by(publisher).timed();
@@ -152,7 +152,8 @@ async fn measure(
         acknowledged += result??.len() as u64;
     }
     let published = start.elapsed();
-    let seen = sink.finish(total)?;
+    sink.first().await?;
+    let seen = sink.done().await?;
     let elapsed = start.elapsed();
     ensure!(acknowledged == total, "{acknowledged} of {total} were acknowledged");
 
@@ -183,7 +184,7 @@ async fn measure(
     println!(
         "  generator: {:.1} us, sink: {:.1} us CPU per message",
         per_message(own),
-        per_message(seen.cpu.saturating_sub(sink_before.cpu))
+        per_message(sink.cpu()?.saturating_sub(sink_before))
     );
     ensure!(lost == 0, "{lost} messages were lost");
     Ok(())
@@ -215,136 +216,18 @@ async fn create_integration(grpc: std::net::SocketAddr, url: &str) -> Result<()>
     }
 }
 
-/// Nanoseconds since the epoch: the clock that publishers and sink share.
-fn now_ns() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
-}
-
-/// What the sink saw.
-struct Seen {
-    arrived: u64,
-    different: u64,
-    p50_ms: f64,
-    p99_ms: f64,
-    p999_ms: f64,
-    cpu: Duration,
-}
-
-struct SinkProcess {
-    child: Child,
-    output: BufReader<std::process::ChildStdout>,
-    url: String,
-}
-
-impl SinkProcess {
-    fn start() -> Result<Self> {
-        let mut child = Command::new(std::env::current_exe()?)
-            .arg("sink")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()?;
-        let mut output = BufReader::new(child.stdout.take().context("stdout is piped")?);
-        let mut url = String::new();
-        output.read_line(&mut url)?;
-        Ok(Self { child, output, url: url.trim().to_owned() })
-    }
-
-    /// Waits until so many different marks have arrived, at most 120 s after the last one came.
-    fn finish(&mut self, expected: u64) -> Result<Seen> {
-        let input = self.child.stdin.as_mut().context("stdin is piped")?;
-        writeln!(input, "{expected}")?;
-        let mut line = String::new();
-        self.output.read_line(&mut line)?;
-        let cpu = Usage::of(self.child.id())?.cpu;
-        let numbers: Vec<f64> = line.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
-        ensure!(numbers.len() == 5, "the sink said {line:?}");
-        Ok(Seen {
-            arrived: numbers[0] as u64,
-            different: numbers[1] as u64,
-            p50_ms: numbers[2],
-            p99_ms: numbers[3],
-            p999_ms: numbers[4],
-            cpu,
-        })
-    }
-}
-
-impl Drop for SinkProcess {
-    fn drop(&mut self) {
-        if self.child.kill().and_then(|()| self.child.wait()).is_err() {
-            println!("the sink is gone already");
-        }
-    }
-}
-
-/// The sink's own process.
-pub(crate) async fn sink() -> Result<()> {
-    let server = HttpSink::start().await?;
-    println!("{}", server.url("in"));
-    let expected: usize = tokio::task::spawn_blocking(|| {
-        let mut line = String::new();
-        std::io::stdin().read_line(&mut line)?;
-        anyhow::Ok(line.trim().parse()?)
-    })
-    .await??;
-    // Duplicates may have come first: wait on until enough are different, or nothing comes any more.
-    let mut wanted = expected;
-    let mut different = std::collections::HashSet::new();
-    let mut latency = Histogram::<u64>::new_with_bounds(1, 3_600_000_000, 3)?;
-    let mut looked = 0;
-    loop {
-        let more = server.wait_for(wanted, Duration::from_secs(120)).await.is_ok();
-        let received = server.received();
-        let (wall, clock) = (now_ns(), Instant::now());
-        for one in &received[looked..] {
-            let Some(mark) = Mark::parse(&one.body) else { continue };
-            if different.insert((mark.publisher, mark.sequence)) {
-                let arrived_ns = wall.saturating_sub(clock.duration_since(one.at).as_nanos() as u64);
-                latency.saturating_record(arrived_ns.saturating_sub(mark.sent_ns) / 1_000);
-            }
-        }
-        looked = received.len();
-        if different.len() >= expected || !more {
-            break;
-        }
-        wanted = looked + expected - different.len();
-    }
-    let ms = |quantile: f64| latency.value_at_quantile(quantile) as f64 / 1e3;
-    println!("{looked} {} {} {} {}", different.len(), ms(0.5), ms(0.99), ms(0.999));
-    // The parent reads our CPU time before it lets us go.
-    std::future::pending().await
-}
-
 /// Rate, and CPU µs per request of client and sink.
 async fn floor(options: &Options) -> Result<(f64, f64, f64)> {
-    // A second installation finds the first, which is as good.
-    drop(rustls::crypto::ring::default_provider().install_default());
-    let sink = SinkProcess::start()?;
-    let client = reqwest::Client::builder().no_proxy().tcp_nodelay(true).build()?;
-    let body = Mark::new(0, 0).payload(options.size);
-    let left = Arc::new(AtomicUsize::new(options.messages.min(100_000) as usize));
-    let total = left.load(Ordering::Relaxed);
-    let (own_before, sink_before) = (Usage::of(std::process::id())?, Usage::of(sink.child.id())?);
+    let sink = Peer::start(Role::Http).await?;
+    let total = options.messages.min(100_000) as usize;
+    let bodies: Arc<[Bytes]> = vec![Bytes::from(Mark::new(0, 0).payload(options.size)); total].into();
+    let client = floor::client()?;
+    let (own_before, sink_before) = (Usage::of(std::process::id())?, sink.cpu()?);
     let start = Instant::now();
-    let mut tasks = tokio::task::JoinSet::new();
-    for _ in 0..64 {
-        let (client, body, left, url) = (client.clone(), body.clone(), Arc::clone(&left), sink.url.clone());
-        tasks.spawn(async move {
-            while left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok()
-            {
-                let response = client.post(&url).body(body.clone()).send().await?;
-                ensure!(response.status().is_success(), "{}", response.status());
-                response.bytes().await?;
-            }
-            anyhow::Ok(())
-        });
-    }
-    while let Some(result) = tasks.join_next().await {
-        result??;
-    }
+    floor::post(&client, &format!("http://{}/in", sink.address()), &bodies, 64).await?;
     let rate = total as f64 / start.elapsed().as_secs_f64();
     let per_request = |time: Duration| time.as_secs_f64() * 1e6 / total as f64;
     let own = Usage::of(std::process::id())?.cpu.saturating_sub(own_before.cpu);
-    let other = Usage::of(sink.child.id())?.cpu.saturating_sub(sink_before.cpu);
+    let other = sink.cpu()?.saturating_sub(sink_before);
     Ok((rate, per_request(own), per_request(other)))
 }

@@ -4,7 +4,11 @@
 
 mod bus;
 mod e2e;
+mod neighbour;
+mod peer;
 mod scale;
+mod sinks;
+mod wire;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -24,9 +28,16 @@ enum What {
     E2e(e2e::Options),
     /// Thousands of integrations: creating them, restoring them after a restart, and what they cost at rest.
     Scale(scale::Options),
-    /// The sink of `e2e` as a process of its own; prints its address and, at the end of its input, what it saw.
+    /// From a filled message topic to each kind of sink, beside what the bare client library does.
+    Sinks(sinks::Options),
+    /// Many integrations over one executor, with and without one whose sink hangs.
+    Neighbour(neighbour::Options),
+    /// The far end of a benchmark as a process of its own.
     #[command(hide = true)]
-    Sink,
+    Peer {
+        #[command(subcommand)]
+        role: peer::Role,
+    },
 }
 
 #[tokio::main]
@@ -35,6 +46,8 @@ async fn main() -> Result<()> {
         What::Bus(options) => bus::run(options).await,
         What::E2e(options) => e2e::run(options).await,
         What::Scale(options) => scale::run(options).await,
-        What::Sink => e2e::sink().await,
+        What::Sinks(options) => sinks::run(options).await,
+        What::Neighbour(options) => neighbour::run(options).await,
+        What::Peer { role } => peer::run(role).await,
     }
 }

@@ -32,6 +32,8 @@ pub enum Need {
     Postgres,
     /// `mosquitto_pub` and `mosquitto_sub`.
     Mosquitto,
+    /// Mosquitto's broker.
+    MosquittoBroker,
 }
 
 /// Tells what is missing of `needs`, each with the command that installs it.
@@ -43,6 +45,7 @@ pub fn availability(needs: &[Need]) -> Result<(), String> {
                 Need::Kafka => kafka::availability(),
                 Need::Postgres => postgres::availability(),
                 Need::Mosquitto => mosquitto::availability(),
+                Need::MosquittoBroker => mosquitto::broker_availability(),
             }
             .err()
         })

@@ -1,11 +1,192 @@
-//! Mosquitto's command-line clients: MQTT clients that we did not write.
+//! Mosquitto: MQTT clients and a broker that we did not write.
 
 use std::{
-    net::SocketAddr,
-    process::{Command, Stdio},
+    fmt::Write as _,
+    fs,
+    net::{SocketAddr, TcpStream},
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    sync::Mutex,
+    time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
+use rustix::process::Signal;
+use tempfile::TempDir;
+
+use crate::{
+    guard::{Guard, signal},
+    postgres::free_port,
+};
+
+/// Where the broker may be; Debian's lies outside the path of users.
+const BROKERS: [&str; 2] = ["mosquitto", "/usr/sbin/mosquitto"];
+
+/// Tells how to get the broker when it is missing.
+///
+/// # Errors
+/// What is missing, and the command that installs it.
+pub fn broker_availability() -> Result<(), String> {
+    match broker_program() {
+        Some(_) => Ok(()),
+        None => Err("Mosquitto's broker is missing: apt-get install -y mosquitto".to_owned()),
+    }
+}
+
+fn broker_program() -> Option<&'static str> {
+    BROKERS.into_iter().find(|program| {
+        let help = Command::new(program).arg("-h").stdout(Stdio::null()).stderr(Stdio::null()).status();
+        help.is_ok()
+    })
+}
+
+/// What a broker is told.
+#[derive(Clone, Debug, Default)]
+pub struct BrokerOptions {
+    /// User name and password of the only one who may connect; `None`: everyone may.
+    pub user: Option<(String, String)>,
+    /// PEM texts: the broker's certificate, its key, and the authority whose clients it takes; then it speaks TLS only.
+    pub tls: Option<BrokerTls>,
+    /// Further lines of its configuration file.
+    pub lines: Vec<String>,
+}
+
+/// What a broker needs for TLS, as PEM texts.
+#[derive(Clone, Debug)]
+pub struct BrokerTls {
+    /// Its certificate.
+    pub certificate: String,
+    /// The certificate's key.
+    pub key: String,
+    /// The authority that clients must have a certificate of; `None`: they need none.
+    pub client_authority: Option<String>,
+}
+
+/// A running broker on a free port of the loopback, with the sessions of its clients in a folder of its own.
+#[derive(Debug)]
+pub struct Broker {
+    server: Mutex<Option<(Child, Guard)>>,
+    port: u16,
+    folder: TempDir,
+}
+
+impl Broker {
+    /// Starts a broker. Blocks until it listens, at most 30 s.
+    ///
+    /// # Errors
+    /// When a step fails.
+    pub fn start(options: &BrokerOptions) -> Result<Self> {
+        let folder = tempfile::Builder::new().prefix("tbmq-mosquitto-").tempdir()?;
+        let port = free_port()?;
+        let broker = Self { server: Mutex::default(), port, folder };
+        let mut text = format!("listener {port} 127.0.0.1\npersistence true\npersistence_location {}/\n", {
+            broker.folder.path().display()
+        });
+        if rustix::process::geteuid().is_root() {
+            // It would become a user that can't read the folder.
+            text.push_str("user root\n");
+        }
+        match &options.user {
+            None => text.push_str("allow_anonymous true\n"),
+            Some((name, password)) => {
+                let file = broker.path("passwords");
+                let mut command = Command::new("mosquitto_passwd");
+                let status = command.args(["-b", "-c"]).arg(&file).args([name, password]).status()?;
+                ensure!(status.success(), "mosquitto_passwd failed");
+                writeln!(text, "allow_anonymous false\npassword_file {}", file.display())?;
+            }
+        }
+        if let Some(tls) = &options.tls {
+            let mut file = |setting: &str, content: &str| -> Result<()> {
+                let path = broker.path(setting);
+                fs::write(&path, content)?;
+                Ok(writeln!(text, "{setting} {}", path.display())?)
+            };
+            file("certfile", &tls.certificate)?;
+            file("keyfile", &tls.key)?;
+            if let Some(authority) = &tls.client_authority {
+                file("cafile", authority)?;
+                text.push_str("require_certificate true\n");
+            }
+        }
+        for line in &options.lines {
+            writeln!(text, "{line}")?;
+        }
+        fs::write(broker.path("mosquitto.conf"), text)?;
+        broker.launch()?;
+        Ok(broker)
+    }
+
+    /// Pid of the broker.
+    ///
+    /// # Panics
+    /// When it was stopped.
+    pub fn pid(&self) -> u32 {
+        let server = self.server.lock().expect("no step panics");
+        server.as_ref().map(|(child, _)| child.id()).expect("it runs")
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        ([127, 0, 0, 1], self.port).into()
+    }
+
+    /// Ends it cleanly (SIGTERM): it writes down what its clients have not got yet.
+    ///
+    /// # Errors
+    /// When it is not running.
+    pub fn stop(&self) -> Result<()> {
+        let (mut child, guard) =
+            self.server.lock().expect("no step panics").take().context("Mosquitto is not running")?;
+        signal(child.id(), Signal::TERM)?;
+        child.wait()?;
+        drop(guard);
+        Ok(())
+    }
+
+    /// Starts it again on its port. Blocks until it listens, at most 30 s.
+    ///
+    /// # Errors
+    /// When it runs, or does not come up.
+    pub fn launch(&self) -> Result<()> {
+        let program = broker_program().context("Mosquitto is missing")?;
+        let mut server = self.server.lock().expect("no step panics");
+        ensure!(server.is_none(), "Mosquitto is running");
+        let log = fs::File::create(self.path("log"))?;
+        let mut child = Command::new(program)
+            .arg("-c")
+            .arg(self.path("mosquitto.conf"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .context("Mosquitto could not be started")?;
+        let guard = Guard::of(child.id())?;
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while TcpStream::connect(self.address()).is_err() {
+            if let Some(status) = child.try_wait()? {
+                bail!("Mosquitto ended with {status}: {}", fs::read_to_string(self.path("log"))?);
+            }
+            ensure!(Instant::now() < deadline, "Mosquitto does not listen");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        *server = Some((child, guard));
+        Ok(())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        let is_running = self.server.lock().is_ok_and(|server| server.is_some());
+        if is_running && let Err(error) = self.stop() {
+            eprintln!("Mosquitto could not be stopped: {error}");
+        }
+    }
+}
 
 /// Tells how to get the clients when they are missing.
 ///
@@ -37,7 +218,7 @@ pub fn publish(broker: SocketAddr, version: &str, qos: u8, topic: &str, message:
 
 /// A subscriber that ends after `count` messages; [`Subscriber::messages`] waits for that.
 #[derive(Debug)]
-pub struct Subscriber(std::process::Child);
+pub struct Subscriber(Child);
 
 /// Starts a subscriber that prints `topic payload` lines. It is subscribed when this returns.
 ///

@@ -245,6 +245,8 @@ pub struct Usage {
     pub cpu: Duration,
     /// Resident memory, bytes.
     pub resident_bytes: u64,
+    /// The most that was resident since it was started, bytes.
+    pub peak_bytes: u64,
     /// Threads.
     pub threads: u64,
 }
@@ -263,11 +265,14 @@ impl Usage {
         let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
         let value =
             |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map_or("0", str::trim);
-        let kibibytes: u64 = value("VmRSS:").trim_end_matches(" kB").trim().parse()?;
+        let bytes = |name: &str| {
+            value(name).trim_end_matches(" kB").trim().parse::<u64>().map(|kibibytes| kibibytes * 1024)
+        };
         let ticks_per_second = rustix::param::clock_ticks_per_second();
         Ok(Self {
             cpu: Duration::from_micros(ticks * 1_000_000 / ticks_per_second),
-            resident_bytes: kibibytes * 1024,
+            resident_bytes: bytes("VmRSS:")?,
+            peak_bytes: bytes("VmHWM:")?,
             threads: value("Threads:").parse()?,
         })
     }

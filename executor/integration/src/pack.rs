@@ -234,6 +234,8 @@ pub struct Partition<M> {
     waiting: BTreeSet<(Millis, u64)>,
     /// In order of submission, so by deadline; attempts that were answered stay until they are at the front.
     deadlines: VecDeque<(Millis, Ticket)>,
+    /// The remote end is known to be away.
+    is_away: bool,
     /// With [`Ordering::Key`]: keys with a message under way, and what waits behind it.
     keys: HashMap<u64, VecDeque<u64>>,
     packs: VecDeque<Pack>,
@@ -319,6 +321,7 @@ impl<M: Clone> Partition<M> {
             ready: VecDeque::new(),
             waiting: BTreeSet::new(),
             deadlines: VecDeque::new(),
+            is_away: false,
             keys: HashMap::new(),
             packs: VecDeque::new(),
             pack_base: 0,
@@ -497,9 +500,17 @@ impl<M: Clone> Partition<M> {
         }
     }
 
+    /// The remote end is known to be away, or is back. No attempt times out meanwhile: the sink may keep it until the
+    /// remote end is back, and then it has its whole time again.
+    pub fn away(&mut self, now: Millis, is_away: bool) {
+        self.is_away = is_away;
+        let deadline = now + self.settings.attempt_timeout;
+        self.deadlines.iter_mut().for_each(|(at, _)| *at = deadline);
+    }
+
     /// Time has passed: attempts without an answer time out, waiting ones become ready.
     pub fn tick(&mut self, now: Millis) {
-        while let Some(&(deadline, ticket)) = self.deadlines.front() {
+        while let Some(&(deadline, ticket)) = self.deadlines.front().filter(|_| !self.is_away) {
             let under_way = self.under_way(ticket);
             if under_way.is_some() && deadline > now {
                 break;
@@ -535,7 +546,7 @@ impl<M: Clone> Partition<M> {
         {
             self.deadlines.pop_front();
         }
-        let timeout = self.deadlines.front().map(|(at, _)| *at);
+        let timeout = self.deadlines.front().filter(|_| !self.is_away).map(|(at, _)| *at);
         let retry = self.waiting.first().map(|(at, _)| *at);
         [timeout, retry].into_iter().flatten().min()
     }

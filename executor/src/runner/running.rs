@@ -110,12 +110,12 @@ impl Running {
                     return Poll::Ready(Wake::Broken { reason });
                 }
                 SinkState::Ready if self.away.is_some() => {
-                    self.away = None;
+                    self.set_away(clock.now(), None);
                     has_progress = true;
                 }
                 SinkState::Away { reason } if self.away.is_none() => {
                     tracing::info!(reason, "the remote end is away; the message topic is paused");
-                    self.away = Some(reason);
+                    self.set_away(clock.now(), Some(reason));
                     has_progress = true;
                 }
                 _ => {}
@@ -135,6 +135,13 @@ impl Running {
             Poll::Pending
         })
         .await
+    }
+
+    fn set_away(&mut self, now: Millis, away: Option<String>) {
+        for lane in &mut self.lanes {
+            lane.pack.away(now, away.is_some());
+        }
+        self.away = away;
     }
 
     fn poll_answers(&mut self, cx: &mut Context<'_>, clock: Clock) -> bool {

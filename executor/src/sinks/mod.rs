@@ -24,6 +24,7 @@ pub mod egress;
 pub mod envelope;
 pub mod http;
 pub mod kafka;
+pub mod mqtt;
 
 /// What all sinks of a process are told by its configuration.
 #[derive(Clone, Debug)]
@@ -62,7 +63,11 @@ impl SinkSettings {
 
 /// Every kind that this executor serves.
 pub fn kinds(settings: &SinkSettings) -> Vec<Arc<dyn SinkKind>> {
-    vec![Arc::new(http::Http::new(settings.clone())), Arc::new(kafka::Kafka::new(settings.clone()))]
+    vec![
+        Arc::new(http::Http::new(settings.clone())),
+        Arc::new(kafka::Kafka::new(settings.clone())),
+        Arc::new(mqtt::Mqtt::new(settings.clone())),
+    ]
 }
 
 /// Names of every kind that there is.

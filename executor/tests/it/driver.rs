@@ -1,6 +1,6 @@
 //! What the driver promises, seen from the bus.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use prost::Message as _;
 use serde_json::json;
@@ -374,6 +374,28 @@ async fn while_the_remote_end_is_away_nothing_is_submitted_and_nothing_fails() {
     world.change(|state| state.is_away = false);
     world.until("all", |state| state.delivered(id).len() == 2000).await;
     assert_eq!(world.state.borrow().errors(id), []);
+    executor.drain().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_in_flight_when_the_remote_end_goes_away_is_not_given_up_before_it_is_back() {
+    let world = World::new().await;
+    let id = new_id();
+    world.create_messages(id).await;
+    let revision = world.apply(id, true).await;
+    let executor = world.executor("ie1").await;
+    world.until_word(id, Word::Started, revision).await;
+    world.publish(id, ["hang it".to_owned()]).await;
+    // The clock stands still until everybody waits: the message is in flight.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    world.change(|state| state.is_away = true);
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert_eq!(world.state.borrow().errors(id), []);
+    world.change(|state| state.is_away = false);
+    // The timeout of an attempt, anew.
+    tokio::time::sleep(Duration::from_secs(25)).await;
+    assert_eq!(world.state.borrow().errors(id), []);
+    world.until("it times out", |state| state.errors(id).len() == 1).await;
     executor.drain().await;
 }
 

@@ -92,6 +92,21 @@ fn skip_all_gives_each_message_one_attempt_timeouts_too() {
 }
 
 #[test]
+fn no_attempt_times_out_while_the_remote_end_is_away_and_each_has_its_whole_time_afterwards() {
+    let mut partition = partition(settings(AckStrategy::SkipAll, 0), 0..2);
+    let sent = submit(&mut partition, Millis(0));
+    partition.away(Millis(50), true);
+    assert_eq!(partition.next_deadline(), None);
+    partition.tick(Millis(5_000));
+    assert_eq!(partition.in_flight(), 2);
+    partition.away(Millis(5_000), false);
+    assert_eq!(partition.next_deadline(), Some(Millis(5_100)));
+    partition.answered(Millis(5_001), sent[0].0, Answer::Delivered);
+    partition.tick(Millis(5_100));
+    assert_eq!(partition.settled(), Settled { delivered: 1, skipped: 1, ..Settled::default() });
+}
+
+#[test]
 fn retry_all_makes_as_many_attempts_as_it_says() {
     for retries in [1, 5] {
         let mut partition = partition(settings(AckStrategy::RetryAll, retries), 0..1);

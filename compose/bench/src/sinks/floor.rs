@@ -1,0 +1,129 @@
+//! What no delivery can undercut: the bare client library with the same messages, against the same far end.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use bytes::Bytes;
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use rdkafka::{
+    ClientConfig, ClientContext,
+    error::{KafkaError, RDKafkaErrorCode},
+    producer::{BaseRecord, DeliveryResult, Producer as _, ProducerContext, ThreadedProducer},
+};
+
+use super::far_end::KafkaSettings;
+use crate::wire::Wire;
+
+/// reqwest without what costs and is not needed. Reads the system's certificates.
+pub(crate) fn client() -> Result<reqwest::Client> {
+    // A second installation finds the first, which is as good.
+    drop(rustls::crypto::ring::default_provider().install_default());
+    let builder = reqwest::Client::builder()
+        .redirect(reqwest::redirect::Policy::none())
+        .retry(reqwest::retry::never())
+        .referer(false)
+        .no_proxy()
+        .tcp_nodelay(true);
+    Ok(builder.build()?)
+}
+
+/// Posts all bodies, so many at a time; each is to be answered 2xx. All from one task: a task for each request in flight
+/// costs more.
+pub(crate) async fn post(
+    client: &reqwest::Client,
+    url: &str,
+    bodies: &Arc<[Bytes]>,
+    in_flight: usize,
+) -> Result<()> {
+    let (client, url, bodies) = (client.clone(), reqwest::Url::parse(url)?, Arc::clone(bodies));
+    let ask = async move {
+        let answers = (0..bodies.len()).map(|number| {
+            let mut request = reqwest::Request::new(reqwest::Method::POST, url.clone());
+            *request.body_mut() = Some(bodies[number].clone().into());
+            let answer = client.execute(request);
+            async {
+                let mut response = answer.await?;
+                ensure!(response.status().is_success(), "{}", response.status());
+                while response.chunk().await?.is_some() {}
+                Ok(())
+            }
+        });
+        stream::iter(answers).buffer_unordered(in_flight).try_collect::<()>().await
+    };
+    tokio::spawn(ask).await?
+}
+
+/// Publishes all payloads at QoS 1 over one connection, so many unacknowledged at a time: a loop over the workspace's codec,
+/// which is what the MQTT sink is built on.
+pub(super) async fn publish(
+    broker: std::net::SocketAddr,
+    payloads: &[Bytes],
+    in_flight: usize,
+    topics: u64,
+) -> Result<()> {
+    let mut wire = Wire::connect(broker, "bench-floor").await?;
+    let message = |number: u64| (super::topic(number, topics), payloads[number as usize].clone());
+    wire.publish(payloads.len() as u64, in_flight as u64, message).await
+}
+
+/// Counts what was acknowledged, and keeps the first failure.
+#[derive(Default)]
+struct Reports {
+    delivered: AtomicU64,
+    failed: parking_lot::Mutex<Option<KafkaError>>,
+}
+
+struct Context(Arc<Reports>);
+
+impl ClientContext for Context {}
+
+impl ProducerContext for Context {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
+        match result {
+            Ok(_) => {
+                self.0.delivered.fetch_add(1, Ordering::Relaxed);
+            }
+            Err((error, _)) => {
+                self.0.failed.lock().get_or_insert_with(|| error.clone());
+            }
+        }
+    }
+}
+
+/// Produces all values with librdkafka, as much at a time as it takes, and waits until all are acknowledged. Blocks.
+pub(super) fn produce(servers: &str, topic: &str, values: &[Bytes], settings: &KafkaSettings) -> Result<()> {
+    let reports = Arc::new(Reports::default());
+    let producer: ThreadedProducer<Context> = ClientConfig::new()
+        .set("bootstrap.servers", servers)
+        .set("acks", &settings.acks)
+        .set("linger.ms", settings.linger_ms.to_string())
+        .set("batch.size", settings.batch_size.to_string())
+        .set("queue.buffering.max.kbytes", "32768")
+        .create_with_context(Context(Arc::clone(&reports)))?;
+    for value in values {
+        let mut record = BaseRecord::<(), [u8]>::to(topic).payload(&value[..]);
+        loop {
+            match producer.send(record) {
+                Ok(()) => break,
+                Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), refused)) => {
+                    record = refused;
+                    // librdkafka has no call that waits for room.
+                    std::thread::sleep(std::time::Duration::from_millis(1));
+                }
+                Err((error, _)) => bail!(error),
+            }
+        }
+    }
+    producer.flush(std::time::Duration::from_mins(1)).context("not everything was acknowledged")?;
+    if let Some(error) = reports.failed.lock().take() {
+        bail!(error);
+    }
+    let delivered = reports.delivered.load(Ordering::Relaxed);
+    ensure!(delivered == values.len() as u64, "{delivered} of {} were acknowledged", values.len());
+    Ok(())
+}
