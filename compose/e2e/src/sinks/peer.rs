@@ -207,6 +207,7 @@ impl Peer {
                 "bootstrapServers": address.to_string(), "topic": TOPIC, "sendOnlyMsgPayload": true, "acks": "-1",
                 "compression": "none", "otherProperties": {
                     "request.timeout.ms": "1000", "socket.connection.setup.timeout.ms": "1000",
+                    "reconnect.backoff.max.ms": "200",
                 },
             }),
         }

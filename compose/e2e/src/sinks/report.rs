@@ -162,7 +162,7 @@ impl Report {
         format!(
             "One process per plane, and a peer for each kind: an HTTP server, Mosquitto, and a second Kafka, each behind a TCP proxy. {publishers} publishers send {rate} messages/s in all at QoS 1\n\
 to one integration of each kind with RETRY_ALL without end and the shortest timeouts that the kind has: HTTP reads for 1 s; MQTT connects, pings and waits between two attempts for 1 s;\n\
-Kafka's requests and connections have 1 s. Each fault strikes all peers at once and lasts {lasting:?}. {verdict}\n\n\
+Kafka's requests and connections have 1 s, with 0.2 s at most between two attempts. Each fault strikes all peers at once and lasts {lasting:?}. {verdict}\n\n\
 {table}\n\
 * **down**: connections end and new ones are refused. **black-hole**: connections are accepted, bytes are swallowed, nothing is closed or answered; a connection that fell into the hole stays in it\n\
 \x20 after the healing. **refusing-half**: HTTP answers every second request with 500, a proxy before Mosquitto every second PUBLISH with Quota exceeded, Kafka everything with\n\

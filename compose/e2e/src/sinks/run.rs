@@ -208,8 +208,8 @@ impl World {
     }
 }
 
-/// Waits until everything acknowledged before the healing has arrived everywhere and every status says that its
-/// integration runs, or patience ends. Returns when the former was so, by integration.
+/// Waits until everywhere something has arrived since the healing, everything acknowledged before it has, and the status
+/// says that the integration runs; or until patience ends. Returns when the second was so, by integration.
 async fn recover(
     tally: &Tally,
     watches: &[Watch],
@@ -224,7 +224,10 @@ async fn recover(
                 *drained = Some(Instant::now());
             }
         }
-        if drained.iter().all(Option::is_some) && watches.iter().all(|watch| watch.running().is_some()) {
+        let is_back = |(index, watch): (usize, &Watch)| {
+            drained[index].is_some() && watch.running().is_some() && tally.first_arrival(index).is_some()
+        };
+        if watches.iter().enumerate().all(is_back) {
             break;
         }
         sleep(PAUSE).await;
