@@ -7,11 +7,11 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use tbmq_proto::control::{
-    CreateIntegrationRequest, DeleteIntegrationRequest, DisableIntegrationRequest, EnableIntegrationRequest,
-    Event, EventType, GetIntegrationRequest, Holder, Integration, ListEventsRequest, ListNodesRequest, Node,
-    UpdateIntegrationRequest, event_service_client::EventServiceClient,
-    integration_service_client::IntegrationServiceClient, integration_status::Phase,
-    node_service_client::NodeServiceClient,
+    CheckConnectionRequest, CheckConnectionResponse, CreateIntegrationRequest, DeleteIntegrationRequest,
+    DisableIntegrationRequest, EnableIntegrationRequest, Event, EventType, GetIntegrationRequest, Holder,
+    Integration, ListEventsRequest, ListNodesRequest, Node, UpdateIntegrationRequest,
+    event_service_client::EventServiceClient, integration_service_client::IntegrationServiceClient,
+    integration_status::Phase, node_service_client::NodeServiceClient,
 };
 use tonic::{Code, Request, Status, transport::Channel};
 
@@ -20,6 +20,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Pause between two questions: nothing tells of a change but asking.
 const PAUSE: Duration = Duration::from_millis(50);
+
+/// A `delivery` object: everything is tried again, a second later, until it is delivered.
+pub const RETRY_FOR_EVER: &str = r#"{"ackStrategy":"RETRY_ALL","retries":0,"pauseBetweenRetriesSec":1}"#;
 
 /// A client of one control plane.
 #[derive(Clone, Debug)]
@@ -34,18 +37,33 @@ pub struct Api {
 
 /// An HTTP integration that sends bare payloads and retries for ever.
 pub fn http(name: &str, filters: &[&str], url: &str) -> Integration {
-    http_with(name, filters, url, r#"{"ackStrategy":"RETRY_ALL","retries":0,"pauseBetweenRetriesSec":1}"#)
+    http_with(name, filters, url, RETRY_FOR_EVER)
 }
 
 /// The same with a `delivery` object of its own.
 pub fn http_with(name: &str, filters: &[&str], url: &str, delivery: &str) -> Integration {
+    let client = serde_json::json!({
+        "restEndpointUrl": url, "requestMethod": "POST", "sendOnlyMsgPayload": true,
+        "payloadContentType": "BINARY", "maxInMemoryBufferSizeInKb": 256,
+    });
+    integration("HTTP", name, filters, &client, delivery)
+}
+
+/// An integration of any kind, by its `clientConfiguration` and its `delivery` object.
+pub fn integration(
+    kind: &str,
+    name: &str,
+    filters: &[&str],
+    client: &serde_json::Value,
+    delivery: &str,
+) -> Integration {
     let filters = serde_json::json!(filters);
     Integration {
         display_name: name.to_owned(),
-        r#type: "HTTP".to_owned(),
+        r#type: kind.to_owned(),
         enabled: true,
         configuration_json: format!(
-            r#"{{"topicFilters":{filters},"metadata":{{}},"clientConfiguration":{{"restEndpointUrl":"{url}","requestMethod":"POST","sendOnlyMsgPayload":true,"payloadContentType":"BINARY","maxInMemoryBufferSizeInKb":256}},"delivery":{delivery}}}"#
+            r#"{{"topicFilters":{filters},"metadata":{{}},"clientConfiguration":{client},"delivery":{delivery}}}"#
         ),
         ..Integration::default()
     }
@@ -134,6 +152,15 @@ impl Api {
     pub async fn delete(&mut self, name: &str) -> Result<(), Status> {
         let request = DeleteIntegrationRequest { name: name.to_owned(), ..Default::default() };
         self.integrations.delete_integration(request).await.map(drop)
+    }
+
+    /// Has an executor try the connection of an integration that need not be saved.
+    ///
+    /// # Errors
+    /// What the control plane answers; that the connection fails is no error.
+    pub async fn check(&mut self, integration: Integration) -> Result<CheckConnectionResponse, Status> {
+        let request = CheckConnectionRequest { integration: Some(integration), ..Default::default() };
+        Ok(self.integrations.check_connection(request).await?.into_inner())
     }
 
     /// The latest 1000 lifecycle events of an integration, newest first.

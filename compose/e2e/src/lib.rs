@@ -8,6 +8,7 @@
 //! | [`storm`] | executors come and go while integrations are created |
 //! | [`work`] | load with marks, and everything that the ledger wants to know about it |
 //! | [`chaos`] | the fault tool, `cargo xtask chaos` |
+//! | [`sinks`] | its other part, `cargo xtask chaos sinks`: what integrations deliver to fails |
 //!
 //! The tests are in `tests/it`. Nothing here is part of the product.
 
@@ -17,5 +18,6 @@ pub mod api;
 pub mod chaos;
 pub mod deployment;
 pub mod instance;
+pub mod sinks;
 pub mod storm;
 pub mod work;

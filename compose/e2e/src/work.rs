@@ -98,6 +98,26 @@ pub async fn read_topic(bus: &Arc<dyn Bus>, topic: &str) -> Result<BTreeMap<u32,
     Ok(all)
 }
 
+/// Every one of these message partitions is committed to its end.
+///
+/// # Errors
+/// The first that is not; when the bus does not answer.
+pub async fn is_settled(
+    bus: &Arc<dyn Bus>,
+    catalogue: &Catalogue,
+    partitions: &[TopicPartition],
+) -> Result<()> {
+    let admin = bus.admin();
+    let ends = admin.bounds(partitions).await?;
+    let commits = admin.committed(&catalogue.messages_group(), partitions).await?;
+    for (partition, bounds) in partitions.iter().zip(ends) {
+        let commit = commits.iter().find(|commit| commit.partition == *partition);
+        let offset = commit.map_or(0, |commit| commit.offset);
+        ensure!(offset == bounds.end, "{partition} ends at {} and is committed at {offset}", bounds.end);
+    }
+    Ok(())
+}
+
 /// The mark inside a record of a message topic.
 pub fn mark_of(record: &Record) -> Option<Mark> {
     let message = PublishIntegrationMsgProto::decode(record.value.clone()?).ok()?;

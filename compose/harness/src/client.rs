@@ -114,6 +114,14 @@ impl Client {
     /// # Errors
     /// When the connection is gone or nothing comes.
     pub async fn receive(&mut self) -> Result<Packet> {
+        self.receive_within(Duration::from_secs(30)).await
+    }
+
+    /// Waits for the next packet, at most `patience`.
+    ///
+    /// # Errors
+    /// When the connection is gone or nothing comes.
+    pub async fn receive_within(&mut self, patience: Duration) -> Result<Packet> {
         let receiving = async {
             loop {
                 if let Some(packet) = self.decode()? {
@@ -122,7 +130,8 @@ impl Client {
                 self.fill().await?;
             }
         };
-        tokio::time::timeout(Duration::from_secs(30), receiving).await.context("no packet within 30 s")?
+        let received = tokio::time::timeout(patience, receiving).await;
+        received.with_context(|| format!("no packet within {patience:?}"))?
     }
 
     /// Subscribes to a filter and waits for the SUBACK.

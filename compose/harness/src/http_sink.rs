@@ -122,6 +122,11 @@ impl HttpSink {
         Ok(())
     }
 
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// `http://127.0.0.1:<port>/<path>`.
     pub fn url(&self, path: &str) -> String {
         format!("http://{}/{path}", self.address)

@@ -6,6 +6,7 @@
 //! | [`process`] | our own binaries: start, addresses, kill -9, drain, CPU time and memory |
 //! | [`client`] | an MQTT client over the workspace's codec that remembers what was acknowledged |
 //! | [`http_sink`] | an HTTP server that records what arrives |
+//! | [`proxy`] | a TCP proxy that goes down, swallows, cuts and refuses |
 //! | [`ledger`] | the independent checker: nothing acknowledged is missing, nothing is out of order, all is accounted for |
 //!
 //! Nothing here is part of the product. A server that is missing on the machine is reported with the command that
@@ -20,6 +21,7 @@ pub mod ledger;
 pub mod mosquitto;
 pub mod postgres;
 pub mod process;
+pub mod proxy;
 
 /// What a test needs that the machine may lack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,6 +8,7 @@
 //! |---|---|
 //! | [`plan`] | pure: seed → rounds |
 //! | [`tally`] | what publishers and sinks have seen in one round |
+//! | `load` | publishers at a steady rate |
 //! | `world` | the system: servers, processes, integrations, sinks |
 //! | `faults` | injecting and healing |
 //! | `round` | one round, from the first publish to its verdict |
@@ -16,6 +17,7 @@
 
 mod disk;
 mod faults;
+pub(crate) mod load;
 pub mod page;
 pub mod plan;
 pub mod report;

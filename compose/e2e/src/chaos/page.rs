@@ -1,4 +1,4 @@
-//! `compose/bench/FAULTS.md`, written from a report.
+//! `compose/bench/FAULTS.md`, written from reports: the rounds, and after them the faults of sinks.
 
 use std::{path::Path, process::Command};
 
@@ -26,7 +26,38 @@ fn machine() -> Result<String> {
     Ok(format!("{processors} processors, {} GiB, {}", kibibytes >> 20, system.trim_matches('"')))
 }
 
-/// The page.
+/// Heading of the part about sinks.
+const SINKS: &str = "## Sinks under fire\n";
+
+/// The page with its rounds replaced; the part about sinks stays.
+pub fn with_rounds(page: &str, rounds: &str) -> String {
+    let sinks = page.find(SINKS).map_or("", |at| &page[at..]);
+    let gap = if sinks.is_empty() { "" } else { "\n" };
+    format!("{}\n{gap}{sinks}", rounds.trim_end())
+}
+
+/// The page with its part about sinks replaced; the rounds stay.
+pub fn with_sinks(page: &str, sinks: &str) -> String {
+    let rounds = page.find(SINKS).map_or(page, |at| &page[..at]);
+    format!("{}\n\n{SINKS}\n{}\n", rounds.trim_end(), sinks.trim_end())
+}
+
+/// Day, commit, servers and machine of a run, in one line.
+///
+/// # Errors
+/// When the machine does not tell what it is.
+pub fn facts() -> Result<String> {
+    Ok(format!(
+        "{date}, commit {commit}, {kafka}, {postgres}, {machine}, debug build",
+        date = first_line("date", &["-u", "+%Y-%m-%d"]),
+        commit = first_line("git", &["rev-parse", "--short", "HEAD"]),
+        kafka = "Kafka 3.9.1",
+        postgres = tbmq_harness::postgres::version().unwrap_or_else(|| "PostgreSQL".to_owned()),
+        machine = machine()?,
+    ))
+}
+
+/// The rounds.
 ///
 /// # Errors
 /// When the machine does not tell what it is.
@@ -43,7 +74,7 @@ pub fn render(report: &Report) -> Result<String> {
         if failed.is_empty() { String::new() } else { format!("\n```\n{}\n```\n", failed.join("\n")) };
     Ok(format!(
         "# Under fire\n\n\
-`cargo xtask chaos --rounds {rounds} --seed {seed} --write`, {date}, commit {commit}, {kafka}, {postgres}, {machine}, debug build.\n\n\
+`cargo xtask chaos --rounds {rounds} --seed {seed} --write`, {facts}.\n\n\
 Two control planes, two data planes, two executors, Kafka (one node) and PostgreSQL as processes on one machine. {publishers} publishers send {rate} messages/s in all at QoS 1 over both data\n\
 planes and send again what was not acknowledged within 5 s. Three HTTP integrations with RETRY_ALL without end: one gets everything, one is updated every two seconds through either\n\
 control plane, one has four shards. Session timeout {session:?}. Each round injects one fault under load, heals it, waits until the system works as before, ends the load, and the ledger\n\
@@ -63,15 +94,28 @@ to its end.\n\
 {omissions}{failed}",
         rounds = options.rounds,
         seed = options.seed,
-        date = first_line("date", &["-u", "+%Y-%m-%d"]),
-        commit = first_line("git", &["rev-parse", "--short", "HEAD"]),
-        kafka = "Kafka 3.9.1",
-        postgres = tbmq_harness::postgres::version().unwrap_or_else(|| "PostgreSQL".to_owned()),
-        machine = machine()?,
+        facts = facts()?,
         publishers = options.publishers,
         rate = options.rate,
         session = options.session_timeout,
         table = report.table(),
         omissions = report.omissions(),
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_part_of_the_page_is_replaced_without_the_other() {
+        let both = with_sinks(&with_rounds("", "# Under fire\n\nold"), "old sinks");
+        assert_eq!(both, "# Under fire\n\nold\n\n## Sinks under fire\n\nold sinks\n");
+        let newer = with_rounds(&both, "# Under fire\n\nnew\n");
+        assert_eq!(newer, "# Under fire\n\nnew\n\n## Sinks under fire\n\nold sinks\n");
+        assert_eq!(
+            with_sinks(&newer, "new sinks\n"),
+            "# Under fire\n\nnew\n\n## Sinks under fire\n\nnew sinks\n"
+        );
+    }
 }

@@ -56,7 +56,7 @@ async fn try_run(
     outcome: &mut Outcome,
 ) -> Result<()> {
     faults::prepare(world, round).await.context("before the round")?;
-    let first = world.next();
+    let first = world.publishers.next();
     let (tally, load) = world.begin()?;
     let offsets = Offsets::watch(Arc::clone(&world.bus), world)?;
     let updates = Updates::begin(world, *number)?;
@@ -87,7 +87,7 @@ async fn try_run(
         outcome.has_recovered = true;
     }
     // Also after a failure everything begun is to be acknowledged, and to arrive.
-    world.end(&tally, load).await?;
+    world.publishers.end(&tally, load).await?;
     let settled = settle(world, &tally, patience).await;
     for set_back in offsets.end().await? {
         // A commit that was on its way when Kafka went may come late, after the next owner's. It repeats a little, and

@@ -71,6 +71,8 @@ struct Account {
     last_arrival: Instant,
     longest_pause: Duration,
     first_after: Option<Instant>,
+    /// The first arrival since they are looked for, of whatever message.
+    first_arrival: Option<Instant>,
     /// Number at the end of the path, and when it was first seen.
     paths: BTreeMap<u64, Instant>,
 }
@@ -89,6 +91,7 @@ impl Tally {
             last_arrival: Instant::now(),
             longest_pause: Duration::ZERO,
             first_after: None,
+            first_arrival: None,
             paths: BTreeMap::new(),
         };
         let accounts = integrations.iter().map(account).collect();
@@ -106,24 +109,44 @@ impl Tally {
             return;
         }
         let Some(mark) = Mark::parse(&received.body) else { return };
+        self.delivered(integration, mark, received.at);
+        let Some(number) = received.path.rsplit('/').next().and_then(|last| last.parse().ok()) else {
+            return;
+        };
+        if let Some(account) = self.state.lock().accounts.get_mut(integration) {
+            account.paths.entry(number).or_insert(received.at);
+        }
+    }
+
+    /// A message has arrived where an integration delivers to.
+    pub fn delivered(&self, integration: usize, mark: Mark, at: Instant) {
         let mut state = self.state.lock();
         let since_ns = state.since_ns;
         let Some(account) = state.accounts.get_mut(integration) else { return };
         let id = (mark.publisher, mark.sequence);
-        account.longest_pause =
-            account.longest_pause.max(received.at.saturating_duration_since(account.last_arrival));
-        account.last_arrival = received.at;
+        account.longest_pause = account.longest_pause.max(at.saturating_duration_since(account.last_arrival));
+        account.last_arrival = at;
+        account.first_arrival.get_or_insert(at);
         if mark.sent_ns > since_ns {
-            account.first_after.get_or_insert(received.at);
+            account.first_after.get_or_insert(at);
         }
         let newest = account.newest_ns.entry(mark.publisher).or_default();
         *newest = mark.sent_ns.max(*newest);
-        if let Some(number) = received.path.rsplit('/').next().and_then(|last| last.parse().ok()) {
-            account.paths.entry(number).or_insert(received.at);
-        }
         account.seen.insert(id);
         account.outstanding.remove(&id);
         account.arrivals.push(mark);
+    }
+
+    /// From now on an integration's next arrival, of whatever message, is looked for.
+    pub fn look_for_arrival(&self, integration: usize) {
+        if let Some(account) = self.state.lock().accounts.get_mut(integration) {
+            account.first_arrival = None;
+        }
+    }
+
+    /// When that arrival came.
+    pub fn first_arrival(&self, integration: usize) -> Option<Instant> {
+        self.state.lock().accounts.get(integration)?.first_arrival
     }
 
     /// From now on arrivals of messages sent after this moment are looked for.
@@ -219,8 +242,11 @@ impl Tally {
             let late = account.arrivals.iter().filter(|mark| is_old(mark)).count();
             let audit = ledger.audit();
             counts.arrived += audit.arrived;
-            counts.duplicates += audit.duplicates_at_sinks + late;
+            let duplicates = audit.duplicates_at_sinks + late;
+            counts.duplicates += duplicates;
+            counts.duplicates_of.insert(account.name.clone(), duplicates);
             counts.pause = counts.pause.max(account.longest_pause);
+            counts.pause_of.insert(account.name.clone(), account.longest_pause);
             counts.audits.insert(account.name.clone(), audit);
         }
         counts
@@ -262,6 +288,8 @@ pub struct Counts {
     pub arrived: usize,
     /// Of these, how many had arrived before.
     pub duplicates: usize,
+    /// The same by integration.
+    pub duplicates_of: BTreeMap<String, usize>,
     /// Lost by definition, with the topic that was deleted.
     pub excused: usize,
     /// Publishes that were refused (and sent again).
@@ -270,6 +298,8 @@ pub struct Counts {
     pub reconnects: u64,
     /// The longest time without an arrival, of any integration.
     pub pause: Duration,
+    /// The same by integration.
+    pub pause_of: BTreeMap<String, Duration>,
     /// The ledger's verdict, by integration.
     pub audits: BTreeMap<String, Audit>,
 }
@@ -277,12 +307,16 @@ pub struct Counts {
 impl Counts {
     /// What was acknowledged and neither arrived nor is excused, over all integrations.
     pub fn lost(&self) -> usize {
-        let findings = self.audits.values().flat_map(|audit| &audit.findings);
+        self.audits.keys().map(|integration| self.lost_by(integration)).sum()
+    }
+
+    /// The same of one integration.
+    pub fn lost_by(&self, integration: &str) -> usize {
         let missing = |finding: &Finding| match finding {
             Finding::NotArrived { missing, .. } => missing.len(),
             _ => 0,
         };
-        findings.map(missing).sum()
+        self.audits.get(integration).map_or(0, |audit| audit.findings.iter().map(missing).sum())
     }
 }
 

@@ -6,11 +6,10 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use parking_lot::Mutex;
 use tbmq_bus::{Bus, TopicPartition};
 use tbmq_harness::{
-    client::{self, Plan},
     http_sink::HttpSink,
     kafka::{Kafka, KafkaOptions},
     postgres::Postgres,
@@ -20,10 +19,11 @@ use tbmq_proto::{
     control::{Integration, integration_status::Phase},
     topic::Topic,
 };
-use tokio::task::{JoinSet, block_in_place};
+use tokio::task::block_in_place;
 
 use super::{
     disk::Disk,
+    load::{Load, Publishers},
     run::Options,
     tally::{Share, Tally},
 };
@@ -31,6 +31,7 @@ use crate::{
     api::{Api, http},
     deployment::{Deployment, Layout},
     instance::{Instance, Plane},
+    work,
 };
 
 /// Name, share of the load and shards of each integration.
@@ -56,15 +57,8 @@ pub(super) struct World {
     pub(super) integrations: Vec<Integration>,
     pub(super) folder: PathBuf,
     current: Current,
-    /// Next sequence of each publisher.
-    next: Vec<u64>,
-    publishers: u32,
-    rate: u64,
-    patience: Duration,
+    pub(super) publishers: Publishers,
 }
-
-/// What a round's load is doing.
-pub(super) type Load = JoinSet<Result<(u32, u64)>>;
 
 fn tally(publishers: u32) -> Arc<Tally> {
     Arc::new(Tally::new(publishers, &INTEGRATIONS.map(|(name, share, _)| (name, share))))
@@ -113,10 +107,7 @@ impl World {
             integrations: Vec::new(),
             folder: folder.to_owned(),
             current,
-            next: vec![0; options.publishers as usize],
-            publishers: options.publishers,
-            rate: options.rate,
-            patience: options.patience,
+            publishers: Publishers::new(options.publishers, options.rate, options.patience),
         };
         for (index, (name, ..)) in INTEGRATIONS.iter().enumerate() {
             let integration = world.document(index, 0)?;
@@ -170,46 +161,14 @@ impl World {
         Ok(all)
     }
 
-    /// First sequence of each publisher in the next round.
-    pub(super) fn next(&self) -> Vec<u64> {
-        self.next.clone()
-    }
-
     /// Begins a round's load: each publisher has a data plane where it begins, and goes on to the next after a failure.
     pub(super) fn begin(&self) -> Result<(Arc<Tally>, Load)> {
-        let tally = tally(self.publishers);
+        let tally = tally(self.publishers.count());
         *self.current.lock() = Arc::clone(&tally);
         let data_planes = self.deployment.instances(Plane::Data).into_iter();
-        let mut brokers: Vec<_> =
-            data_planes.map(|one| self.deployment.address(one, "mqtt")).collect::<Result<_>>()?;
-        let mut load = Load::new();
-        for publisher in 0..self.publishers {
-            let half = if Share::Even.has(publisher) { "even" } else { "odd" };
-            let plan = Plan::new(brokers[0], &format!("load/{half}/{publisher}"), u64::MAX / 2)
-                .or(brokers[1..].iter().copied())
-                .by(publisher)
-                .first(self.next[publisher as usize])
-                .rate((self.rate / u64::from(self.publishers)).max(1))
-                .answer_within(Duration::from_secs(5))
-                .patience(self.patience)
-                .timed();
-            let tally = Arc::clone(&tally);
-            load.spawn(async move { Ok((publisher, client::publish_observed(plan, &*tally).await?)) });
-            if publisher % 2 == 1 {
-                brokers.rotate_left(1);
-            }
-        }
+        let brokers = data_planes.map(|one| self.deployment.address(one, "mqtt")).collect::<Result<_>>()?;
+        let load = self.publishers.begin(brokers, &tally);
         Ok((tally, load))
-    }
-
-    /// Ends a round's load: everything begun is acknowledged then.
-    pub(super) async fn end(&mut self, tally: &Tally, mut load: Load) -> Result<()> {
-        tally.stop();
-        while let Some(publisher) = load.join_next().await {
-            let (publisher, next) = publisher??;
-            self.next[publisher as usize] = next;
-        }
-        Ok(())
     }
 
     /// Starts processes that have ended by themselves. Returns who, with the last lines.
@@ -254,14 +213,6 @@ impl World {
     /// Every message partition is committed to its end.
     pub(super) async fn is_settled(&self) -> Result<()> {
         let partitions: Vec<_> = self.partitions()?.into_iter().map(|(_, partition)| partition).collect();
-        let admin = self.bus.admin();
-        let ends = admin.bounds(&partitions).await?;
-        let commits = admin.committed(&self.deployment.catalogue().messages_group(), &partitions).await?;
-        for (partition, bounds) in partitions.iter().zip(ends) {
-            let commit = commits.iter().find(|commit| commit.partition == *partition);
-            let offset = commit.map_or(0, |commit| commit.offset);
-            ensure!(offset == bounds.end, "{partition} ends at {} and is committed at {offset}", bounds.end);
-        }
-        Ok(())
+        work::is_settled(&self.bus, &self.deployment.catalogue(), &partitions).await
     }
 }

@@ -1,6 +1,6 @@
 //! The scenarios of the seed, and what people rely on.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::Result;
 use tbmq_harness::{
@@ -291,7 +291,8 @@ async fn every_plane_is_among_the_nodes_with_what_it_serves() -> Result<()> {
     };
     let nodes = tokio::time::timeout(PATIENCE, all).await??;
     let executor = nodes.iter().find(|node| node.role == "EXECUTOR").unwrap();
-    assert_eq!(executor.kinds, ["HTTP"]);
+    let kinds: BTreeSet<&str> = executor.kinds.iter().map(String::as_str).collect();
+    assert_eq!(kinds, BTreeSet::from(["HTTP", "KAFKA", "MQTT"]));
     let mqtt = format!("mqtt://{}", deployment.mqtt());
     assert!(nodes.iter().any(|node| node.addresses.contains(&mqtt)), "{nodes:?}");
     Ok(())
