@@ -56,6 +56,14 @@ pub struct Process {
     _guard: Guard,
 }
 
+/// Opens a log to be continued, in a folder that may have to be made.
+fn open_log(path: &Path) -> std::io::Result<File> {
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder)?;
+    }
+    OpenOptions::new().create(true).append(true).open(path)
+}
+
 impl Process {
     /// Starts a binary with arguments and an environment of its own (`PATH` and `HOME` are kept), and blocks until it
     /// has printed a `listening <scheme>://<address>` line for each of `schemes`, at most 60 s.
@@ -82,8 +90,8 @@ impl Process {
         schemes: &[&str],
         log: Option<&Path>,
     ) -> Result<Self> {
-        let open = |path| OpenOptions::new().create(true).append(true).open(path).map(Arc::new);
-        let log = log.map(open).transpose()?;
+        let log = log.map(|path| open_log(path).with_context(|| format!("log {}", path.display())));
+        let log = log.transpose()?.map(Arc::new);
         let path = binary(name)?;
         let kept = ["PATH", "HOME", "RUST_BACKTRACE"].map(|key| (key, std::env::var_os(key)));
         let kept = kept.into_iter().filter_map(|(key, value)| Some((OsString::from(key), value?)));

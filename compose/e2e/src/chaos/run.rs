@@ -80,7 +80,6 @@ pub async fn run(options: &Options, mut say: impl FnMut(&Outcome)) -> Result<Rep
             world
         } else {
             let folder = options.logs.join(format!("from-round-{}", planned.number));
-            std::fs::create_dir_all(&folder)?;
             World::start(options, &folder, needs_disk).await.context("starting the system")?
         };
         let outcome = round::run(&mut current, planned, options.patience, &mut number).await;
