@@ -46,6 +46,7 @@ pub const SETTINGS: &[Setting] = settings! {
     "INTEGRATIONS_INIT_CONNECTION_CHECK_API_REQUEST_TIMEOUT_SEC" => "integrations.init.connection-check-api-request-timeout-sec",
     "INTEGRATIONS_STATISTICS_ENABLED" => "integrations.statistics.enabled",
     "INTEGRATIONS_STATISTICS_PERSIST_FREQUENCY" => "integrations.statistics.persist-frequency",
+    "INTEGRATIONS_INIT_CONNECTION_TIMEOUT_SEC" => "integrations.init.connection-timeout-sec",
     "INTEGRATIONS_REINIT_ENABLED" => "integrations.reinit.enabled",
     "INTEGRATIONS_REINIT_FREQUENCY_MS" => "integrations.reinit.frequency",
     "TBMQ_IE_REINIT_BACKOFF" => "integrations.reinit.backoff",
@@ -205,6 +206,8 @@ tree! {
     Init {
         /// A connection check takes at most so long; s.
         connection_check_api_request_timeout_sec: u64 = 20,
+        /// The check of an MQTT connection takes at most so long, if its `connectTimeoutSec` says more; 0: no limit; s.
+        connection_timeout_sec: u64 = 15,
     }
     /// Statistics events.
     Statistics {
@@ -426,6 +429,10 @@ impl Config {
             http_max_in_memory_buffer_kb: self.integrations.http.max_in_memory_buffer_kb,
             http_pool_max_connections: self.integrations.http.pool_max_connections,
             attempt_timeout: Duration::from_millis(self.queue.integration_msg.pack_processing_timeout),
+            check_timeout: match self.integrations.init.connection_timeout_sec {
+                0 => Duration::MAX,
+                seconds => Duration::from_secs(seconds),
+            },
         }
     }
 }

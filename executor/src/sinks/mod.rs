@@ -37,6 +37,9 @@ pub struct SinkSettings {
     pub http_pool_max_connections: Option<NonZeroUsize>,
     /// How long an attempt may take when a document's `delivery.packProcessingTimeoutMs` says nothing else.
     pub attempt_timeout: Duration,
+    /// `INTEGRATIONS_INIT_CONNECTION_TIMEOUT_SEC`: the most that a check of an MQTT connection waits, if its document says
+    /// more.
+    pub check_timeout: Duration,
 }
 
 impl Default for SinkSettings {
@@ -46,6 +49,7 @@ impl Default for SinkSettings {
             http_max_in_memory_buffer_kb: 25_000,
             http_pool_max_connections: None,
             attempt_timeout: Duration::from_secs(30),
+            check_timeout: Duration::from_secs(15),
         }
     }
 }

@@ -91,7 +91,7 @@ impl SinkKind for Mqtt {
             Ok(dialer) => dialer,
             Err(text) => return ProbeReport { stages: Vec::new(), error: Some(text) },
         };
-        let mut stages = Stages::new(deadline.min(dialer.timeout()));
+        let mut stages = Stages::new(deadline.min(dialer.timeout()).min(self.settings.check_timeout));
         let result = dialer.dial(&mut stages).await;
         let error = match result {
             Ok(connection) => {

@@ -367,6 +367,10 @@ async fn a_connection_check_tells_which_stage_failed() {
     let (stage, text) = failed(&broker, json!({}), Duration::from_millis(200)).await;
     assert_eq!(stage, "authenticate");
     assert!(text.contains(": no end of authenticate after "), "{text}");
+    let kind =
+        Mqtt::new(SinkSettings { check_timeout: Duration::from_millis(200), ..SinkSettings::default() });
+    let report = kind.probe(&configuration(&broker, &json!({})), &context(1), Duration::MAX).await;
+    assert!(report.error.unwrap().contains(": no end of authenticate after "), "as the executor limits it");
     broker.stop().await;
     let (stage, text) = failed(&broker, json!({}), SOON).await;
     assert_eq!(stage, "connect");
