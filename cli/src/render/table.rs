@@ -2,7 +2,8 @@
 
 use comfy_table::{ContentArrangement, Table, presets};
 use tbmq_proto::control::{
-    CheckConnectionResponse, Event, Integration, Kind, Node, WatchIntegrationsResponse, event::Body,
+    CheckConnectionResponse, Event, Integration, IntegrationStatus, Kind, Node, WatchIntegrationsResponse,
+    event::Body,
 };
 
 use super::json::{self, phase, time};
@@ -16,13 +17,18 @@ pub(crate) fn integrations(all: &[Integration]) -> String {
             one.display_name.clone(),
             one.r#type.clone(),
             yes(one.enabled),
-            phase(&status).to_owned(),
+            shown(&status).to_owned(),
             one.revision.to_string(),
             lag,
             one.uid.clone(),
         ]
     });
     table(&["NAME", "TYPE", "ENABLED", "PHASE", "REVISION", "LAG", "UID"], rows)
+}
+
+/// The phase; STALLED for one that is ACTIVE and gets nothing confirmed.
+fn shown(status: &IntegrationStatus) -> &'static str {
+    if status.reason == "STALLED" { "STALLED" } else { phase(status) }
 }
 
 /// CHANGE, NAME, TYPE, ENABLED, PHASE, REVISION, UID: of lines that come one by one.
@@ -41,7 +47,7 @@ pub(crate) fn change(from: &WatchIntegrationsResponse) -> String {
         if one.display_name.is_empty() { "-" } else { &one.display_name },
         if one.r#type.is_empty() { "-" } else { &one.r#type },
         status.map_or("-", |_| if one.enabled { "yes" } else { "no" }),
-        status.map_or("-", phase),
+        status.map_or("-", shown),
         &revision,
         &one.uid,
     ])
@@ -256,6 +262,13 @@ sensors  HTTP  yes      ACTIVE   7         3    0e2f
 b ad           no       UNKNOWN  0         -
 ";
         assert_eq!(integrations(&[sensors(), second]), expected);
+    }
+
+    #[test]
+    fn one_that_is_stalled_is_shown_so_in_a_list() {
+        let mut stalled = sensors();
+        stalled.status.as_mut().unwrap().reason = "STALLED".to_owned();
+        assert!(integrations(&[stalled]).contains("yes      STALLED  7"));
     }
 
     #[test]
