@@ -33,6 +33,8 @@ pub enum Mode {
     Cutting(Duration),
     /// A proxy of MQTT answers every second publish of QoS 1 itself, with Quota exceeded, and does not pass it on.
     RefusingHalf,
+    /// A proxy of MQTT passes on what clients send, and keeps back what the broker says until it is passing again.
+    HoldingAnswers,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -50,6 +52,8 @@ struct Shared {
     open: watch::Sender<bool>,
     /// Publishes that came while half of them were to be refused.
     publishes: AtomicU64,
+    /// Publishes that the broker took.
+    acknowledged: watch::Sender<u64>,
 }
 
 /// A running proxy; it ends with its connections when dropped.
@@ -87,6 +91,7 @@ impl Proxy {
             mode: watch::Sender::new(Mode::Passing),
             open: watch::Sender::new(true),
             publishes: AtomicU64::new(0),
+            acknowledged: watch::Sender::new(0),
         });
         let task = tokio::spawn(serve(listener, address, Arc::clone(&shared)));
         Ok(Self { address, shared, task })
@@ -95,6 +100,12 @@ impl Proxy {
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Publishes of QoS 1 that the broker behind a proxy of MQTT took so far (PUBACK without an error), told to the
+    /// client or not.
+    pub fn acknowledged(&self) -> watch::Receiver<u64> {
+        self.shared.acknowledged.subscribe()
     }
 
     /// From now on behaves like this; waits until the listener is closed or open as the mode wants it.
@@ -183,7 +194,7 @@ async fn connection(mut client: TcpStream, shared: &Shared) -> Result<()> {
             let cut_at = match *mode.borrow_and_update() {
                 Mode::BlackHole => break,
                 Mode::Cutting(after) => Some(since + after),
-                Mode::Passing | Mode::Down | Mode::RefusingHalf => None,
+                Mode::Passing | Mode::Down | Mode::RefusingHalf | Mode::HoldingAnswers => None,
             };
             tokio::select! {
                 ended = &mut relay => return ended,

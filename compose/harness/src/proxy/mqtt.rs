@@ -1,4 +1,4 @@
-//! A proxy that understands MQTT, so that it can refuse publishes.
+//! A proxy that understands MQTT, so that it can refuse publishes and keep answers back.
 
 use std::sync::atomic::Ordering;
 
@@ -20,12 +20,18 @@ pub(super) async fn relay(client: &mut TcpStream, server: &mut TcpStream, shared
     let (mut from_client, mut from_server) = (BytesMut::new(), BytesMut::new());
     let (mut to_client, mut to_server) = (BytesMut::new(), BytesMut::new());
     let mut version: Option<ProtocolVersion> = None;
+    let mut mode = shared.mode.subscribe();
     loop {
-        let count = tokio::select! {
-            count = client.read_buf(&mut from_client) => count?,
-            count = server.read_buf(&mut from_server) => count?,
-        };
-        ensure!(count > 0, "the connection has ended");
+        server.write_all_buf(&mut to_server).await?;
+        // Going down must not release what was held.
+        if !matches!(*mode.borrow_and_update(), Mode::HoldingAnswers | Mode::Down) {
+            client.write_all_buf(&mut to_client).await?;
+        }
+        tokio::select! {
+            count = client.read_buf(&mut from_client) => ensure!(count? > 0, "the client ended the connection"),
+            count = server.read_buf(&mut from_server) => ensure!(count? > 0, "the broker ended the connection"),
+            changed = mode.changed() => changed?,
+        }
         while let Some(packet) = codec::decode(&mut from_client, version, &Limits::default())? {
             if let Packet::Connect(connect) = &packet {
                 version = Some(connect.version);
@@ -40,10 +46,11 @@ pub(super) async fn relay(client: &mut TcpStream, server: &mut TcpStream, shared
             }
         }
         while let Some(packet) = codec::decode(&mut from_server, version, &Limits::default())? {
+            if matches!(&packet, Packet::PubAck(ack) if !ack.reason.is_error()) {
+                shared.acknowledged.send_modify(|count| *count += 1);
+            }
             codec::encode(&packet, version.unwrap_or(ProtocolVersion::V5), &mut to_client);
         }
-        client.write_all_buf(&mut to_client).await?;
-        server.write_all_buf(&mut to_server).await?;
     }
 }
 

@@ -33,6 +33,8 @@ use crate::{
     sinks::{SinkSettings, credentials, egress::Egress},
 };
 
+mod real;
+
 const SOON: Duration = Duration::from_secs(20);
 
 /// The kind's remote end in one of the versions and qualities of service.
@@ -119,10 +121,14 @@ fn impatient() -> SinkSettings {
     SinkSettings { attempt_timeout: Duration::from_millis(500), ..SinkSettings::default() }
 }
 
-/// A configuration that sends payloads as they are, with changes.
 fn configuration(broker: &Broker, changes: &Value) -> Map<String, Value> {
+    configuration_for(broker.address, changes)
+}
+
+/// A configuration that sends payloads as they are, with changes.
+fn configuration_for(broker: SocketAddr, changes: &Value) -> Map<String, Value> {
     let mut configuration = json!({
-        "sendOnlyMsgPayload": true, "host": broker.address.ip().to_string(), "port": broker.address.port(),
+        "sendOnlyMsgPayload": true, "host": broker.ip().to_string(), "port": broker.port(),
         "useMsgTopicName": true, "clientId": "tbmq_under_test", "connectTimeoutSec": 5, "reconnectPeriodSec": 1,
         "mqttVersion": 5, "useMsgQoS": true, "useMsgRetain": true, "keepAliveSec": 0,
     });
