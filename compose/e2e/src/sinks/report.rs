@@ -7,7 +7,7 @@ use std::{
 
 use tbmq_harness::ledger::Audit;
 
-use super::{Fault, Kind, Options};
+use super::{Fault, Kind, Options, run};
 
 /// What one fault of one kind's peer came to.
 #[derive(Clone, Debug)]
@@ -169,7 +169,8 @@ Kafka's requests and connections have 1 s, with 0.2 s at most between two attemp
 \x20 TOPIC_AUTHORIZATION_FAILED for a second of every two. **reconnecting**: each connection is cut after a second.\n\
 * **lost**: acknowledged to a publisher and not delivered. **duplicates**: delivered again: what was under way when a connection ended. **longest pause**: the longest time\n\
 \x20 without a delivery.\n\
-* **stalled shown**: from the fault until the status says STALLED; required within {stalled:?} while nothing gets through, `-` where something did.\n\
+* **stalled shown**: from the fault until the status says STALLED; required within {stalled:?} while nothing gets through, `-` where something did. The executor\n\
+\x20 reports it after {after} here (`TBMQ_IE_STALLED_AFTER`; 5 s by default), so that its way to the status is included.\n\
 * **first delivery**: from the healing; required within {recovered:?}. **drained**: until everything acknowledged before the healing is delivered. **running shown**: until the status says RUNNING;\n\
 \x20 0.0 where it did all the time.\n\
 {failed}",
@@ -178,6 +179,7 @@ Kafka's requests and connections have 1 s, with 0.2 s at most between two attemp
             lasting = options.lasting,
             table = self.table(),
             stalled = options.stalled_within,
+            after = run::STALLED_AFTER,
             recovered = options.recovered_within,
         )
     }
