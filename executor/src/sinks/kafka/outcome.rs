@@ -58,7 +58,6 @@ impl Class {
             Code::MessageSizeTooLarge
             | Code::MessageBatchTooLarge
             | Code::InvalidMessageSize
-            | Code::InvalidMessage
             | Code::InvalidRecord
             | Code::InvalidTimestamp
             | Code::BadMessage => Self::Rejected("payload"),
@@ -68,6 +67,7 @@ impl Class {
             | Code::UnsupportedCompressionType
             | Code::UnsupportedForMessageFormat
             | Code::InvalidArgument => Self::Rejected("configuration"),
+            // A wrong checksum among them: it may have been spoiled on its way.
             _ => Self::Broker,
         }
     }
@@ -106,6 +106,7 @@ mod tests {
             (Code::UnknownTopic, Class::Topic),
             (Code::NotEnoughReplicas, Class::Broker),
             (Code::NotLeaderForPartition, Class::Broker),
+            (Code::InvalidMessage, Class::Broker),
             (Code::MessageSizeTooLarge, Class::Rejected("payload")),
             (Code::InvalidTopic, Class::Rejected("topic")),
             (Code::UnsupportedCompressionType, Class::Rejected("configuration")),
