@@ -257,6 +257,7 @@ impl Running {
 
     /// Stops reading, waits a bounded time for what is in flight, commits, tells STOPPED, and leaves its groups.
     pub async fn drain(mut self) {
+        self.shared.metrics.end();
         self.drain.begin();
         while let Some(ended) = self.groups.join_next().await {
             match ended {

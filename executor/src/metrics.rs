@@ -97,6 +97,8 @@ struct Books {
     printed_uplink: [u64; PUBLISHED.len()],
     /// Shards of each integration that are here.
     shards: HashMap<IntegrationId, usize>,
+    /// The process ends: what was counted stays for whoever asks last.
+    is_ending: bool,
 }
 
 /// A shard whose integration is measured. When the last one of an integration goes, its series go (UP-26).
@@ -113,7 +115,9 @@ impl Drop for Tracked {
             *shards -= 1;
             if *shards == 0 {
                 books.shards.remove(&self.integration);
-                self.metrics.forget(self.integration);
+                if !books.is_ending {
+                    self.metrics.forget(self.integration);
+                }
             }
         }
     }
@@ -211,6 +215,11 @@ impl Metrics {
     pub(crate) fn track(&self, integration: IntegrationId) -> Tracked {
         *self.books.lock().shards.entry(integration).or_default() += 1;
         Tracked { metrics: self.clone(), integration }
+    }
+
+    /// The process ends; the series of its integrations stay.
+    pub(crate) fn end(&self) {
+        self.books.lock().is_ending = true;
     }
 
     /// Number of integrations of a kind that are stalled.
@@ -403,8 +412,9 @@ mod tests {
         assert!(has(1) && has(2));
         drop(second);
         assert!(!has(1) && has(2));
+        metrics.end();
         drop(other);
-        assert!(!has(2));
+        assert!(has(2), "of a process that ends they stay");
     }
 
     #[test]
