@@ -188,9 +188,9 @@ tree! {
         /// Attempts to start failed integrations.
         reinit: Reinit = Reinit::default(),
         /// An integration that has something to deliver and whose remote end has confirmed nothing for so long is reported as
-        /// stalled.
+        /// stalled; the status shows it a moment later, within 5 s.
         #[serde(with = "humantime_serde")]
-        stalled_after: Duration = Duration::from_secs(5),
+        stalled_after: Duration = Duration::from_secs(4),
         /// Waiting for what is in flight.
         destroy: Destroy = Destroy::default(),
         /// Whether sinks may reach addresses that are not public: loopback, link-local, private, multicast and so on.

@@ -170,7 +170,7 @@ Kafka's requests and connections have 1 s, with 0.2 s at most between two attemp
 * **lost**: acknowledged to a publisher and not delivered. **duplicates**: delivered again: what was under way when a connection ended. **longest pause**: the longest time\n\
 \x20 without a delivery.\n\
 * **stalled shown**: from the fault until the status says STALLED; required within {stalled:?} while nothing gets through, `-` where something did. The executor\n\
-\x20 reports it after {after} here (`TBMQ_IE_STALLED_AFTER`; 5 s by default), so that its way to the status is included.\n\
+\x20 reports it after {after} (`TBMQ_IE_STALLED_AFTER`, as by default), so that its way to the status is included.\n\
 * **first delivery**: from the healing; required within {recovered:?}. **drained**: until everything acknowledged before the healing is delivered. **running shown**: until the status says RUNNING;\n\
 \x20 0.0 where it did all the time.\n\
 {failed}",

@@ -39,7 +39,7 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// How long all is well before a fault.
 const BEFORE: Duration = Duration::from_secs(2);
 
-/// A stall is to be shown within 5 s, its way to the control plane included; by default it is reported after 5 s.
+/// A stall is to be shown within 5 s, its way to the control plane included. The executor's default.
 pub(super) const STALLED_AFTER: &str = "4s";
 
 /// What peers report to: one round's tally after the other.
