@@ -125,6 +125,19 @@ pub struct ConnectError {
     pub violations: Vec<Violation>,
 }
 
+impl From<String> for ConnectError {
+    fn from(text: String) -> Self {
+        Self { text, violations: Vec::new() }
+    }
+}
+
+impl From<Vec<Violation>> for ConnectError {
+    fn from(violations: Vec<Violation>) -> Self {
+        let texts: Vec<&str> = violations.iter().map(|violation| violation.text.as_str()).collect();
+        Self { text: texts.join("; "), violations }
+    }
+}
+
 /// What a connection check found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ProbeReport {
@@ -132,6 +145,13 @@ pub struct ProbeReport {
     pub stages: Vec<Stage>,
     /// Why it failed; `None`: it did not.
     pub error: Option<String>,
+}
+
+/// Of a check that could not begin.
+impl From<ConnectError> for ProbeReport {
+    fn from(error: ConnectError) -> Self {
+        Self { stages: Vec::new(), error: Some(error.text) }
+    }
 }
 
 /// A kind of integration. One file `sinks/<kind>.rs` and one line in `sinks/mod.rs`.

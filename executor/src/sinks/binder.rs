@@ -10,6 +10,8 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Number, Value};
 use tbmq_integration::entity::Violation;
 
+use crate::sink::ConnectError;
+
 /// Where the paths begin.
 pub const ROOT: &str = "clientConfiguration";
 
@@ -32,6 +34,16 @@ impl<T> Bound<T> {
         if !self.violations.iter().any(|violation| violation.path == path) {
             self.violations.push(Violation::new(path, text));
         }
+    }
+}
+
+impl<T> Bound<Option<T>> {
+    /// The configuration, if it can be used.
+    ///
+    /// # Errors
+    /// All its problems.
+    pub fn accepted(self) -> Result<T, ConnectError> {
+        self.config.ok_or_else(|| self.violations.into())
     }
 }
 

@@ -127,6 +127,14 @@ impl Credentials {
         }
     }
 
+    /// TLS settings of their own, else those of the system.
+    ///
+    /// # Errors
+    /// As [`Credentials::tls`] and [`system_tls`].
+    pub fn tls_or_system(&self) -> Result<ClientConfig, String> {
+        self.tls()?.map_or_else(system_tls, Ok)
+    }
+
     /// What the PEM texts hold, or all their problems by field.
     fn material(&self) -> Result<Option<Material>, Vec<(&'static str, String)>> {
         let Self::Pem { ca_cert, cert, private_key, private_key_password, .. } = self else {

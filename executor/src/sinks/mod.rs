@@ -9,6 +9,7 @@
 //! | [`credentials`] | credentials objects, secrets, TLS settings |
 //! | [`egress`] | which addresses sinks may connect to |
 //! | [`envelope`] | the JSON object around a payload |
+//! | [`stages`] | the stages of a connection check |
 
 use std::{num::NonZeroUsize, sync::Arc, time::Duration};
 
@@ -25,6 +26,7 @@ pub mod envelope;
 pub mod http;
 pub mod kafka;
 pub mod mqtt;
+pub mod stages;
 
 /// What all sinks of a process are told by its configuration.
 #[derive(Clone, Debug)]

@@ -80,10 +80,9 @@ impl SinkKind for Http {
         _: &SinkContext,
         deadline: Duration,
     ) -> ProbeReport {
-        let bound = config::read(client_configuration, &self.settings);
-        match bound.config {
-            Some(checked) => probe::run(&checked, &self.clients, &self.settings.egress, deadline).await,
-            None => ProbeReport { stages: Vec::new(), error: Some(joined(&bound.violations)) },
+        match config::read(client_configuration, &self.settings).accepted() {
+            Ok(checked) => probe::run(&checked, &self.clients, &self.settings.egress, deadline).await,
+            Err(error) => error.into(),
         }
     }
 
@@ -93,12 +92,8 @@ impl SinkKind for Http {
         client_configuration: &Map<String, Value>,
         context: SinkContext,
     ) -> Result<Box<dyn Sink>, ConnectError> {
-        let bound = config::read(client_configuration, &self.settings);
-        let Some(checked) = bound.config else {
-            return Err(ConnectError { text: joined(&bound.violations), violations: bound.violations });
-        };
-        let client =
-            self.clients.client(&checked).map_err(|text| ConnectError { text, violations: Vec::new() })?;
+        let checked = config::read(client_configuration, &self.settings).accepted()?;
+        let client = self.clients.client(&checked)?;
         let attempt_timeout = self.settings.attempt_timeout(&context);
         let endpoint = Endpoint::new(client, checked.config.request_method.into(), &checked, attempt_timeout);
         let pool = self.settings.http_pool_max_connections;
@@ -108,11 +103,6 @@ impl SinkKind for Http {
             None => Box::new(sink),
         })
     }
-}
-
-/// All problems in one text.
-fn joined(violations: &[Violation]) -> String {
-    violations.iter().map(|violation| violation.text.as_str()).collect::<Vec<_>>().join("; ")
 }
 
 /// Milliseconds of a configuration; 0 means none.

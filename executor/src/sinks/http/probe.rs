@@ -8,11 +8,7 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 use ::http::{HeaderValue, StatusCode, header};
 use reqwest::{Method, Response};
 use rustls::pki_types::ServerName;
-use tbmq_integration::wire::Stage;
-use tokio::{
-    net::TcpStream,
-    time::{Instant, timeout_at},
-};
+use tokio::{net::TcpStream, time::Instant};
 use tokio_rustls::TlsConnector;
 use url::Url;
 
@@ -22,7 +18,7 @@ use super::{
 };
 use crate::{
     sink::{Outcome, ProbeReport},
-    sinks::{credentials, egress::Egress},
+    sinks::{egress::Egress, stages::Stages},
 };
 
 /// Tries the endpoint of a checked configuration.
@@ -32,58 +28,29 @@ pub(super) async fn run(
     egress: &Egress,
     deadline: Duration,
 ) -> ProbeReport {
-    let mut probe = Probe { report: ProbeReport::default(), deadline: Instant::now() + deadline };
+    let mut stages = Stages::new(deadline);
     // A failed stage has put its text into the report.
-    let _: Option<()> = probe.stages(checked, clients, egress).await;
-    probe.report
+    drop(try_all(&mut stages, checked, clients, egress).await);
+    stages.report
 }
 
-struct Probe {
-    report: ProbeReport,
-    deadline: Instant,
-}
-
-impl Probe {
-    async fn stages(&mut self, checked: &Checked, clients: &Clients, egress: &Egress) -> Option<()> {
-        let url = &checked.url;
-        let addresses = self.stage("resolve", resolve(url, egress)).await?;
-        let stream = self.stage("connect", connect(url, &addresses)).await?;
-        if url.scheme() == "https" {
-            self.stage("tls", handshake(checked, stream)).await?;
-        }
-        let deadline = self.deadline;
-        let left = deadline.saturating_duration_since(Instant::now());
-        let endpoint =
-            clients.client(checked).map(|client| Endpoint::new(client, Method::HEAD, checked, left));
-        let response = self.stage("authenticate", ask(endpoint.as_ref(), deadline)).await?;
-        self.stage("response", judge(endpoint.as_ref().ok()?, response, deadline)).await
+async fn try_all(
+    stages: &mut Stages,
+    checked: &Checked,
+    clients: &Clients,
+    egress: &Egress,
+) -> Result<(), String> {
+    let url = &checked.url;
+    let addresses = stages.run("resolve", resolve(url, egress)).await?;
+    let stream = stages.run("connect", connect(url, &addresses)).await?;
+    if url.scheme() == "https" {
+        stages.run("tls", handshake(checked, stream)).await?;
     }
-
-    /// Runs a stage and notes what came of it; `None` when it failed.
-    async fn stage<T>(
-        &mut self,
-        name: &str,
-        work: impl Future<Output = Result<(T, String), String>>,
-    ) -> Option<T> {
-        let start = Instant::now();
-        let result = timeout_at(self.deadline, work).await;
-        let elapsed = start.elapsed();
-        let (value, text) = match result {
-            Ok(Ok((value, text))) => (Some(value), text),
-            Ok(Err(text)) => (None, text),
-            Err(_) => (None, format!("no end of {name} after {} ms", elapsed.as_millis())),
-        };
-        if value.is_none() {
-            self.report.error = Some(text.clone());
-        }
-        self.report.stages.push(Stage {
-            name: name.to_owned(),
-            ok: value.is_some(),
-            elapsed_ms: elapsed.as_millis() as u64,
-            text,
-        });
-        value
-    }
+    let deadline = stages.deadline;
+    let left = deadline.saturating_duration_since(Instant::now());
+    let endpoint = clients.client(checked).map(|client| Endpoint::new(client, Method::HEAD, checked, left));
+    let response = stages.run("authenticate", ask(endpoint.as_ref(), deadline)).await?;
+    stages.run("response", judge(&endpoint?, response, deadline)).await
 }
 
 fn port(url: &Url) -> u16 {
@@ -112,10 +79,7 @@ async fn connect(url: &Url, addresses: &[SocketAddr]) -> Result<(TcpStream, Stri
 }
 
 async fn handshake(checked: &Checked, stream: TcpStream) -> Result<((), String), String> {
-    let mut config = match checked.config.credentials.tls()? {
-        Some(config) => config,
-        None => credentials::system_tls()?,
-    };
+    let mut config = checked.config.credentials.tls_or_system()?;
     config.alpn_protocols = alpn();
     let host = checked.url.host_str().unwrap_or_default();
     let name = host.trim_start_matches('[').trim_end_matches(']').to_owned();

@@ -138,10 +138,9 @@ impl SinkKind for Kafka {
         context: &SinkContext,
         deadline: Duration,
     ) -> ProbeReport {
-        let bound = config::read(client_configuration, &self.settings, &context.executor_id);
-        match bound.config {
-            Some(checked) => probe::run(self, checked, deadline).await,
-            None => ProbeReport { stages: Vec::new(), error: Some(joined(&bound.violations)) },
+        match config::read(client_configuration, &self.settings, &context.executor_id).accepted() {
+            Ok(checked) => probe::run(self, checked, deadline).await,
+            Err(error) => error.into(),
         }
     }
 
@@ -151,19 +150,14 @@ impl SinkKind for Kafka {
         client_configuration: &Map<String, Value>,
         context: SinkContext,
     ) -> Result<Box<dyn Sink>, ConnectError> {
-        let bound = config::read(client_configuration, &self.settings, &context.executor_id);
-        let Some(checked) = bound.config else {
-            return Err(ConnectError { text: joined(&bound.violations), violations: bound.violations });
-        };
-        let failed = |text| ConnectError { text, violations: Vec::new() };
+        let checked = config::read(client_configuration, &self.settings, &context.executor_id).accepted()?;
         self.tell_ignored(&checked.translated.ignored, &context);
-        self.resolve(&checked).await.map_err(failed)?;
+        self.resolve(&checked).await?;
         let settings = settings(&checked, self.settings.attempt_timeout(&context));
         let (producers, egress) = (self.producers.clone(), self.settings.egress.clone());
         let producer = spawn_blocking(move || producers.join(&settings, &egress))
             .await
-            .map_err(|error| failed(error.to_string()))?
-            .map_err(failed)?;
+            .map_err(|error| error.to_string())??;
         let config = checked.config;
         let envelope =
             (!config.send_only_msg_payload).then(|| Envelope::new(&context.executor_id, &context.metadata));
@@ -197,11 +191,6 @@ fn settings(checked: &Checked, attempt_timeout: Duration) -> Settings {
 
 fn listed(servers: &[config::Server]) -> String {
     servers.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
-}
-
-/// All problems in one text.
-fn joined(violations: &[Violation]) -> String {
-    violations.iter().map(|violation| violation.text.as_str()).collect::<Vec<_>>().join("; ")
 }
 
 /// A running Kafka integration.

@@ -16,8 +16,7 @@ use rdkafka::{
     metadata::Metadata,
     producer::{BaseProducer, DeliveryResult, Producer as _, ProducerContext},
 };
-use tbmq_integration::wire::Stage;
-use tokio::{sync::oneshot, time::timeout_at};
+use tokio::sync::oneshot;
 
 use super::{
     Kafka,
@@ -29,8 +28,12 @@ use super::{
     properties::{self, Hidden},
 };
 use crate::{
-    sink::ProbeReport,
-    sinks::{credentials::Secret, egress::Egress},
+    sink::{ConnectError, ProbeReport},
+    sinks::{
+        credentials::Secret,
+        egress::Egress,
+        stages::{Stages, no_end},
+    },
 };
 
 /// One wait for metadata; what ends the check earlier is noticed after it.
@@ -41,13 +44,11 @@ const LAST_WORDS: Duration = Duration::from_millis(100);
 
 /// Tries the brokers and the topic of a checked configuration.
 pub(super) async fn run(kind: &Kafka, checked: Checked, deadline: Duration) -> ProbeReport {
-    let start = Instant::now();
-    let end = start + deadline;
-    let mut stages = Stages::default();
-    let resolved = timeout_at(end.into(), kind.resolve(&checked)).await;
-    let resolved = resolved.unwrap_or_else(|_| Err(no_end("resolve", start.elapsed())));
-    if !stages.add("resolve", start.elapsed(), resolved) {
-        return stages.0;
+    let mut stages = Stages::new(deadline);
+    let end = stages.deadline.into_std();
+    let resolve = async { Ok(((), kind.resolve(&checked).await?)) };
+    if stages.run("resolve", resolve).await.is_err() {
+        return stages.report;
     }
     let (report, reported) = oneshot::channel();
     let egress = kind.settings.egress.clone();
@@ -55,34 +56,13 @@ pub(super) async fn run(kind: &Kafka, checked: Checked, deadline: Duration) -> P
     let spawned = std::thread::Builder::new().name("kafka-sink-probe".to_owned()).spawn(move || {
         let client = connect(&checked, &egress, end, &mut stages);
         // Nobody waits for the report when the check was given up.
-        drop(report.send(stages.0));
+        drop(report.send(stages.report));
         drop(client);
     });
-    let lost = |text: String| ProbeReport { stages: Vec::new(), error: Some(text) };
+    let lost = |text: String| ConnectError::from(text).into();
     match spawned {
         Ok(_) => reported.await.unwrap_or_else(|_| lost("the check ended without a report".to_owned())),
         Err(error) => lost(format!("no thread for the check: {error}")),
-    }
-}
-
-fn no_end(stage: &str, elapsed: Duration) -> String {
-    format!("no end of {stage} after {} ms", elapsed.as_millis())
-}
-
-#[derive(Default)]
-struct Stages(ProbeReport);
-
-impl Stages {
-    /// Notes what came of a stage; false when it failed.
-    fn add(&mut self, name: &str, elapsed: Duration, result: Result<String, String>) -> bool {
-        let ok = result.is_ok();
-        let (Ok(text) | Err(text)) = result;
-        if !ok {
-            self.0.error = Some(text.clone());
-        }
-        let elapsed_ms = elapsed.as_millis() as u64;
-        self.0.stages.push(Stage { name: name.to_owned(), ok, elapsed_ms, text });
-        ok
     }
 }
 
@@ -345,9 +325,9 @@ mod tests {
     }
 
     fn stages(trace: &Trace, phases: &[&'static str], start: Instant) -> Vec<(String, bool, u64)> {
-        let mut stages = Stages::default();
+        let mut stages = Stages::new(Duration::from_secs(1));
         trace.stages(phases, start, start + Duration::from_secs(1), &mut stages);
-        stages.0.stages.into_iter().map(|stage| (stage.name, stage.ok, stage.elapsed_ms)).collect()
+        stages.report.stages.into_iter().map(|stage| (stage.name, stage.ok, stage.elapsed_ms)).collect()
     }
 
     fn named(stages: &[(&str, bool, u64)]) -> Vec<(String, bool, u64)> {

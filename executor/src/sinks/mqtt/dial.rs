@@ -4,7 +4,6 @@ use std::{fmt, iter, net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::BytesMut;
 use rustls::pki_types::ServerName;
-use tbmq_integration::wire::Stage;
 use tbmq_mqtt::{
     codec::{self, Limits, property::PropertyId},
     packet::{ConnAck, Packet, ProtocolVersion, Qos, ReasonCode},
@@ -22,9 +21,12 @@ use super::{
     session::said,
 };
 use crate::sinks::{
-    credentials,
     egress::{Egress, LookupError},
+    stages::Stages,
 };
+
+/// How the text of a refused CONNECT begins in TBMQ.
+const RESULT_CODE: &str = "Result code is: ";
 
 /// The longest packet that is taken from a broker: nothing was subscribed to, and acknowledgements are short.
 pub(super) const LIMITS: Limits = Limits { packet_bytes: 256 << 10 };
@@ -69,49 +71,12 @@ impl fmt::Debug for Dialer {
     }
 }
 
-/// The stages of an attempt, as far as it came.
-pub(super) struct Stages {
-    pub list: Vec<Stage>,
-    deadline: Instant,
-}
-
-impl Stages {
-    pub(super) fn new(timeout: Duration) -> Self {
-        Self { list: Vec::new(), deadline: Instant::now() + timeout }
-    }
-
-    /// Runs a stage and notes what came of it.
-    async fn run<T>(
-        &mut self,
-        name: &str,
-        work: impl Future<Output = Result<(T, String), String>>,
-    ) -> Result<T, String> {
-        let start = Instant::now();
-        let result = timeout_at(self.deadline, work).await;
-        let elapsed_ms = start.elapsed().as_millis() as u64;
-        let (result, text) = match result {
-            Ok(Ok((value, text))) => (Ok(value), text),
-            Ok(Err(text)) => (Err(text.clone()), text),
-            Err(_) => {
-                let text = format!(": no end of {name} after {elapsed_ms} ms");
-                (Err(text.clone()), text)
-            }
-        };
-        let text = text.trim_start_matches([':', '.', ' ']).to_owned();
-        self.list.push(Stage { name: name.to_owned(), ok: result.is_ok(), elapsed_ms, text });
-        result
-    }
-}
-
 impl Dialer {
     /// # Errors
     /// A text for people when there are no TLS settings to be had.
     pub(super) fn new(checked: Checked, client_id: String, egress: Egress) -> Result<Self, String> {
         let tls = if checked.uses_tls() {
-            let config = match checked.config.credentials.tls()? {
-                Some(config) => config,
-                None => credentials::system_tls()?,
-            };
+            let config = checked.config.credentials.tls_or_system()?;
             let host = checked.host().to_owned();
             let name = ServerName::try_from(host.clone())
                 .map_err(|error| format!("{host} is no name for TLS: {error}"))?;
@@ -137,8 +102,11 @@ impl Dialer {
     /// # Errors
     /// A text for people that begins as TBMQ's does; the last of `stages` is the one that failed.
     pub(super) async fn dial(&self, stages: &mut Stages) -> Result<Connection, String> {
-        let connected = self.connect(stages).await;
-        connected.map_err(|text| format!("Failed to connect to MQTT broker at {}{text}", self.broker()))
+        self.connect(stages).await.map_err(|text| {
+            // TBMQ's own sentence, and ours.
+            let link = if text.starts_with(RESULT_CODE) { ". " } else { ": " };
+            format!("Failed to connect to MQTT broker at {}{link}{text}", self.broker())
+        })
     }
 
     async fn connect(&self, stages: &mut Stages) -> Result<Connection, String> {
@@ -150,7 +118,7 @@ impl Dialer {
             Some((connector, name)) => {
                 let handshake = async {
                     let stream = connector.connect(name.clone(), tcp).await;
-                    let stream = stream.map_err(|error| format!(": TLS failed: {error}"))?;
+                    let stream = stream.map_err(|error| format!("TLS failed: {error}"))?;
                     let version = stream.get_ref().1.protocol_version();
                     let text = version.map_or_else(String::new, |version| format!("{version:?}"));
                     Ok((stream, text))
@@ -165,9 +133,9 @@ impl Dialer {
     async fn resolve(&self) -> Result<(Vec<SocketAddr>, String), String> {
         let (host, port) = (self.checked.host(), self.checked.port());
         let addresses = self.egress.lookup(host, port).await.map_err(|error| match error {
-            LookupError::Refused { text } => format!(": {text}"),
+            LookupError::Refused { text } => text,
             LookupError::Unresolved { host, reason } => {
-                format!(": Unable to resolve provided hostname: {host} ({reason})")
+                format!("Unable to resolve provided hostname: {host} ({reason})")
             }
         })?;
         let text: Vec<_> = addresses.iter().map(|address| address.ip().to_string()).collect();
@@ -179,7 +147,7 @@ impl Dialer {
         let version = self.checked.version;
         let mut bytes = BytesMut::new();
         codec::encode(&connect, version, &mut bytes);
-        let gone = |error| format!(": the connection ended before the CONNACK: {error}");
+        let gone = |error| format!("the connection ended before the CONNACK: {error}");
         stream.write_all(&bytes).await.map_err(gone)?;
         stream.flush().await.map_err(gone)?;
         let mut read = BytesMut::new();
@@ -188,13 +156,13 @@ impl Dialer {
                 break answer;
             }
             if stream.read_buf(&mut read).await.map_err(gone)? == 0 {
-                return Err(": the broker closed the connection without a CONNACK".to_owned());
+                return Err("the broker closed the connection without a CONNACK".to_owned());
             }
         };
         if connack.reason != ReasonCode::Success {
             let words = connack.properties.text(PropertyId::ReasonString);
             let words = words.map(|words| format!(" ({})", &*words)).unwrap_or_default();
-            return Err(format!(". Result code is: {}{words}", code_name(connack.reason, version)));
+            return Err(format!("{RESULT_CODE}{}{words}", code_name(connack.reason, version)));
         }
         let peer = Peer::of(&connack, version);
         Ok((Connection { stream, peer, read }, accepted(&peer)))
@@ -213,8 +181,8 @@ async fn connect(addresses: &[SocketAddr], deadline: Instant) -> Result<(TcpStre
                 stream.set_nodelay(true).ok();
                 return Ok((stream, address.to_string()));
             }
-            Ok(Err(error)) => format!(": no connection to {address}: {error}"),
-            Err(_) => format!(": no connection to {address} within {} ms", share.as_millis()),
+            Ok(Err(error)) => format!("no connection to {address}: {error}"),
+            Err(_) => format!("no connection to {address} within {} ms", share.as_millis()),
         };
     }
     Err(text)
@@ -232,11 +200,11 @@ fn connack(
         Ok(Some(Packet::ConnAck(connack))) => Ok(Some((connack, version))),
         Ok(Some(Packet::Disconnect(disconnect))) => {
             let words = disconnect.properties.text(PropertyId::ReasonString);
-            Err(format!(": the broker disconnected: {}", said(disconnect.reason, words)))
+            Err(format!("the broker disconnected: {}", said(disconnect.reason, words)))
         }
-        Ok(Some(Packet::Auth(_))) => Err(": the broker wants enhanced authentication".to_owned()),
-        Ok(Some(_)) => Err(": the broker answered CONNECT with another packet than CONNACK".to_owned()),
-        Err(error) => Err(format!(": the broker's answer to CONNECT can't be understood: {error}")),
+        Ok(Some(Packet::Auth(_))) => Err("the broker wants enhanced authentication".to_owned()),
+        Ok(Some(_)) => Err("the broker answered CONNECT with another packet than CONNACK".to_owned()),
+        Err(error) => Err(format!("the broker's answer to CONNECT can't be understood: {error}")),
     }
 }
 

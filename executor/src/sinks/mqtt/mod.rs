@@ -22,14 +22,8 @@ use tbmq_integration::entity::Violation;
 use tbmq_mqtt::packet::ProtocolVersion;
 use uuid::Uuid;
 
-use self::{
-    config::Checked,
-    dial::{Dialer, Stages},
-    publisher::Publisher,
-    session::Settings,
-    sink::MqttSink,
-};
-use super::{SinkSettings, binder, envelope::Envelope};
+use self::{config::Checked, dial::Dialer, publisher::Publisher, session::Settings, sink::MqttSink};
+use super::{SinkSettings, binder, envelope::Envelope, stages::Stages};
 use crate::sink::{ConnectError, ProbeReport, Sink, SinkContext, SinkKind};
 
 pub mod config;
@@ -82,14 +76,13 @@ impl SinkKind for Mqtt {
         _: &SinkContext,
         deadline: Duration,
     ) -> ProbeReport {
-        let bound = config::read(client_configuration, &self.settings);
-        let Some(checked) = bound.config else {
-            return ProbeReport { stages: Vec::new(), error: Some(joined(&bound.violations)) };
-        };
-        let client_id = probe_client_id(&checked);
-        let dialer = match self.dialer(checked, client_id) {
+        let dialer = config::read(client_configuration, &self.settings).accepted().and_then(|checked| {
+            let client_id = probe_client_id(&checked);
+            Ok(self.dialer(checked, client_id)?)
+        });
+        let dialer = match dialer {
             Ok(dialer) => dialer,
-            Err(text) => return ProbeReport { stages: Vec::new(), error: Some(text) },
+            Err(error) => return error.into(),
         };
         let mut stages = Stages::new(deadline.min(dialer.timeout()).min(self.settings.check_timeout));
         let result = dialer.dial(&mut stages).await;
@@ -100,7 +93,7 @@ impl SinkKind for Mqtt {
             }
             Err(text) => Some(text),
         };
-        ProbeReport { stages: stages.list, error }
+        ProbeReport { error, ..stages.report }
     }
 
     /// Waits for the broker's CONNACK, at most `connectTimeoutSec`.
@@ -109,11 +102,7 @@ impl SinkKind for Mqtt {
         client_configuration: &Map<String, Value>,
         context: SinkContext,
     ) -> Result<Box<dyn Sink>, ConnectError> {
-        let bound = config::read(client_configuration, &self.settings);
-        let Some(checked) = bound.config else {
-            return Err(ConnectError { text: joined(&bound.violations), violations: bound.violations });
-        };
-        let failed = |text| ConnectError { text, violations: Vec::new() };
+        let checked = config::read(client_configuration, &self.settings).accepted()?;
         let settings = Settings {
             window: context.window.max(1),
             attempt_timeout: self.settings.attempt_timeout(&context),
@@ -128,8 +117,8 @@ impl SinkKind for Mqtt {
             // The shards of an integration are clients of their own.
             client_id = format!("{client_id}-{}", context.shard.index);
         }
-        let dialer = Arc::new(self.dialer(checked, client_id).map_err(failed)?);
-        let connection = dialer.dial(&mut Stages::new(dialer.timeout())).await.map_err(failed)?;
+        let dialer = Arc::new(self.dialer(checked, client_id)?);
+        let connection = dialer.dial(&mut Stages::new(dialer.timeout())).await?;
         Ok(Box::new(MqttSink::new(settings, publisher, dialer, connection)))
     }
 }
@@ -148,11 +137,6 @@ fn probe_client_id(checked: &Checked) -> String {
         ProtocolVersion::V311 | ProtocolVersion::V5 => usize::MAX,
     };
     configured.chars().take(length).chain(suffix.chars()).collect()
-}
-
-/// All problems in one text.
-fn joined(violations: &[Violation]) -> String {
-    violations.iter().map(|violation| violation.text.as_str()).collect::<Vec<_>>().join("; ")
 }
 
 /// Seconds of a configuration; 0 means none.

@@ -20,11 +20,14 @@ use tokio::{
 };
 
 use super::{
-    dial::{Connection, Dialer, LIMITS, Stages, Stream},
+    dial::{Connection, Dialer, LIMITS, Stream},
     publisher::Publisher,
     session::{Session, Settings},
 };
-use crate::sink::{Busy, Message, Outcome, Sink, SinkState, Ticket};
+use crate::{
+    sink::{Busy, Message, Outcome, Sink, SinkState, Ticket},
+    sinks::stages::Stages,
+};
 
 /// Bytes read at once; they lie on the stack, so that an idle connection owns no buffer.
 const READ_BYTES: usize = 8 << 10;

@@ -25,12 +25,12 @@ use super::{
     Mqtt,
     broker::{Broker, Reply},
     config,
-    dial::{Dialer, Stages},
+    dial::Dialer,
 };
 use crate::{
     conformance::{Behaviour, Fixture, answer, context, message},
     sink::{Message, Outcome, Sink, SinkContext, SinkKind, SinkState},
-    sinks::{SinkSettings, credentials, egress::Egress},
+    sinks::{SinkSettings, credentials, egress::Egress, stages::Stages},
 };
 
 mod real;
@@ -671,7 +671,8 @@ async fn the_address_of_each_attempt_is_checked() {
     let mut stages = Stages::new(SOON);
     let text = dialer.dial(&mut stages).await.err().unwrap();
     assert!(text.contains("INTEGRATIONS_ALLOW_LOCAL_NETWORK_HOSTS"), "{text}");
-    assert_eq!(stages.list.len(), 1);
-    assert_eq!((stages.list[0].name.as_str(), stages.list[0].ok), ("resolve", false));
+    let stages = stages.report.stages;
+    assert_eq!(stages.len(), 1);
+    assert_eq!((stages[0].name.as_str(), stages[0].ok), ("resolve", false));
     assert_eq!(broker.connects().len(), 0);
 }
