@@ -14,9 +14,9 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
-use tokio::{net::TcpListener, sync::watch, task::JoinSet};
+use tokio::{net::TcpStream, sync::watch};
 
-use crate::postgres::free_port;
+use crate::port::Port;
 
 /// A request that arrived, in order of arrival.
 #[derive(Clone, Debug)]
@@ -61,20 +61,17 @@ struct Shared {
     count: watch::Sender<usize>,
     script: Mutex<Arc<Script>>,
     mode: watch::Sender<Mode>,
-    /// Whether the listener is open.
-    open: watch::Sender<bool>,
 }
 
 /// A running server; it stops when dropped.
 pub struct HttpSink {
-    address: SocketAddr,
+    port: Port,
     shared: Arc<Shared>,
-    task: tokio::task::JoinHandle<()>,
 }
 
 impl std::fmt::Debug for HttpSink {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("HttpSink").field("address", &self.address).finish_non_exhaustive()
+        f.debug_struct("HttpSink").field("address", &self.port.address()).finish_non_exhaustive()
     }
 }
 
@@ -96,19 +93,16 @@ impl HttpSink {
     }
 
     async fn start_with(observer: Option<Box<Observer>>) -> Result<Self> {
-        // Nobody else is given the port while the sink is down.
-        let listener = TcpListener::bind(("127.0.0.1", free_port()?)).await?;
-        let address = listener.local_addr()?;
         let shared = Arc::new(Shared {
             received: Mutex::default(),
             observer,
             count: watch::Sender::new(0),
             script: Mutex::new(Arc::new(|_, _, _| (StatusCode::OK, Duration::ZERO))),
             mode: watch::Sender::new(Mode::Serving),
-            open: watch::Sender::new(true),
         });
-        let task = tokio::spawn(serve(listener, address, Arc::clone(&shared)));
-        Ok(Self { address, shared, task })
+        let serving = Arc::clone(&shared);
+        let port = Port::open(move |stream| serve(stream, Arc::clone(&serving))).await?;
+        Ok(Self { port, shared })
     }
 
     /// From now on behaves like this; waits until the listener is closed or open as the mode wants it.
@@ -117,19 +111,17 @@ impl HttpSink {
     /// When the server has ended.
     pub async fn set_mode(&self, mode: Mode) -> Result<()> {
         self.shared.mode.send_replace(mode);
-        let mut open = self.shared.open.subscribe();
-        open.wait_for(|open| *open == (mode != Mode::Down)).await?;
-        Ok(())
+        self.port.set_open(mode != Mode::Down).await
     }
 
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
-        self.address
+        self.port.address()
     }
 
     /// `http://127.0.0.1:<port>/<path>`.
     pub fn url(&self, path: &str) -> String {
-        format!("http://{}/{path}", self.address)
+        format!("http://{}/{path}", self.port.address())
     }
 
     /// From now on answers what the script says, after the time that it says.
@@ -182,62 +174,14 @@ impl HttpSink {
     }
 }
 
-impl Drop for HttpSink {
-    fn drop(&mut self) {
-        self.task.abort();
+async fn serve(stream: TcpStream, shared: Arc<Shared>) {
+    if let Err(error) = stream.set_nodelay(true) {
+        eprintln!("the sink's connection is gone: {error}");
+        return;
     }
-}
-
-async fn serve(listener: TcpListener, address: SocketAddr, shared: Arc<Shared>) {
-    let mut mode = shared.mode.subscribe();
-    let mut listener = Some(listener);
-    loop {
-        match listener.take() {
-            Some(open) => {
-                accept(open, &shared, &mut mode).await;
-                shared.open.send_replace(false);
-            }
-            None => {
-                if mode.wait_for(|mode| *mode != Mode::Down).await.is_err() {
-                    return;
-                }
-                match TcpListener::bind(address).await {
-                    Ok(open) => {
-                        listener = Some(open);
-                        shared.open.send_replace(true);
-                    }
-                    Err(error) => {
-                        eprintln!("the sink can't listen on {address} again: {error}");
-                        tokio::time::sleep(Duration::from_millis(100)).await;
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// Serves until the sink is to be down. Connections end with the set, and the set with this function.
-async fn accept(listener: TcpListener, shared: &Arc<Shared>, mode: &mut watch::Receiver<Mode>) {
-    let mut connections = JoinSet::new();
-    loop {
-        tokio::select! {
-            accepted = listener.accept() => {
-                let Ok((stream, _)) = accepted else { continue };
-                if let Err(error) = stream.set_nodelay(true) {
-                    eprintln!("the sink's connection is gone: {error}");
-                    continue;
-                }
-                let shared = Arc::clone(shared);
-                connections.spawn(async move {
-                    let service = service_fn(move |request| answer(Arc::clone(&shared), request));
-                    // A client that goes away in the middle of a request is part of many tests.
-                    drop(http1::Builder::new().serve_connection(TokioIo::new(stream), service).await);
-                });
-            }
-            Some(_) = connections.join_next() => {}
-            _ = mode.wait_for(|mode| *mode == Mode::Down) => return,
-        }
-    }
+    let service = service_fn(move |request| answer(Arc::clone(&shared), request));
+    // A client that goes away in the middle of a request is part of many tests.
+    drop(http1::Builder::new().serve_connection(TokioIo::new(stream), service).await);
 }
 
 async fn answer(
@@ -300,7 +244,7 @@ mod tests {
 
     /// Posts a body on a connection of its own and reads the status.
     async fn post(sink: &HttpSink) -> Result<u16> {
-        let mut stream = TcpStream::connect(sink.address).await?;
+        let mut stream = TcpStream::connect(sink.address()).await?;
         stream
             .write_all(b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok")
             .await?;

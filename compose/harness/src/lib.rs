@@ -6,6 +6,7 @@
 //! | [`process`] | our own binaries: start, addresses, kill -9, drain, CPU time and memory |
 //! | [`client`] | an MQTT client over the workspace's codec that remembers what was acknowledged |
 //! | [`http_sink`] | an HTTP server that records what arrives |
+//! | [`port`] | a TCP port that is closed and opened again |
 //! | [`proxy`] | a TCP proxy that goes down, swallows, cuts and refuses |
 //! | [`ledger`] | the independent checker: nothing acknowledged is missing, nothing is out of order, all is accounted for |
 //!
@@ -19,6 +20,7 @@ pub mod http_sink;
 pub mod kafka;
 pub mod ledger;
 pub mod mosquitto;
+pub mod port;
 pub mod postgres;
 pub mod process;
 pub mod proxy;

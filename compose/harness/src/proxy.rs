@@ -9,13 +9,12 @@ use std::{
 use anyhow::Result;
 use tokio::{
     io::{AsyncReadExt as _, copy_bidirectional},
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     sync::watch,
-    task::JoinSet,
     time::Instant,
 };
 
-use crate::postgres::free_port;
+use crate::port::Port;
 
 mod mqtt;
 
@@ -48,8 +47,6 @@ struct Shared {
     upstream: SocketAddr,
     protocol: Protocol,
     mode: watch::Sender<Mode>,
-    /// Whether the listener is open.
-    open: watch::Sender<bool>,
     /// Publishes that came while half of them were to be refused.
     publishes: AtomicU64,
     /// Publishes that the broker took.
@@ -59,9 +56,8 @@ struct Shared {
 /// A running proxy; it ends with its connections when dropped.
 #[derive(Debug)]
 pub struct Proxy {
-    address: SocketAddr,
+    port: Port,
     shared: Arc<Shared>,
-    task: tokio::task::JoinHandle<()>,
 }
 
 impl Proxy {
@@ -82,24 +78,25 @@ impl Proxy {
     }
 
     async fn of(upstream: SocketAddr, protocol: Protocol) -> Result<Self> {
-        // Nobody else is given the port while the proxy is down.
-        let listener = TcpListener::bind(("127.0.0.1", free_port()?)).await?;
-        let address = listener.local_addr()?;
         let shared = Arc::new(Shared {
             upstream,
             protocol,
             mode: watch::Sender::new(Mode::Passing),
-            open: watch::Sender::new(true),
             publishes: AtomicU64::new(0),
             acknowledged: watch::Sender::new(0),
         });
-        let task = tokio::spawn(serve(listener, address, Arc::clone(&shared)));
-        Ok(Self { address, shared, task })
+        let serving = Arc::clone(&shared);
+        let serve = move |client| {
+            let shared = Arc::clone(&serving);
+            // Either side may go away at any time; then the other one is let go, too.
+            async move { drop(connection(client, &shared).await) }
+        };
+        Ok(Self { port: Port::open(serve).await?, shared })
     }
 
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
-        self.address
+        self.port.address()
     }
 
     /// Publishes of QoS 1 that the broker behind a proxy of MQTT took so far (PUBACK without an error), told to the
@@ -114,60 +111,7 @@ impl Proxy {
     /// When the proxy has ended.
     pub async fn set_mode(&self, mode: Mode) -> Result<()> {
         self.shared.mode.send_replace(mode);
-        let mut open = self.shared.open.subscribe();
-        open.wait_for(|open| *open == (mode != Mode::Down)).await?;
-        Ok(())
-    }
-}
-
-impl Drop for Proxy {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-async fn serve(listener: TcpListener, address: SocketAddr, shared: Arc<Shared>) {
-    let mut mode = shared.mode.subscribe();
-    let mut listener = Some(listener);
-    loop {
-        match listener.take() {
-            Some(open) => {
-                accept(open, &shared, &mut mode).await;
-                shared.open.send_replace(false);
-            }
-            None => {
-                if mode.wait_for(|mode| *mode != Mode::Down).await.is_err() {
-                    return;
-                }
-                match TcpListener::bind(address).await {
-                    Ok(open) => {
-                        listener = Some(open);
-                        shared.open.send_replace(true);
-                    }
-                    Err(error) => {
-                        eprintln!("the proxy can't listen on {address} again: {error}");
-                        tokio::time::sleep(Duration::from_millis(100)).await;
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// Serves until the proxy is to be down. Connections end with the set, and the set with this function.
-async fn accept(listener: TcpListener, shared: &Arc<Shared>, mode: &mut watch::Receiver<Mode>) {
-    let mut connections = JoinSet::new();
-    loop {
-        tokio::select! {
-            accepted = listener.accept() => {
-                let Ok((client, _)) = accepted else { continue };
-                let shared = Arc::clone(shared);
-                // Either side may go away at any time; then the other one is let go, too.
-                connections.spawn(async move { drop(connection(client, &shared).await) });
-            }
-            Some(_) = connections.join_next() => {}
-            _ = mode.wait_for(|mode| *mode == Mode::Down) => return,
-        }
+        self.port.set_open(mode != Mode::Down).await
     }
 }
 
@@ -229,7 +173,7 @@ async fn drain(stream: &mut TcpStream) {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::AsyncWriteExt as _;
+    use tokio::{io::AsyncWriteExt as _, net::TcpListener};
 
     use super::*;
 

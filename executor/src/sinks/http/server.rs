@@ -11,11 +11,11 @@ use hyper::{
 };
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use parking_lot::Mutex;
+use tbmq_harness::port::Port;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     sync::watch,
-    task::JoinSet,
 };
 use tokio_rustls::TlsAcceptor;
 
@@ -63,8 +63,8 @@ struct State {
 pub(super) struct Server {
     pub address: SocketAddr,
     state: Arc<State>,
-    tls: Option<TlsAcceptor>,
-    tasks: Option<JoinSet<()>>,
+    uses_tls: bool,
+    port: Port,
 }
 
 impl Server {
@@ -85,41 +85,25 @@ impl Server {
             open: watch::Sender::new((0, 0)),
             connections: Mutex::default(),
         };
-        let mut server = Self {
-            address: SocketAddr::from(([127, 0, 0, 1], 0)),
-            state: Arc::new(state),
-            tls: tls.map(TlsAcceptor::from),
-            tasks: None,
+        let state = Arc::new(state);
+        let (serving, tls) = (state.clone(), tls.map(TlsAcceptor::from));
+        let uses_tls = tls.is_some();
+        let serve = move |stream| {
+            *serving.connections.lock() += 1;
+            connection(stream, tls.clone(), serving.clone())
         };
-        server.listen().await;
-        server
+        let port = Port::open(serve).await.unwrap();
+        Self { address: port.address(), state, uses_tls, port }
     }
 
     /// Listens again after [`Server::stop`], at the same port.
-    pub(super) async fn listen(&mut self) {
-        if self.tasks.is_some() {
-            return;
-        }
-        let listener = TcpListener::bind(self.address).await.unwrap();
-        self.address = listener.local_addr().unwrap();
-        let (state, tls) = (self.state.clone(), self.tls.clone());
-        let mut tasks = JoinSet::new();
-        tasks.spawn(async move {
-            let mut connections = JoinSet::new();
-            loop {
-                let (stream, _) = listener.accept().await.unwrap();
-                *state.connections.lock() += 1;
-                connections.spawn(connection(stream, tls.clone(), state.clone()));
-            }
-        });
-        self.tasks = Some(tasks);
+    pub(super) async fn listen(&self) {
+        self.port.set_open(true).await.unwrap();
     }
 
     /// Ends all connections and refuses new ones.
-    pub(super) async fn stop(&mut self) {
-        if let Some(mut tasks) = self.tasks.take() {
-            tasks.shutdown().await;
-        }
+    pub(super) async fn stop(&self) {
+        self.port.set_open(false).await.unwrap();
     }
 
     pub(super) fn hold(&self, is_held: bool) {
@@ -150,7 +134,7 @@ impl Server {
     }
 
     pub(super) fn url(&self, path: &str) -> String {
-        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        let scheme = if self.uses_tls { "https" } else { "http" };
         format!("{scheme}://{}{path}", self.address)
     }
 }

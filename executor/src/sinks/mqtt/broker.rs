@@ -4,15 +4,15 @@ use std::{net::SocketAddr, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
+use tbmq_harness::port::Port;
 use tbmq_mqtt::{
     codec::{self, Limits, property::Properties},
     packet::{Ack, ConnAck, Connect, Disconnect, Packet, ProtocolVersion, Publish, Qos, ReasonCode},
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     sync::watch,
-    task::JoinSet,
 };
 use tokio_rustls::TlsAcceptor;
 
@@ -52,8 +52,7 @@ struct State {
 pub(super) struct Broker {
     pub address: SocketAddr,
     state: Arc<State>,
-    tls: Option<TlsAcceptor>,
-    tasks: Option<JoinSet<()>>,
+    port: Port,
 }
 
 impl Broker {
@@ -78,45 +77,26 @@ impl Broker {
             open: watch::Sender::new(0),
             answers_pings: Mutex::new(true),
         };
-        let mut broker = Self {
-            address: SocketAddr::from(([127, 0, 0, 1], 0)),
-            state: Arc::new(state),
-            tls: tls.map(TlsAcceptor::from),
-            tasks: None,
-        };
-        broker.listen().await;
-        broker
+        let state = Arc::new(state);
+        let (serving, accepting) = (state.clone(), tls.map(TlsAcceptor::from));
+        let serve = move |stream| accepted(stream, accepting.clone(), serving.clone());
+        let port = Port::open(serve).await.unwrap();
+        Self { address: port.address(), state, port }
     }
 
     /// Listens again after [`Broker::stop`], at the same port.
-    pub(super) async fn listen(&mut self) {
-        if self.tasks.is_some() {
-            return;
-        }
-        let listener = TcpListener::bind(self.address).await.unwrap();
-        self.address = listener.local_addr().unwrap();
-        let (state, tls) = (self.state.clone(), self.tls.clone());
-        let mut tasks = JoinSet::new();
-        tasks.spawn(async move {
-            let mut connections = JoinSet::new();
-            loop {
-                let (stream, _) = listener.accept().await.unwrap();
-                connections.spawn(accepted(stream, tls.clone(), state.clone()));
-            }
-        });
-        self.tasks = Some(tasks);
+    pub(super) async fn listen(&self) {
+        self.port.set_open(true).await.unwrap();
     }
 
     /// Ends all connections and refuses new ones.
-    pub(super) async fn stop(&mut self) {
-        if let Some(mut tasks) = self.tasks.take() {
-            tasks.shutdown().await;
-        }
+    pub(super) async fn stop(&self) {
+        self.port.set_open(false).await.unwrap();
         self.state.open.send_replace(0);
     }
 
     /// Ends all connections and accepts new ones.
-    pub(super) async fn cut(&mut self) {
+    pub(super) async fn cut(&self) {
         self.stop().await;
         self.listen().await;
     }

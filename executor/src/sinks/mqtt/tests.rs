@@ -355,7 +355,7 @@ async fn a_connection_check_names_its_stages_and_disturbs_nobody() {
 
 #[tokio::test]
 async fn a_connection_check_tells_which_stage_failed() {
-    let mut broker = Broker::start().await;
+    let broker = Broker::start().await;
     let kind = Mqtt::new(SinkSettings::default());
     let failed = async |broker: &Broker, changes: Value, deadline| {
         let report = kind.probe(&configuration(broker, &changes), &context(1), deadline).await;
@@ -477,7 +477,7 @@ async fn a_message_without_a_topic_is_rejected() {
 #[tokio::test]
 async fn what_a_lost_connection_left_is_sent_anew_in_its_order() {
     for qos in [1, 2] {
-        let mut broker = Broker::start().await;
+        let broker = Broker::start().await;
         broker.hold(true);
         // The first attempt must not be held: CONNECT is, too.
         broker.hold(false);
@@ -539,7 +539,7 @@ async fn a_message_that_ends_every_connection_is_answered_and_the_others_arrive(
 
 #[tokio::test]
 async fn without_a_reconnect_period_a_lost_connection_breaks_the_sink() {
-    let mut broker = Broker::start().await;
+    let broker = Broker::start().await;
     let mut sink = sink(&broker, json!({"reconnectPeriodSec": 0})).await;
     broker.cut().await;
     let state = state(&mut *sink, |state| *state != SinkState::Ready).await;
@@ -560,7 +560,7 @@ async fn the_brokers_disconnect_is_told_with_its_reason() {
 
 #[tokio::test]
 async fn a_refused_reconnect_is_told_while_it_lasts() {
-    let mut broker = Broker::start().await;
+    let broker = Broker::start().await;
     let mut sink = sink(&broker, json!({})).await;
     broker.answer_connect(ReasonCode::ServerBusy, PropertiesBuilder::new().build());
     broker.cut().await;
