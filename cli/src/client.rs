@@ -102,8 +102,12 @@ impl Target {
         let mut page_token = String::new();
         loop {
             let page_size = PAGE_SIZE.min(i32::try_from(limit - all.len()).unwrap_or(PAGE_SIZE));
-            let request =
-                ListIntegrationsRequest { page_size, page_token, text_search: text_search.to_owned() };
+            let request = ListIntegrationsRequest {
+                page_size,
+                page_token,
+                text_search: text_search.to_owned(),
+                ..Default::default()
+            };
             let page = client.list_integrations(self.request(request)).await?.into_inner();
             all.extend(page.integrations);
             if page.next_page_token.is_empty() || all.len() >= limit {

@@ -441,6 +441,7 @@ pub(crate) async fn announce(plane: Arc<Plane>, address: String) -> anyhow::Resu
             addresses: vec![address.clone()],
             kinds: Vec::new(),
             leaving,
+            system_info: None,
         };
         let value = applied.encode_to_vec();
         let record = Outgoing {

@@ -69,6 +69,7 @@ impl Applied {
             addresses: self.addresses.clone(),
             kinds: Vec::new(),
             leaving,
+            system_info: None,
         };
         let value = record.encode_to_vec();
         let outgoing = Outgoing {

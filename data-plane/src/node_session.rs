@@ -111,13 +111,14 @@ impl NodeSession {
                             return Ok(self.identity.superseded_by(superseded.incarnation));
                         }
                         // A newer control plane may say more.
-                        None => {}
+                        Some(control_message::Message::Request(_)) | None => {}
                     }
                 }
                 _ = heartbeats.tick() => {
                     let heartbeat = Heartbeat {
                         time_ms: time::now_ms(),
                         connections: self.plane.connections() as u64,
+                        draining: false,
                     };
                     let message = NodeMessage { message: Some(node_message::Message::Heartbeat(heartbeat)) };
                     sender.send(message).await?;

@@ -54,6 +54,7 @@ pub(crate) async fn write_applied(
         addresses: Vec::new(),
         kinds: shared.kinds.keys().map(ToString::to_string).collect(),
         leaving,
+        system_info: None,
     };
     let topic = writer.topic(&shared.catalogue.node_applied().name);
     let value = value.encode_to_vec();

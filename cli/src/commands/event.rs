@@ -82,6 +82,7 @@ pub(crate) async fn run(command: Command, target: &Target, output: Output) -> Re
             end_time: arguments.until,
             page_size: PAGE_SIZE.min(limit - events.len()) as i32,
             page_token,
+            filter: None,
         };
         let page = client.list_events(target.request(request)).await?.into_inner();
         events.extend(page.events);

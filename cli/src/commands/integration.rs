@@ -310,7 +310,11 @@ pub(crate) async fn run(command: Command, target: &Target, output: Output) -> Re
         }
         Command::Restart(many) => {
             each(many, target, output, async |client, name| {
-                client.restart_integration(target.request(RestartIntegrationRequest { name })).await
+                client
+                    .restart_integration(
+                        target.request(RestartIntegrationRequest { name, ..Default::default() }),
+                    )
+                    .await
             })
             .await
         }
@@ -473,7 +477,10 @@ async fn get(
     given: &str,
 ) -> Result<Integration, Failure> {
     let name = target.name_of(client, given).await?;
-    Ok(client.get_integration(target.request(GetIntegrationRequest { name })).await?.into_inner())
+    Ok(client
+        .get_integration(target.request(GetIntegrationRequest { name, ..Default::default() }))
+        .await?
+        .into_inner())
 }
 
 async fn each(

@@ -228,7 +228,7 @@ mod tests {
             revision: 7,
             status: Some(IntegrationStatus {
                 phase: Phase::Active.into(),
-                lag: Some(Lag { messages: 3, seconds: 1.25 }),
+                lag: Some(Lag { messages: 3, seconds: 1.25, ..Lag::default() }),
                 holders: vec![
                     Holder {
                         service_id: "ie1".to_owned(),

@@ -159,6 +159,20 @@ impl IntegrationService for Fake {
         }))
     }
 
+    async fn get_integration_stats(
+        &self,
+        _: Request<tbmq_proto::control::GetIntegrationStatsRequest>,
+    ) -> Result<Response<tbmq_proto::control::IntegrationStats>, Status> {
+        Err(Status::unimplemented("not asked for here"))
+    }
+
+    async fn explain_topic(
+        &self,
+        _: Request<tbmq_proto::control::ExplainTopicRequest>,
+    ) -> Result<Response<tbmq_proto::control::ExplainTopicResponse>, Status> {
+        Err(Status::unimplemented("not asked for here"))
+    }
+
     type WatchIntegrationsStream = tokio_stream::Iter<std::vec::IntoIter<Told>>;
 
     async fn watch_integrations(

@@ -206,8 +206,10 @@ async fn create_integration(grpc: std::net::SocketAddr, url: &str) -> Result<()>
     let name = client.create_integration(request).await?.into_inner().name;
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {
-        let integration =
-            client.get_integration(GetIntegrationRequest { name: name.clone() }).await?.into_inner();
+        let integration = client
+            .get_integration(GetIntegrationRequest { name: name.clone(), ..Default::default() })
+            .await?
+            .into_inner();
         if integration.status.is_some_and(|status| status.phase() == Phase::Active) {
             return Ok(());
         }

@@ -114,7 +114,7 @@ impl Api {
     /// # Errors
     /// What the control plane answers.
     pub async fn get(&mut self, name: &str) -> Result<Integration, Status> {
-        let request = GetIntegrationRequest { name: name.to_owned() };
+        let request = GetIntegrationRequest { name: name.to_owned(), ..Default::default() };
         Ok(self.integrations.get_integration(request).await?.into_inner())
     }
 

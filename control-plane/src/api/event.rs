@@ -59,6 +59,23 @@ impl EventService for Events {
         let events = rows.into_iter().map(to_event).collect();
         Ok(Response::new(ListEventsResponse { events, next_page_token }))
     }
+
+    type WatchEventsStream =
+        tokio_stream::wrappers::ReceiverStream<Result<proto::WatchEventsResponse, Status>>;
+
+    async fn watch_events(
+        &self,
+        _request: Request<proto::WatchEventsRequest>,
+    ) -> Result<Response<Self::WatchEventsStream>, Status> {
+        Err(Status::unimplemented("not yet"))
+    }
+
+    async fn clear_events(
+        &self,
+        _request: Request<proto::ClearEventsRequest>,
+    ) -> Result<Response<proto::ClearEventsResponse>, Status> {
+        Err(Status::unimplemented("not yet"))
+    }
 }
 
 fn to_event(row: EventRow) -> proto::Event {

@@ -352,6 +352,20 @@ impl IntegrationService for Integrations {
         Ok(Response::new(ListKindsResponse { kinds }))
     }
 
+    async fn get_integration_stats(
+        &self,
+        _request: Request<proto::GetIntegrationStatsRequest>,
+    ) -> Result<Response<proto::IntegrationStats>, Status> {
+        Err(Status::unimplemented("not yet"))
+    }
+
+    async fn explain_topic(
+        &self,
+        _request: Request<proto::ExplainTopicRequest>,
+    ) -> Result<Response<proto::ExplainTopicResponse>, Status> {
+        Err(Status::unimplemented("not yet"))
+    }
+
     type WatchIntegrationsStream = super::watch::Watching;
 
     async fn watch_integrations(

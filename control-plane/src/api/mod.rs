@@ -1,13 +1,17 @@
 //! The gRPC server: the control API, sessions of nodes, reflection, health.
 
+mod audit;
 pub(crate) mod drift;
 mod error;
 mod event;
+mod forward;
 mod integration;
 mod node;
 mod node_session;
 mod page;
+mod session;
 mod status;
+mod token;
 mod watch;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
@@ -16,10 +20,14 @@ use anyhow::Context as _;
 use tbmq_proto::{
     DESCRIPTORS,
     control::{
-        event_service_server::EventServiceServer, integration_service_server::IntegrationServiceServer,
-        node_service_server::NodeServiceServer,
+        audit_service_server::AuditServiceServer, event_service_server::EventServiceServer,
+        integration_service_server::IntegrationServiceServer, node_service_server::NodeServiceServer,
+        session_service_server::SessionServiceServer, token_service_server::TokenServiceServer,
     },
-    node::node_session_service_server::NodeSessionServiceServer,
+    node::{
+        node_forward_service_server::NodeForwardServiceServer,
+        node_session_service_server::NodeSessionServiceServer,
+    },
 };
 use tbmq_service::drain::Drain;
 use tokio::{net::TcpListener, task::JoinHandle};
@@ -38,11 +46,15 @@ const KEEPALIVE: Duration = Duration::from_secs(20);
 /// Bytes of a request: a document of the largest size, escaped.
 const REQUEST_BYTES_MAX: usize = 8 << 20;
 
-const SERVICES: [&str; 4] = [
+const SERVICES: [&str; 8] = [
     IntegrationServiceServer::<integration::Integrations>::NAME,
     EventServiceServer::<event::Events>::NAME,
     NodeServiceServer::<node::NodesApi>::NAME,
+    SessionServiceServer::<session::SessionsApi>::NAME,
+    TokenServiceServer::<token::Tokens>::NAME,
+    AuditServiceServer::<audit::Audit>::NAME,
     NodeSessionServiceServer::<node_session::Sessions>::NAME,
+    NodeForwardServiceServer::<forward::Forwards>::NAME,
 ];
 
 /// The running server.
@@ -92,6 +104,10 @@ impl Server {
             .add_service(integrations)
             .add_service(EventServiceServer::new(event::Events::new(plane.clone())))
             .add_service(NodeServiceServer::new(node::NodesApi::new(plane.clone())))
+            .add_service(SessionServiceServer::new(session::SessionsApi::new(plane.clone())))
+            .add_service(TokenServiceServer::new(token::Tokens::new(plane.clone())))
+            .add_service(AuditServiceServer::new(audit::Audit::new(plane.clone())))
+            .add_service(NodeForwardServiceServer::new(forward::Forwards::new(plane.clone())))
             .add_service(NodeSessionServiceServer::new(node_session::Sessions::new(plane, stopping.clone())))
             .add_service(HealthServer::new(HealthService::from_health_reporter(health.clone())))
             .add_service(reflection().build_v1()?)

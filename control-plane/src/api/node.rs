@@ -68,6 +68,7 @@ impl NodeService for NodesApi {
                     })
                     .collect(),
                 session: false,
+                ..proto::Node::default()
             };
             nodes.insert(applied.service_id, listed);
         }
@@ -91,5 +92,12 @@ impl NodeService for NodesApi {
             nodes.insert(session.service_id, node);
         }
         Ok(Response::new(ListNodesResponse { nodes: nodes.into_values().collect() }))
+    }
+
+    async fn drain_node(
+        &self,
+        _request: Request<proto::DrainNodeRequest>,
+    ) -> Result<Response<proto::Node>, Status> {
+        Err(Status::unimplemented("not yet"))
     }
 }

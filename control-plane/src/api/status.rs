@@ -193,7 +193,7 @@ pub(super) async fn lag(plane: &Plane, life: &Life) -> Option<Lag> {
             .map_or(bounds.start, |commit| commit.offset.max(bounds.start));
         bounds.end.saturating_sub(settled)
     });
-    Some(Lag { messages: messages.sum(), seconds: 0.0 })
+    Some(Lag { messages: messages.sum(), ..Lag::default() })
 }
 
 #[cfg(test)]

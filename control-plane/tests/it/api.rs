@@ -201,7 +201,7 @@ async fn conflicts_have_the_codes_of_the_table() {
     );
 
     plane.enable(&two.name, false).await.unwrap();
-    let request = RestartIntegrationRequest { name: two.name };
+    let request = RestartIntegrationRequest { name: two.name, ..Default::default() };
     let status = plane.integrations.clone().restart_integration(request).await.unwrap_err();
     assert_eq!(reason(&status), (Code::FailedPrecondition, "INTEGRATION_DISABLED".to_owned()));
 }
@@ -451,7 +451,7 @@ async fn failures_show_in_the_status_and_all_events_are_listed() {
         })
         .collect();
     assert_eq!(names, ["FAILED", "STARTED", "CREATED"], "newest first, each once");
-    let restart = RestartIntegrationRequest { name: created.name.clone() };
+    let restart = RestartIntegrationRequest { name: created.name.clone(), ..Default::default() };
     let restarted = plane.integrations.clone().restart_integration(restart).await.unwrap().into_inner();
     assert_eq!(phase(&restarted), "PHASE_PENDING");
     eventually("running", async || phase(&plane.get(&created.name).await.unwrap()) == "PHASE_ACTIVE").await;

@@ -223,7 +223,8 @@ impl ControlPlane {
     }
 
     pub(crate) async fn get(&self, name: &str) -> Result<Integration, Status> {
-        let request = tbmq_proto::control::GetIntegrationRequest { name: name.to_owned() };
+        let request =
+            tbmq_proto::control::GetIntegrationRequest { name: name.to_owned(), ..Default::default() };
         self.integrations.clone().get_integration(request).await.map(tonic::Response::into_inner)
     }
 

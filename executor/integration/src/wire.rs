@@ -298,6 +298,8 @@ pub fn encode_desired(desired: &Desired) -> Bytes {
         shard: desired.shard.index,
         // One shard is TBMQ's own form: the field stays away.
         shard_count: if desired.shard_count > 1 { desired.shard_count } else { 0 },
+        sealed: None,
+        revision: 0,
     };
     let message =
         proto::DownlinkIntegrationMsgProto { integration_msg: Some(message), validation_request_msg: None };
@@ -321,6 +323,7 @@ pub fn encode_request(request: &ValidationRequest) -> Bytes {
             enabled: request.enabled,
             configuration: request.configuration.clone(),
             additional_info: None,
+            sealed: None,
         }),
         r#type: request.request_type.as_str().to_owned(),
         timestamp: request.created_ms,

@@ -37,6 +37,25 @@ pub struct IntegrationMsgProto {
     /// Number of shards; 0 means 1.
     #[prost(uint32, tag = "1002")]
     pub shard_count: u32,
+    /// Secrets that `configuration` shows masked; absent when nothing is encrypted.
+    #[prost(message, optional, tag = "1003")]
+    pub sealed: ::core::option::Option<SealedProto>,
+    /// Revision that the secrets are sealed for.
+    #[prost(uint64, tag = "1004")]
+    pub revision: u64,
+}
+/// Secrets of a configuration, encrypted with AES-256-GCM. The associated data names integration, revision (of a request:
+/// its id) and key.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SealedProto {
+    #[prost(string, tag = "1")]
+    pub key_id: ::prost::alloc::string::String,
+    /// 12 bytes.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub nonce: ::prost::bytes::Bytes,
+    /// JSON object, path in the document to secret; ends with the tag.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub ciphertext: ::prost::bytes::Bytes,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct IntegrationValidationRequestProto {
@@ -80,6 +99,9 @@ pub struct IntegrationProto {
     pub configuration: ::prost::alloc::string::String,
     #[prost(string, optional, tag = "8")]
     pub additional_info: ::core::option::Option<::prost::alloc::string::String>,
+    /// Secrets that `configuration` shows masked; absent when nothing is encrypted.
+    #[prost(message, optional, tag = "1000")]
+    pub sealed: ::core::option::Option<SealedProto>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct IntegrationValidationResponseProto {

@@ -29,6 +29,27 @@ pub struct NodeApplied {
     /// The node is going down on purpose; it is not to be waited for.
     #[prost(bool, tag = "10")]
     pub leaving: bool,
+    /// Of the machine that the node runs on.
+    #[prost(message, optional, tag = "11")]
+    pub system_info: ::core::option::Option<SystemInfo>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SystemInfo {
+    /// 0 to 100.
+    #[prost(uint32, tag = "1")]
+    pub cpu_percent: u32,
+    #[prost(uint32, tag = "2")]
+    pub cpu_count: u32,
+    /// 0 to 100.
+    #[prost(uint32, tag = "3")]
+    pub memory_percent: u32,
+    #[prost(uint64, tag = "4")]
+    pub total_memory_bytes: u64,
+    /// 0 to 100, of the root file system.
+    #[prost(uint32, tag = "5")]
+    pub disk_percent: u32,
+    #[prost(uint64, tag = "6")]
+    pub total_disk_bytes: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AppliedPosition {

@@ -87,6 +87,7 @@ fn a_validation_request_is_tbmqs() {
             enabled: true,
             configuration: "{}".to_owned(),
             additional_info: None,
+            sealed: None,
         }),
         r#type: "CHECK_CONNECTION".to_owned(),
         timestamp: 1_700_000_000_000,
