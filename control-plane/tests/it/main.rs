@@ -12,3 +12,4 @@ mod store;
 mod support;
 mod topics;
 mod watch;
+mod watch_cut;
