@@ -8,6 +8,7 @@
 //! | `relayer`, `reconcile`, `watchdog`, `jobs` | what is in the store is written to the bus, by one control plane at a time |
 //! | `driver` | readers of events, replies, kinds, owners and nodes |
 //! | `changes` | wakes the watches of this replica, whoever has written |
+//! | `projected` | wakes the calls of this replica that wait for the relayer, whoever that is |
 //! | `nodes` | who lives, and what each node has applied |
 //! | `claims` | which executor has claimed which downlink partition |
 //! | `secret` | secrets in configuration documents |
@@ -26,6 +27,7 @@ mod jobs;
 mod metrics;
 mod nodes;
 mod plane;
+mod projected;
 mod reconcile;
 mod relayer;
 mod secret;
@@ -139,6 +141,13 @@ pub async fn start(config: Config, context: Context) -> anyhow::Result<Running> 
         let plane = plane.clone();
         async move {
             changes::follow(plane).await;
+            Ok(())
+        }
+    });
+    tasks.spawn({
+        let plane = plane.clone();
+        async move {
+            projected::follow(plane).await;
             Ok(())
         }
     });

@@ -13,7 +13,7 @@ use tbmq_proto::{
     topic::{Catalogue, DOWNLINK_PARTITIONS, Topic},
 };
 use tbmq_service::{drain::Drain, identity::Identity};
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 
 use crate::{
     changes::Changes,
@@ -21,6 +21,7 @@ use crate::{
     config::Config,
     metrics::Metrics,
     nodes::Nodes,
+    projected::Projected,
     store::{KindRow, Request, Saved, Store},
     validate::Validator,
 };
@@ -52,8 +53,7 @@ pub(crate) struct Plane {
     pub(crate) dirty: Notify,
     /// There may be topics to move on in their lives.
     pub(crate) restless: Notify,
-    /// Counts the rounds of the relayer that wrote something.
-    pub(crate) projected: watch::Sender<u64>,
+    pub(crate) projected: Projected,
     pub(crate) changes: Changes,
     /// Downlink topics that are known to exist.
     downlinks: Mutex<BTreeMap<Kind, Downlink>>,
@@ -98,7 +98,7 @@ impl Plane {
             drain,
             dirty: Notify::new(),
             restless: Notify::new(),
-            projected: watch::Sender::new(0),
+            projected: Projected::default(),
             downlinks: Mutex::default(),
         }
     }

@@ -661,23 +661,9 @@ impl Integrations {
     async fn await_applied(&self, row: Row) -> Result<Response<Integration>, Status> {
         let deadline = tokio::time::Instant::now() + self.plane.config.control.apply_timeout;
         let (id, revision) = (row.id, row.revision);
-        let mut rounds = self.plane.projected.subscribe();
-        let projection = loop {
-            rounds.borrow_and_update();
-            // What is saved is saved: from here on nothing makes the call fail.
-            let found = self.plane.store.projection(id).await.ok().flatten();
-            match found.filter(|projection| projection.revision >= revision) {
-                Some(projection) => break Some(projection),
-                None if tokio::time::Instant::now() >= deadline => break None,
-                None => {}
-            }
-            let check = deadline.min(tokio::time::Instant::now() + Duration::from_millis(50));
-            tokio::select! {
-                changed = rounds.changed() => if changed.is_err() { break None },
-                // The relayer may be another control plane.
-                () = tokio::time::sleep_until(check) => {}
-            }
-        };
+        // What is saved is saved: from here on nothing makes the call fail.
+        let projection =
+            tokio::time::timeout_at(deadline, self.plane.projected.reached(id, revision)).await.ok();
         let silent = match projection {
             Some(projection) => {
                 let topic = self.plane.catalogue.integration_subscriptions().name;

@@ -15,9 +15,10 @@ mod node;
 use std::{path::Path, time::Duration};
 
 use sea_orm::{
-    ColumnTrait as _, ConnectOptions, Database, DatabaseConnection, DatabaseTransaction, DbErr,
-    EntityTrait as _, ExprTrait as _, QueryFilter as _, RuntimeErr, SqlErr, SqliteTransactionMode,
-    TransactionOptions, TransactionTrait as _, sea_query::Expr,
+    ColumnTrait as _, ConnectOptions, ConnectionTrait as _, Database, DatabaseConnection,
+    DatabaseTransaction, DbErr, EntityTrait as _, ExprTrait as _, QueryFilter as _, RuntimeErr, SqlErr,
+    SqliteTransactionMode, TransactionOptions, TransactionTrait as _,
+    sea_query::{Expr, Query},
 };
 use tbmq_proto::ids::IntegrationId;
 
@@ -201,13 +202,17 @@ async fn next_revision(transaction: &DatabaseTransaction) -> Result<i64, Error> 
 
 /// Takes the next `count` revisions at once and tells the last of them; as [`next_revision`] otherwise.
 async fn take_revisions(transaction: &DatabaseTransaction, count: usize) -> Result<i64, Error> {
-    entity::counter::Entity::update_many()
-        .col_expr(entity::counter::Column::Value, Expr::col(entity::counter::Column::Value).add(count as i64))
-        .filter(entity::counter::Column::Name.eq(REVISION))
-        .exec(transaction)
-        .await
-        .map_err(|error| fault(&error))?;
-    Ok(read_counter(transaction, REVISION).await? as i64)
+    use entity::counter::{Column, Entity};
+    // One statement: while its row is locked, every other writer waits.
+    let taking = Query::update()
+        .table(Entity)
+        .value(Column::Value, Expr::col(Column::Value).add(count as i64))
+        .and_where(Expr::col(Column::Name).eq(REVISION))
+        .returning_col(Column::Value)
+        .to_owned();
+    let taken = transaction.query_one(&taking).await.map_err(|error| fault(&error))?;
+    let taken = taken.ok_or_else(|| Error::Corrupt(format!("no counter {REVISION}")))?;
+    taken.try_get("", "value").map_err(|error| fault(&error))
 }
 
 async fn read_counter(connection: &impl sea_orm::ConnectionTrait, name: &str) -> Result<u64, Error> {
