@@ -13,6 +13,7 @@
 //! | `claims` | which executor has claimed which downlink partition |
 //! | `secret` | secrets in configuration documents |
 //! | [`config`] | settings |
+//! | [`fault`] | places where tests have a control plane die |
 //!
 //! A change is validated by an executor, committed with a dirty mark, and from there on carried by the relayer:
 //! message topic, subscription record, downlink record. Nothing but SQL and the bus is shared between control planes.
@@ -23,6 +24,7 @@ mod changes;
 mod claims;
 pub mod config;
 mod driver;
+pub mod fault;
 mod jobs;
 mod metrics;
 mod nodes;
@@ -55,6 +57,7 @@ use tokio::{sync::watch, task::JoinSet};
 
 pub use crate::config::{Config, SETTINGS};
 use crate::{
+    fault::Faults,
     plane::{Kinds, Plane},
     relayer::only_partition,
 };
@@ -98,14 +101,23 @@ pub struct Running {
 /// # Errors
 /// When the configuration can't be used, the store or the bus can't be reached, or the port is taken.
 pub async fn start(config: Config, context: Context) -> anyhow::Result<Running> {
+    start_with(config, context, Faults::default()).await
+}
+
+/// As [`start`], for tests that have it die between two steps.
+///
+/// # Errors
+/// As [`start`].
+pub async fn start_with(config: Config, context: Context, faults: Faults) -> anyhow::Result<Running> {
     let service_id: ServiceId = context.identity.service_id.parse()?;
     let options = config.store_options()?;
     let component = context.health.component("control-plane");
     component.down("starting");
     let store = store::Store::open(&options).await.context("can't open the store")?;
+    let store = store.with_faults(faults.clone());
     let kinds = Kinds::new(store.kinds().await?);
     let drain = Drain::new();
-    let plane = Arc::new(Plane::new(config, context, service_id, store, kinds, drain));
+    let plane = Arc::new(Plane::new(config, context, service_id, store, kinds, drain, faults));
 
     let started = Instant::now();
     let replies_from = loop {
@@ -160,7 +172,7 @@ pub async fn start(config: Config, context: Context) -> anyhow::Result<Running> 
     tasks.spawn({
         let plane = plane.clone();
         async move {
-            plane.validator.run(writer).await;
+            plane.validator.run(writer, &plane.faults).await;
             Ok(())
         }
     });

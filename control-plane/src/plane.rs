@@ -19,6 +19,7 @@ use crate::{
     changes::Changes,
     claims::Claims,
     config::Config,
+    fault::Faults,
     metrics::Metrics,
     nodes::Nodes,
     projected::Projected,
@@ -49,6 +50,7 @@ pub(crate) struct Plane {
     pub(crate) validator: Validator,
     pub(crate) metrics: Metrics,
     pub(crate) drain: Drain,
+    pub(crate) faults: Faults,
     /// There may be dirty marks.
     pub(crate) dirty: Notify,
     /// There may be topics to move on in their lives.
@@ -74,6 +76,7 @@ impl Plane {
         store: Store,
         kinds: Kinds,
         drain: Drain,
+        faults: Faults,
     ) -> Self {
         let metrics = context.metrics.register(Metrics::register);
         Self {
@@ -96,6 +99,7 @@ impl Plane {
             claims: Claims::default(),
             metrics,
             drain,
+            faults,
             dirty: Notify::new(),
             restless: Notify::new(),
             projected: Projected::default(),

@@ -30,6 +30,7 @@ use tbmq_proto::{
 use tokio::sync::Mutex;
 
 use crate::{
+    fault::Point,
     jobs,
     plane::Plane,
     store::{self, Lease, Life, Mark, Observed, Projection, Row},
@@ -270,6 +271,7 @@ impl Relayer {
         if marks.is_empty() {
             return Ok(false);
         }
+        plane.faults.pass(Point::Marked).await;
         let _order = self.order.lock().await;
         let mut ready = Vec::new();
         for (mark, result) in self.prepare(marks).await? {
@@ -290,7 +292,9 @@ impl Relayer {
         }
         for group in groups(&ready) {
             let done = self.write_group(group, deferred).await?;
+            plane.faults.pass(Point::Written).await;
             plane.store.projected(&done, tbmq_service::time::now_ms()).await?;
+            plane.faults.pass(Point::Noted).await;
             plane.metrics.projections.inc_by(done.len() as u64);
             plane.projected.told(done.iter().map(|(mark, projection)| (mark.integration, *projection)));
         }
@@ -360,6 +364,7 @@ impl Relayer {
         let mut failed: HashMap<IntegrationId, tbmq_bus::Error> = HashMap::new();
         if !specs.is_empty() {
             let created = plane.admin.create_topics(&specs).await;
+            plane.faults.pass(Point::TopicsCreated).await;
             for (life, created) in without.iter_mut().zip(created) {
                 match created {
                     Ok(_) => life.life.created(),
@@ -368,6 +373,7 @@ impl Relayer {
             }
             without.retain(|life| !failed.contains_key(&life.integration));
             let saved = plane.store.save_lives(&mut without).await?;
+            plane.faults.pass(Point::TopicsNoted).await;
             for (life, is_saved) in without.into_iter().zip(saved) {
                 let id = life.integration;
                 // Changed meanwhile: the mark is looked at again.
@@ -406,6 +412,7 @@ impl Relayer {
         for mark in marks.iter().filter(|mark| !marked.contains_key(&mark.integration)) {
             // Its life says what is left to do.
             plane.store.clear_mark(*mark).await?;
+            plane.faults.pass(Point::MarkCleared).await;
             plane.restless.notify_one();
         }
         Ok(marked)
@@ -554,6 +561,7 @@ impl Relayer {
                     }
                 };
                 let written = self.write(vec![self.subscription_record(id, revision, None)]).await?;
+                plane.faults.pass(Point::Withdrawn).await;
                 life.life.withdrawn(written.first().map_or(0, |written| written.offset + 1));
             }
             Step::AwaitNodes(position) => {
@@ -565,6 +573,7 @@ impl Relayer {
             Step::Dismiss => {
                 plane.ensure_downlink(&life.kind).await?;
                 self.write(self.downlink_records(&life, life.revision, Some(&Change::Deleted))).await?;
+                plane.faults.pass(Point::Dismissed).await;
                 life.life.dismissed(now);
             }
             Step::AwaitStop => {
@@ -583,20 +592,24 @@ impl Relayer {
                     if !plane.store.save_life(&mut life).await? {
                         return Ok(Progress { again: true, waits_for_nodes: false });
                     }
+                    plane.faults.pass(Point::LifeMoved).await;
                 }
                 plane.admin.delete_topic(&plane.catalogue.messages(id, life.shards).name).await?;
+                plane.faults.pass(Point::TopicDeleted).await;
                 life.life.deleted(now);
                 tracing::info!(integration = %id, goal = ?life.life.goal, "message topic deleted");
             }
             Step::Forget => {
                 plane.ensure_downlink(&life.kind).await?;
                 self.write(self.downlink_records(&life, life.revision, None)).await?;
+                plane.faults.pass(Point::Forgotten).await;
                 plane.store.bury(id).await?;
                 return Ok(Progress::default());
             }
             Step::Create | Step::Rest => return Ok(Progress::default()),
         }
         plane.store.save_life(&mut life).await?;
+        plane.faults.pass(Point::LifeMoved).await;
         if life.life.stage == Stage::Create {
             plane.dirty.notify_one();
         }

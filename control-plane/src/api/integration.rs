@@ -28,8 +28,9 @@ use tbmq_service::drain::Drain;
 use tonic::{Code, Request, Response, Status, metadata::MetadataMap};
 use uuid::Uuid;
 
-use super::{error, page, status};
+use super::{error, page, pages::Pages, status};
 use crate::{
+    fault::Point,
     plane::{BUILT_IN_KINDS, Plane},
     secret,
     store::{self, Change, Filter, New, Projection, Row, StatusRow},
@@ -54,11 +55,12 @@ pub(super) struct Integrations {
     pub(super) plane: Arc<Plane>,
     /// Begins when streams are to end.
     pub(super) stopping: Drain,
+    pub(super) pages: Arc<Pages>,
 }
 
 impl Integrations {
     pub(super) fn new(plane: Arc<Plane>, stopping: Drain) -> Self {
-        Self { plane, stopping }
+        Self { plane, stopping, pages: Arc::default() }
     }
 }
 
@@ -108,7 +110,9 @@ impl IntegrationService for Integrations {
         if self.plane.store.life(id).await?.is_some() {
             return Err(store::Error::IdTaken(id).into());
         }
+        self.plane.faults.pass(Point::Checked).await;
         self.validate(id, &kind, &draft, patience).await?;
+        self.plane.faults.pass(Point::Validated).await;
         let new = New {
             id,
             name: draft.name,
@@ -124,6 +128,7 @@ impl IntegrationService for Integrations {
         }
         match self.plane.store.create(new, self.plane.saved(remembered.as_ref())).await {
             Ok(row) => {
+                self.plane.faults.pass(Point::Saved).await;
                 self.plane.committed();
                 self.await_applied(row).await
             }
@@ -226,7 +231,9 @@ impl IntegrationService for Integrations {
         // Skipped only when the executor has accepted the same already.
         let accepted = Document::parse(&stored.configuration).ok().map(|held| held.client_configuration);
         if document.map(|document| document.client_configuration) != accepted {
+            self.plane.faults.pass(Point::Checked).await;
             self.validate(id, &stored.kind, &draft, patience).await?;
+            self.plane.faults.pass(Point::Validated).await;
         }
         let change = Change {
             name: draft.name,
@@ -249,6 +256,7 @@ impl IntegrationService for Integrations {
         let saved = self.plane.saved(remembered.as_ref());
         match self.plane.store.update(id, stored.revision, change, saved).await {
             Ok(row) => {
+                self.plane.faults.pass(Point::Saved).await;
                 self.plane.committed();
                 self.await_applied(row).await
             }
@@ -274,10 +282,14 @@ impl IntegrationService for Integrations {
         let id = parse_name("name", &request.name)?;
         let base = parse_etag(&request.etag)?;
         match self.plane.store.delete(id, base, self.plane.saved(remembered.as_ref())).await {
-            Ok(()) => self.plane.committed(),
+            Ok(()) => {
+                self.plane.faults.pass(Point::Saved).await;
+                self.plane.committed();
+            }
             Err(store::Error::Replayed(_)) => {}
             Err(error) => return Err(error.into()),
         }
+        self.plane.faults.pass(Point::Answering).await;
         Ok(Response::new(()))
     }
 
@@ -673,6 +685,7 @@ impl Integrations {
                 self.plane.nodes.live_data_planes().into_iter().map(|node| node.applied.service_id).collect()
             }
         };
+        self.plane.faults.pass(Point::Answering).await;
         let mut integration = self.resource(row).await?;
         for holder in integration.status.iter_mut().flat_map(|status| &mut status.holders) {
             if silent.contains(&holder.service_id) {
@@ -696,20 +709,16 @@ impl Integrations {
 
     pub(super) async fn resources(&self, rows: Vec<Row>) -> Result<Vec<Integration>, Status> {
         let ids: Vec<IntegrationId> = rows.iter().map(|row| row.id).collect();
+        let store = &self.plane.store;
+        let (found, projections, lives) =
+            tokio::try_join!(store.statuses(&ids), store.projections(&ids), store.lives(&ids))?;
         let mut statuses: HashMap<IntegrationId, Vec<StatusRow>> = HashMap::new();
-        for status in self.plane.store.statuses(&ids).await? {
+        for status in found {
             statuses.entry(status.integration).or_default().push(status);
         }
-        let projections: HashMap<IntegrationId, Projection> =
-            self.plane.store.projections(&ids).await?.into_iter().collect();
-        let shards: HashMap<IntegrationId, u32> = self
-            .plane
-            .store
-            .lives(&ids)
-            .await?
-            .into_iter()
-            .map(|life| (life.integration, life.shards))
-            .collect();
+        let projections: HashMap<IntegrationId, Projection> = projections.into_iter().collect();
+        let shards: HashMap<IntegrationId, u32> =
+            lives.into_iter().map(|life| (life.integration, life.shards)).collect();
         let nodes = self.plane.nodes.live_data_planes();
         let executors = self.plane.nodes.live_executors();
         let topic = self.plane.catalogue.integration_subscriptions().name;

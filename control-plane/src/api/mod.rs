@@ -9,6 +9,7 @@ mod integration;
 mod node;
 mod node_session;
 mod page;
+mod pages;
 mod session;
 mod status;
 mod token;

@@ -11,6 +11,8 @@ use tbmq_integration::wire::Cause;
 use tbmq_proto::ids::{IntegrationId, Kind};
 use uuid::Uuid;
 
+use crate::fault::Point;
+
 use super::{
     Error, PAGE_ROWS_MAX, Store, change, change::ChangeKind, entity, event::EventBody, event::EventRow,
     fault, life, next_revision, unique_violation,
@@ -167,10 +169,6 @@ impl Store {
             updated_ms: saved.now_ms,
             disconnected_ms: (!new.enabled).then_some(saved.now_ms),
         };
-        // An id that is being removed still has a topic and records.
-        if life::find(&transaction, row.id).await?.is_some() {
-            return Err(Error::IdTaken(row.id));
-        }
         entity::integration::Entity::insert(to_model(&row))
             .exec_without_returning(&transaction)
             .await
@@ -179,6 +177,7 @@ impl Store {
         life::mark(&transaction, row.id, revision, saved.now_ms).await?;
         note(&transaction, &row, "CREATED", saved).await?;
         change::record(&transaction, revision, row.id, ChangeKind::Created, saved.now_ms).await?;
+        self.faults.pass(Point::Saving).await;
         transaction.commit().await.map_err(|error| fault(&error))?;
         Ok(row)
     }
@@ -346,6 +345,7 @@ impl Store {
         life::mark(&transaction, id, revision, saved.now_ms).await?;
         note(&transaction, &Row { revision: revision as u64, ..row }, "DELETED", saved).await?;
         change::record(&transaction, revision, id, ChangeKind::Deleted, saved.now_ms).await?;
+        self.faults.pass(Point::Saving).await;
         transaction.commit().await.map_err(|error| fault(&error))
     }
 
@@ -414,6 +414,7 @@ impl Store {
         life::mark(&transaction, id, revision, saved.now_ms).await?;
         note(&transaction, &row, event, saved).await?;
         change::record(&transaction, revision, id, ChangeKind::Modified, saved.now_ms).await?;
+        self.faults.pass(Point::Saving).await;
         transaction.commit().await.map_err(|error| fault(&error))?;
         Ok(row)
     }

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use sea_orm::{
     ActiveValue::Set,
-    ColumnTrait as _, Condition, ConnectionTrait, DatabaseTransaction, EntityTrait as _, QueryFilter as _,
-    QueryOrder as _, QuerySelect as _,
+    ColumnTrait as _, Condition, ConnectionTrait, DatabaseTransaction, DbErr, EntityTrait as _,
+    QueryFilter as _, QueryOrder as _, QuerySelect as _,
     sea_query::{Expr, OnConflict, Query},
 };
 use tbmq_integration::{
@@ -14,7 +14,7 @@ use tbmq_integration::{
 };
 use tbmq_proto::ids::{IntegrationId, Kind};
 
-use super::{Error, PAGE_ROWS_MAX, Store, entity, fault, next_revision};
+use super::{Error, PAGE_ROWS_MAX, Store, entity, fault, next_revision, unique_violation};
 
 /// Pairs that one statement compares at most: SQLite's conditions are at most 1,000 deep.
 const PAIRS_MAX: usize = 200;
@@ -424,10 +424,13 @@ pub(super) async fn insert(
         shards: shards.max(1),
         version: 0,
     };
-    entity::topic_life::Entity::insert(to_model(&life))
-        .exec_without_returning(transaction)
-        .await
-        .map_err(|error| fault(&error))?;
+    // An id that is being removed still has a topic and records.
+    let taken = |error: DbErr| match unique_violation(&error) {
+        Some(_) => Error::IdTaken(id),
+        None => fault(&error),
+    };
+    let inserting = entity::topic_life::Entity::insert(to_model(&life)).exec_without_returning(transaction);
+    inserting.await.map_err(taken)?;
     Ok(())
 }
 

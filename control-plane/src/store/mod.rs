@@ -22,6 +22,8 @@ use sea_orm::{
 };
 use tbmq_proto::ids::IntegrationId;
 
+use crate::fault::Faults;
+
 pub use self::{
     change::{ChangeKind, ChangeRow},
     event::{EventBody, EventFilter, EventRow, StatusRow},
@@ -44,6 +46,7 @@ const REVISION: &str = "revision";
 #[derive(Clone, Debug)]
 pub struct Store {
     connection: DatabaseConnection,
+    faults: Faults,
 }
 
 /// Why something was not read or not saved, by what the caller can do.
@@ -126,7 +129,13 @@ impl Store {
         tbmq_migrations::migrate(&migrator).await.map_err(|error| fault(&error))?;
         migrator.close().await.map_err(|error| fault(&error))?;
         let connection = Database::connect(connect_options(options)).await.map_err(|error| fault(&error))?;
-        Ok(Self { connection })
+        Ok(Self { connection, faults: Faults::default() })
+    }
+
+    /// The same store, for tests that have it die between two steps.
+    #[must_use]
+    pub fn with_faults(self, faults: Faults) -> Self {
+        Self { faults, ..self }
     }
 
     /// Closes all connections.

@@ -311,7 +311,9 @@ async fn many_lives_are_saved_at_once_but_those_that_others_have_changed(store: 
     for index in gone {
         store.delete(lives[index].integration, None, saved(2)).await.unwrap();
     }
-    lives.iter_mut().for_each(|life| life.life.created());
+    for life in &mut lives {
+        life.life.created();
+    }
     lives[7].life.stage = Stage::AwaitNodes { position: 7 };
     let is_saved = store.save_lives(&mut lives).await.unwrap();
     let refused: Vec<usize> = (0..lives.len()).filter(|index| !is_saved[*index]).collect();

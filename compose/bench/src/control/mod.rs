@@ -28,7 +28,7 @@ use tbmq_harness::{
     postgres::Postgres,
     process::Usage,
 };
-use tbmq_proto::control::{Integration, ListIntegrationsRequest, ListKindsRequest};
+use tbmq_proto::control::{Integration, ListIntegrationsRequest};
 use tokio::task::block_in_place;
 
 use self::report::Report;
@@ -150,7 +150,7 @@ impl System {
     /// The process with the control plane.
     fn control(&self) -> Instance {
         let alone = self.deployment.instances(Plane::Control).into_iter().next();
-        alone.unwrap_or(Plane::All.into())
+        alone.unwrap_or_else(|| Plane::All.into())
     }
 
     fn usage_of(&self, instance: Instance) -> Result<Usage> {
@@ -177,21 +177,19 @@ impl System {
         Ok(all)
     }
 
-    /// Waits until every executor serves HTTP.
+    /// Waits until executors have taken and read every partition of the downlink topic.
     async fn await_executors(&self) -> Result<()> {
-        let wanted = self.deployment.instances(Plane::Executor).len().max(1);
+        let downlink = self.deployment.catalogue().downlink(&"HTTP".parse()?);
         let mut api = self.api.clone();
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let kinds = api.integrations.list_kinds(ListKindsRequest {}).await;
-            let is_served = kinds.is_ok_and(|kinds| {
-                let kinds = kinds.into_inner().kinds;
-                kinds.iter().any(|kind| kind.name == "HTTP" && kind.service_ids.len() == wanted)
-            });
-            if is_served {
+            let nodes = api.list_nodes().await.unwrap_or_default();
+            let live = nodes.iter().filter(|node| node.live && node.role == "EXECUTOR");
+            let applied = live.flat_map(|node| &node.applied).filter(|at| at.topic == downlink.name).count();
+            if applied == downlink.partitions as usize {
                 return Ok(());
             }
-            ensure!(Instant::now() < deadline, "HTTP is not served by {wanted} executors");
+            ensure!(Instant::now() < deadline, "executors have read {applied} partitions");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }

@@ -87,6 +87,9 @@ impl fmt::Display for Report {
             )
         })?;
         self.row(f, "a Create call", "", |one| millis(&one.created.calls))?;
+        self.row(f, "of which returned before every data plane had applied it", "", |one| {
+            one.created.silent.to_string()
+        })?;
         self.row(f, "all ACTIVE after the last answer", "", |one| {
             format!("{:.2} s", one.created.until_active.as_secs_f64())
         })?;
