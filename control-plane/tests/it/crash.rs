@@ -30,6 +30,7 @@ use tbmq_control_plane::{
 };
 use tbmq_harness::{Need, ready};
 use tbmq_integration::{
+    Millis,
     cleanup::{Goal, Stage},
     wire::Change,
 };
@@ -232,14 +233,15 @@ impl System {
         if call != Call::Delete {
             return;
         }
-        // What is done a day later.
-        let mut life = self.store.life(self.id).await.unwrap().expect("it waits for its tombstone");
-        life.life.stage = Stage::AwaitTombstone { at: tbmq_integration::Millis(1) };
-        assert!(self.store.save_life(&mut life).await.unwrap());
         self.forgotten().await;
     }
 
+    /// Has a day pass since the deletion, and waits until nothing is left.
     async fn forgotten(&self) {
+        if let Some(mut life) = self.store.life(self.id).await.unwrap() {
+            life.life.stage = Stage::AwaitTombstone { at: Millis(1) };
+            self.store.save_life(&mut life).await.unwrap();
+        }
         let shard = tbmq_proto::ids::ShardId::first(self.id).downlink_key();
         let downlink = self.cluster.catalogue.downlink(&"HTTP".parse().unwrap()).name;
         eventually("forgotten", async || {
@@ -355,12 +357,12 @@ impl System {
     }
 }
 
-/// Makes a call and dies, or not. Returns the road.
+/// Makes a call and dies, or not. Returns the road, and whether it has died.
 async fn run(
     call: Call,
     at: Option<(Point, usize)>,
     options: impl FnOnce(&Cluster) -> Options,
-) -> Vec<Point> {
+) -> (Vec<Point>, bool) {
     let system = System::new(options).await;
     let death = Death::at(at);
     let plane = Lone::start(&system, &death);
@@ -402,6 +404,9 @@ async fn run(
         assert_eq!(revision().await, left, "it was done already");
     }
     assert!(system.is_done(call, before.as_ref()).await, "it is done now");
+    if call == Call::Delete {
+        system.forgotten().await;
+    }
     (road, true)
 }
 
