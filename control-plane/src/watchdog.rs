@@ -4,7 +4,10 @@
 //! Topics are the bus's to keep, but operators delete them, and disks are lost. An executor notices for itself what
 //! becomes of the topic it reads; here it is noticed for those that nobody reads, and repaired.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use tbmq_bus::{TopicInfo, TopicPartition};
 use tbmq_proto::ids::IntegrationId;
@@ -15,8 +18,11 @@ use crate::{
     store::Life,
 };
 
-/// Time between two rounds.
+/// Time between two rounds at least.
 const PERIOD: Duration = Duration::from_secs(5);
+
+/// Times what a round took: of thousands of topics there is much to ask, of Kafka and of the store.
+const PERIOD_ROUNDS: u32 = 20;
 
 /// What was seen.
 #[derive(Debug, Default)]
@@ -49,9 +55,13 @@ impl Seen {
 impl Watchdog {
     /// Looks after the topics until the relayer is fenced. Faults of bus and store are waited out.
     pub(crate) async fn run(mut self, relayer: &Relayer) -> Error {
+        let mut pause = PERIOD;
         loop {
-            tokio::time::sleep(PERIOD).await;
-            match self.round(relayer).await {
+            tokio::time::sleep(pause).await;
+            let began = Instant::now();
+            let round = self.round(relayer).await;
+            pause = PERIOD.max(began.elapsed() * PERIOD_ROUNDS);
+            match round {
                 Ok(()) => {}
                 Err(error) if error.is_fenced() => return error,
                 Err(error) => tracing::warn!(%error, "can't look after the topics"),

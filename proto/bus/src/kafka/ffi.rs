@@ -25,7 +25,7 @@ use rdkafka::{
     producer::{BaseProducer, Producer as _, ProducerContext},
 };
 
-pub(super) use self::asking::{Described, End, describe_topics, list_offsets};
+pub(super) use self::asking::{DESCRIBED_TOGETHER, Described, End, describe_topics, list_offsets};
 use crate::{Header, Outgoing, Record};
 
 /// `RD_KAFKA_PARTITION_UA`: the partitioner chooses.

@@ -98,7 +98,11 @@ unsafe fn ask<C: ConsumerContext>(
     }
 }
 
-/// Asks for distinct topics, all in one request. Blocks.
+/// Topics that one request asks for: librdkafka compares each with each.
+pub(in super::super) const DESCRIBED_TOGETHER: usize = 500;
+
+/// Asks for distinct topics, up to [`DESCRIBED_TOGETHER`] of them in one request. Blocks, for each at most as long as
+/// `timeout`.
 pub(in super::super) fn describe_topics<'a, C: ConsumerContext>(
     client: &BaseConsumer<C>,
     names: impl IntoIterator<Item = &'a str>,
@@ -106,10 +110,19 @@ pub(in super::super) fn describe_topics<'a, C: ConsumerContext>(
 ) -> Result<Vec<Described>, Failure> {
     // No topic has a name with a zero byte.
     let names: Vec<CString> = names.into_iter().filter_map(|name| CString::new(name).ok()).collect();
-    let mut pointers: Vec<_> = names.iter().map(|name| name.as_ptr()).collect();
-    if pointers.is_empty() {
-        return Ok(Vec::new());
+    let mut all = Vec::with_capacity(names.len());
+    for some in names.chunks(DESCRIBED_TOGETHER) {
+        all.extend(describe_together(client, some, timeout)?);
     }
+    Ok(all)
+}
+
+fn describe_together<C: ConsumerContext>(
+    client: &BaseConsumer<C>,
+    names: &[CString],
+    timeout: Duration,
+) -> Result<Vec<Described>, Failure> {
+    let mut pointers: Vec<_> = names.iter().map(|name| name.as_ptr()).collect();
     let operation = sys::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS;
     // SAFETY: the names live for the call; the collection is copied by the request and destroyed here. The answer is one
     // to this request; all that is read from it lives as long as it.
