@@ -103,6 +103,8 @@ pub struct KafkaOptions {
     pub port: Option<u16>,
     /// Further settings, which win over ours.
     pub properties: Vec<(String, String)>,
+    /// Further options of its virtual machine, which win over ours: those are for a quick start.
+    pub jvm: Vec<String>,
 }
 
 /// A server. Dropping it kills it.
@@ -111,6 +113,7 @@ pub struct Kafka {
     state: Mutex<Running>,
     port: u16,
     folder: PathBuf,
+    jvm: Vec<String>,
     _owned: Option<TempDir>,
 }
 
@@ -147,7 +150,8 @@ impl Kafka {
             let text = String::from_utf8_lossy(&output.stderr);
             ensure!(output.status.success(), "the storage could not be formatted: {text}");
         }
-        let kafka = Self { state: Mutex::new(Running { server: None }), port, folder, _owned: owned };
+        let jvm = options.jvm;
+        let kafka = Self { state: Mutex::new(Running { server: None }), port, folder, jvm, _owned: owned };
         kafka.launch()?;
         Ok(kafka)
     }
@@ -224,6 +228,7 @@ impl Kafka {
     pub fn launch(&self) -> Result<()> {
         let log = fs::File::create(self.folder.join("server.log"))?;
         let child = java(&self.folder)
+            .args(&self.jvm)
             .arg("kafka.Kafka")
             .arg(self.folder.join("server.properties"))
             .stdin(Stdio::null())

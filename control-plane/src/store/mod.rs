@@ -192,6 +192,8 @@ fn connect_options(options: &Options) -> ConnectOptions {
     connect
         .max_connections(options.connections)
         .acquire_timeout(patience)
+        // Each test is a round trip, as long as most statements; a server that was restarted is noticed all the same.
+        .test_before_acquire_if_idle_for(Duration::from_millis(500))
         .connect_timeout(patience)
         .sqlx_logging(false)
         .map_sqlx_sqlite_opts(move |sqlite| {

@@ -89,7 +89,10 @@ pub(crate) async fn run(options: Options) -> Result<()> {
     let mut report = Report::new(&options);
     if !options.only_embedded {
         let properties = KAFKA.map(|(key, value)| (key.to_owned(), value.to_owned())).to_vec();
-        let kafka = block_in_place(|| Kafka::start(KafkaOptions { properties, ..KafkaOptions::default() }))?;
+        // It runs for minutes, as servers do: all of its compilers.
+        let jvm = vec!["-XX:TieredStopAtLevel=4".to_owned()];
+        let kafka =
+            block_in_place(|| Kafka::start(KafkaOptions { properties, jvm, ..KafkaOptions::default() }))?;
         let postgres = block_in_place(Postgres::start)?;
         let layout = Layout::of(1, options.data_planes, options.executors);
         let deployment = block_in_place(|| layout.start(&kafka, &postgres))?;

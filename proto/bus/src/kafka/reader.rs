@@ -683,12 +683,13 @@ impl Poller {
 }
 
 /// How long the broker may keep a fetch that finds nothing. A partition that is added waits as long; but each fetch names
-/// all partitions, so that a thousand of them, looked for ten times a second, cost a sixth of a core at each end.
+/// all partitions, so that a thousand of them, looked for ten times a second, cost a sixth of a core at each end, and the reader's part grows
+/// with their square.
 fn wait_ms(partitions: usize, now_ms: u32) -> u32 {
     let of = |partitions| match partitions {
         0..1_000 => 100,
-        1_000..2_000 => 200,
-        2_000..4_000 => 400,
+        1_000..2_000 => 250,
+        2_000..4_000 => 600,
         _ => 1_000,
     };
     // The consumer is replaced for this: not at each swing around a limit.
@@ -719,6 +720,6 @@ mod tests {
             now_ms = wait_ms(partitions, now_ms);
             now_ms
         });
-        assert_eq!(waits, [100, 100, 200, 200, 100, 400, 1_000, 1_000, 400, 100, 1_000, 100]);
+        assert_eq!(waits, [100, 100, 250, 250, 100, 600, 1_000, 1_000, 600, 100, 1_000, 100]);
     }
 }
