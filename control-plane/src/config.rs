@@ -19,6 +19,11 @@ pub const SETTINGS: &[Setting] = &[
     Setting { env: "CONTROL_GRPC_BIND_PORT", key: "control.grpc.bind-port" },
     Setting { env: "TBMQ_VALIDATION_TIMEOUT", key: "control.validation-timeout" },
     Setting { env: "TBMQ_VALIDATIONS_MAX", key: "control.validations-max" },
+    Setting { env: "TBMQ_READS_MAX", key: "control.calls.reads-max" },
+    Setting { env: "TBMQ_WRITES_MAX", key: "control.calls.writes-max" },
+    Setting { env: "TBMQ_CHECKS_MAX", key: "control.calls.checks-max" },
+    Setting { env: "TBMQ_CALL_DEADLINE", key: "control.calls.deadline" },
+    Setting { env: "TBMQ_STREAMS_MAX", key: "control.calls.streams-max" },
     Setting { env: "TBMQ_WATCHERS_MAX", key: "control.watchers-max" },
     Setting { env: "TBMQ_WATCH_PATIENCE", key: "control.watch-patience" },
     Setting { env: "TBMQ_WATCH_BOOKMARKS", key: "control.watch-bookmarks" },
@@ -100,6 +105,8 @@ impl Default for SubscriptionConfig {
 pub struct ControlConfig {
     /// Where to listen.
     pub grpc: GrpcConfig,
+    /// How much may be asked at once.
+    pub calls: CallsConfig,
     /// How long Create and Update wait for an executor's answer.
     #[serde(with = "humantime_serde")]
     pub validation_timeout: Duration,
@@ -125,6 +132,7 @@ impl Default for ControlConfig {
     fn default() -> Self {
         Self {
             grpc: GrpcConfig::default(),
+            calls: CallsConfig::default(),
             validation_timeout: Duration::from_secs(30),
             validations_max: NonZeroUsize::new(1_000).expect("1000 is not 0"),
             watchers_max: NonZeroUsize::new(1_000).expect("1000 is not 0"),
@@ -132,6 +140,35 @@ impl Default for ControlConfig {
             watch_bookmarks: Duration::from_secs(5),
             apply_timeout: Duration::from_secs(5),
             drain_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// How much may be asked at once, over all connections; more is refused with `RESOURCE_EXHAUSTED`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct CallsConfig {
+    /// Calls that read.
+    pub reads_max: NonZeroUsize,
+    /// Calls that change something.
+    pub writes_max: NonZeroUsize,
+    /// Connection checks. Fewer than validations, so that they leave some of those to Create and Update.
+    pub checks_max: NonZeroUsize,
+    /// How long a call may take, whatever its caller allows; streams may stay.
+    #[serde(with = "humantime_serde")]
+    pub deadline: Duration,
+    /// Streams of one HTTP/2 connection.
+    pub streams_max: NonZeroU32,
+}
+
+impl Default for CallsConfig {
+    fn default() -> Self {
+        Self {
+            reads_max: NonZeroUsize::new(1_000).expect("1000 is not 0"),
+            writes_max: NonZeroUsize::new(1_000).expect("1000 is not 0"),
+            checks_max: NonZeroUsize::new(200).expect("200 is not 0"),
+            deadline: Duration::from_secs(60),
+            streams_max: NonZeroU32::new(2_000).expect("2000 is not 0"),
         }
     }
 }
@@ -144,17 +181,11 @@ pub struct GrpcConfig {
     pub bind_address: IpAddr,
     /// Port to bind; 0 picks a free one.
     pub bind_port: u16,
-    /// Calls in work at once over all connections; more are refused with `RESOURCE_EXHAUSTED`.
-    pub calls_max: NonZeroUsize,
 }
 
 impl Default for GrpcConfig {
     fn default() -> Self {
-        Self {
-            bind_address: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-            bind_port: 9090,
-            calls_max: NonZeroUsize::new(2_000).expect("2000 is not 0"),
-        }
+        Self { bind_address: IpAddr::V4(Ipv4Addr::UNSPECIFIED), bind_port: 9090 }
     }
 }
 

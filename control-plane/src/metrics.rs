@@ -1,9 +1,13 @@
 //! What the control plane measures.
 
+use std::time::Duration;
+
 use prometheus_client::{
-    metrics::{counter::Counter, gauge::Gauge},
-    registry::Registry,
+    encoding::{EncodeLabelSet, EncodeLabelValue},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    registry::{Registry, Unit},
 };
+use tonic::Code;
 
 /// Counters and gauges of the control plane.
 #[derive(Clone, Debug, Default)]
@@ -36,6 +40,74 @@ pub(crate) struct Metrics {
     pub(crate) watchers_refused: Counter,
     /// Watches cut because their clients took nothing.
     pub(crate) watchers_cut: Counter,
+    /// gRPC calls.
+    pub(crate) calls: Calls,
+}
+
+/// What is counted of gRPC calls.
+#[derive(Clone, Debug)]
+pub(crate) struct Calls {
+    ended: Family<CallEnd, Counter>,
+    seconds: Family<CallMethod, Histogram>,
+    shed: Family<CallShed, Counter>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CallEnd {
+    method: String,
+    code: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CallMethod {
+    method: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CallShed {
+    class: CallClass,
+}
+
+/// Which limit a call was refused at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub(crate) enum CallClass {
+    Read,
+    Write,
+    Check,
+}
+
+impl Default for Calls {
+    fn default() -> Self {
+        Self {
+            ended: Family::default(),
+            seconds: Family::new_with_constructor(|| {
+                Histogram::new([0.001, 0.005, 0.02, 0.1, 0.5, 1.0, 5.0, 30.0])
+            }),
+            shed: Family::default(),
+        }
+    }
+}
+
+impl Calls {
+    /// A call of a known method has ended, or its stream has begun.
+    pub(crate) fn ended(&self, method: &str, code: Code, elapsed: Duration) {
+        let method = method.trim_start_matches('/').to_owned();
+        let end = CallEnd { method: method.clone(), code: format!("{code:?}") };
+        self.ended.get_or_create(&end).inc();
+        self.seconds.get_or_create(&CallMethod { method }).observe(elapsed.as_secs_f64());
+    }
+
+    /// A call was refused.
+    pub(crate) fn shed(&self, class: CallClass) {
+        self.shed.get_or_create(&CallShed { class }).inc();
+    }
+
+    fn register(&self, registry: &mut Registry) {
+        registry.register("tbmq_control_calls", "gRPC calls by method and code", self.ended.clone());
+        let seconds = self.seconds.clone();
+        registry.register_with_unit("tbmq_control_call", "Time of gRPC calls", Unit::Seconds, seconds);
+        registry.register("tbmq_control_calls_shed", "gRPC calls refused at a limit", self.shed.clone());
+    }
 }
 
 impl Metrics {
@@ -58,6 +130,7 @@ impl Metrics {
         counter("watchers_cut", "Watches cut because nothing was taken", &metrics.watchers_cut);
         registry.register("tbmq_control_watchers", "Open watches", metrics.watchers.clone());
         registry.register("tbmq_control_leading", "1 while holding the lease", metrics.leading.clone());
+        metrics.calls.register(registry);
         metrics
     }
 }

@@ -5,6 +5,7 @@ pub(crate) mod drift;
 mod error;
 mod event;
 mod forward;
+mod guard;
 mod integration;
 mod node;
 mod node_session;
@@ -75,6 +76,7 @@ impl Server {
     /// Binds and serves.
     pub(crate) async fn start(plane: Arc<Plane>) -> anyhow::Result<Self> {
         let grpc = &plane.config.control.grpc;
+        let calls = &plane.config.control.calls;
         let wanted = SocketAddr::new(grpc.bind_address, grpc.bind_port);
         let listener = TcpListener::bind(wanted).await.with_context(|| {
             format!("can't listen on {wanted} (CONTROL_GRPC_BIND_ADDRESS, CONTROL_GRPC_BIND_PORT)")
@@ -99,8 +101,8 @@ impl Server {
         let server = tonic::transport::Server::builder()
             .http2_keepalive_interval(Some(KEEPALIVE))
             .http2_keepalive_timeout(Some(KEEPALIVE))
-            .concurrency_limit_per_connection(grpc.calls_max.get())
-            .load_shed(true)
+            .max_concurrent_streams(Some(calls.streams_max.get()))
+            .layer(guard::GuardLayer::new(calls.clone(), plane.metrics.calls.clone()))
             .add_service(integrations)
             .add_service(EventServiceServer::new(event::Events::new(plane.clone())))
             .add_service(NodeServiceServer::new(node::NodesApi::new(plane.clone())))
