@@ -165,8 +165,10 @@ impl Wait<'_> {
         });
         let text = format!("{given} was not {} within {:?}{how}", self.condition.word(), self.target.timeout);
         let hint = match self.condition {
-            Condition::Phase(_) => "`tbmqctl event list --integration` shows what happened to it",
-            Condition::Deleted => "`tbmqctl integration delete` deletes it",
+            Condition::Phase(_) => {
+                format!("`tbmqctl event list --integration {given}` shows what happened to it")
+            }
+            Condition::Deleted => format!("`tbmqctl integration delete {given}` deletes it"),
         };
         Failure::timed_out(text).hint(hint)
     }

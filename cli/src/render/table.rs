@@ -231,6 +231,7 @@ pub(crate) fn nodes(all: &[Node], look: Look) -> String {
             node.kinds.join(", "),
         ];
         if look.wide {
+            row[5] = or_dash(Some(node.addresses.join(", ")));
             row[6] = or_dash(Some(node.kinds.join(", ")));
             let info = node.system_info.as_ref();
             let part = |percent: u32, total: u64| format!("{percent}% of {}", bytes(total));
