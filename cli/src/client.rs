@@ -120,7 +120,7 @@ impl Target {
 }
 
 /// The innermost cause, which says what happened ("connection refused") and not where.
-fn root_cause(error: &dyn std::error::Error) -> String {
+pub(crate) fn root_cause(error: &dyn std::error::Error) -> String {
     let mut cause = error;
     while let Some(inner) = cause.source() {
         cause = inner;

@@ -20,6 +20,8 @@ pub(crate) enum ExitKind {
     Usage = 2,
     /// The server can't be reached or does not answer.
     Unreachable = 3,
+    /// What was compared differs.
+    Drift = 4,
     /// A bug of ours.
     Bug = 70,
 }
@@ -62,6 +64,11 @@ impl Failure {
         Self::new(ExitKind::Unreachable, message)
     }
 
+    /// What was compared differs; that is an answer and no error.
+    pub(crate) fn drift(message: impl Into<String>) -> Self {
+        Self::new(ExitKind::Drift, message)
+    }
+
     /// Something that can't be.
     pub(crate) fn bug(message: impl Into<String>) -> Self {
         Self::new(ExitKind::Bug, message).hint("please report this with the command that you ran")
@@ -80,8 +87,10 @@ impl Failure {
         self.kind.into()
     }
 
-    fn text(&self) -> String {
-        let mut text = format!("error: {}\n", self.message);
+    /// What is told on stderr.
+    pub(crate) fn text(&self) -> String {
+        let prefix = if self.kind == ExitKind::Drift { "" } else { "error: " };
+        let mut text = format!("{prefix}{}\n", self.message);
         for (path, problem) in &self.violations {
             // A server with one problem says it in its message as well.
             if self.message == format!("{path}: {problem}") {
@@ -236,7 +245,10 @@ mod tests {
 
     #[test]
     fn exit_codes_are_those_of_the_documentation() {
-        use ExitKind::{Bug, Done, Refused, Unreachable, Usage};
-        assert_eq!([Done, Refused, Usage, Unreachable, Bug].map(|kind| kind as u8), [0, 1, 2, 3, 70]);
+        use ExitKind::{Bug, Done, Drift, Refused, Unreachable, Usage};
+        assert_eq!(
+            [Done, Refused, Usage, Unreachable, Drift, Bug].map(|kind| kind as u8),
+            [0, 1, 2, 3, 4, 70]
+        );
     }
 }

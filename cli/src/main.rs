@@ -4,16 +4,21 @@
 
 mod client;
 mod commands;
+mod compare;
 mod document;
 mod failure;
+mod inventory;
+mod manifest;
 mod render;
+mod selector;
+mod tbmq_import;
 
 use std::{panic::AssertUnwindSafe, process::ExitCode, time::Duration};
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::{
-    commands::{completion, event, integration, node, try_it},
+    commands::{apply, completion, diff, edit, event, explain, export, import, integration, node, try_it},
     failure::{ExitKind, Failure},
     render::{Format, Output},
 };
@@ -29,7 +34,8 @@ struct Cli {
 }
 
 const AFTER_HELP: &str = "\
-Exit codes: 0 done, 1 refused by the server, 2 wrong usage, 3 server not reachable, 70 bug in tbmqctl.";
+Exit codes: 0 done, 1 refused by the server, 2 wrong usage, 3 server not reachable, 4 what was compared
+differs, 70 bug in tbmqctl.";
 
 #[derive(Debug, clap::Args)]
 struct Global {
@@ -56,6 +62,19 @@ enum Command {
     /// Create, change, look at and check integrations
     #[command(subcommand)]
     Integration(integration::Command),
+    /// Make integrations be what files say: create, change and, with --prune, delete them
+    Apply(apply::Arguments),
+    /// Show what apply would change
+    Diff(diff::Arguments),
+    /// Change one integration in an editor
+    Edit(edit::Arguments),
+    /// Tell who gets a message that is published to a topic, and by which filters
+    Explain(explain::Arguments),
+    /// Write integrations as documents that apply takes back
+    Export(export::Arguments),
+    /// Take over integrations from elsewhere
+    #[command(subcommand)]
+    Import(import::Command),
     /// What happened to integrations
     #[command(subcommand)]
     Event(event::Command),
@@ -90,6 +109,12 @@ async fn run(global: Global, command: Command) -> Result<(), Failure> {
     let target = client::Target { server: global.server, timeout: global.timeout };
     match command {
         Command::Integration(command) => integration::run(command, &target, output).await,
+        Command::Apply(arguments) => apply::run(arguments, &target, output).await,
+        Command::Diff(arguments) => diff::run(arguments, &target, output).await,
+        Command::Edit(arguments) => edit::run(arguments, &target, output).await,
+        Command::Explain(arguments) => explain::run(arguments, &target, output).await,
+        Command::Export(arguments) => export::run(arguments, &target, output).await,
+        Command::Import(command) => import::run(command, &target, output).await,
         Command::Event(command) => event::run(command, &target, output).await,
         Command::Node(command) => node::run(command, &target, output).await,
         Command::Try(command) => try_it::run(command, target.timeout, output).await,

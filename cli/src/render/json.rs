@@ -347,7 +347,7 @@ pub(crate) fn time(time: Option<Timestamp>) -> Option<String> {
 }
 
 /// JSON text as it is; what is not JSON becomes a JSON string.
-fn raw(text: &str) -> Box<RawValue> {
+pub(crate) fn raw(text: &str) -> Box<RawValue> {
     RawValue::from_string(text.to_owned())
         .or_else(|_| serde_json::value::to_raw_value(text))
         .expect("a text can be written as JSON")

@@ -1,6 +1,9 @@
 //! The binary as a user runs it: exit codes, and what goes to stdout and to stderr.
 
+mod apply;
+mod import;
 mod mqtt;
+mod plane;
 mod server;
 
 use std::{

@@ -37,7 +37,7 @@ struct Fake {
 
 type Told = Result<WatchIntegrationsResponse, Status>;
 
-fn refusal(code: Code, text: &str, reason: &str, violations: Vec<FieldViolation>) -> Status {
+pub(crate) fn refusal(code: Code, text: &str, reason: &str, violations: Vec<FieldViolation>) -> Status {
     let mut details = ErrorDetails::new();
     details.set_error_info(reason, "tbmq", HashMap::new());
     details.set_bad_request(violations);
