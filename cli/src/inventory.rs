@@ -15,6 +15,7 @@ use crate::{
     compare::{CONFIGURATION, Difference},
     document::Document,
     failure::Failure,
+    manifest::{Manifest, Manifests},
 };
 
 /// Integrations asked for in one call.
@@ -83,6 +84,22 @@ impl Inventory {
             .uid
             .and_then(|uid| self.of_uid(uid))
             .or_else(|| self.by_name.get(document.display_name.trim()).map(|at| &self.integrations[*at]))
+    }
+
+    /// Sees that no two documents describe the same integration, one by its uid and one by its name.
+    pub(crate) fn refuse_twins(&self, manifests: &Manifests) -> Result<(), Failure> {
+        let mut places = HashMap::new();
+        for Manifest { place, document } in &manifests.read {
+            let Some(found) = self.find(document) else { continue };
+            if let Some(other) = places.insert(&found.uid, place) {
+                let name = &found.display_name;
+                return Err(Failure::usage(format!(
+                    "{other} and {place} describe the same integration, {name:?}"
+                ))
+                .hint("one has its uid and one its name; nothing was changed"));
+            }
+        }
+        Ok(())
     }
 
     /// How a document differs from what is saved. The server is asked about secrets that only the document shows.

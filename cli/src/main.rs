@@ -34,8 +34,8 @@ struct Cli {
 }
 
 const AFTER_HELP: &str = "\
-Exit codes: 0 done, 1 refused by the server, 2 wrong usage, 3 server not reachable, 4 what was compared
-differs, 70 bug in tbmqctl.";
+Exit codes: 0 done, 1 refused by the server, 2 wrong usage, 3 server not reachable, 4 a difference was found, \
+70 bug in tbmqctl.";
 
 #[derive(Debug, clap::Args)]
 struct Global {

@@ -217,6 +217,7 @@ pub(crate) async fn run(arguments: Arguments, target: &Target, output: Output) -
     }
     let manifests = files.read()?;
     let inventory = Inventory::take(target).await?;
+    inventory.refuse_twins(&manifests)?;
     let mut summary = Summary { output, dry_run, counts: Default::default() };
     for failure in &manifests.unreadable {
         summary.add_failed(&failure.message, "", failure.clone())?;

@@ -50,6 +50,7 @@ struct Change {
 pub(crate) async fn run(arguments: Arguments, target: &Target, output: Output) -> Result<(), Failure> {
     let manifests = arguments.files.read()?;
     let inventory = Inventory::take(target).await?;
+    inventory.refuse_twins(&manifests)?;
     let (mut differ, mut failed) = (0, manifests.unreadable.len());
     for failure in &manifests.unreadable {
         failure.report();

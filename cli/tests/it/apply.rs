@@ -81,6 +81,23 @@ fn a_uid_finds_its_integration_under_another_name_and_a_name_under_another_uid()
 }
 
 #[test]
+fn two_documents_of_one_integration_are_refused_before_anything_is_changed() {
+    let served = serve();
+    served.plane.hold(1, http("old", "http://x"));
+    served.write("a.yaml", &format!("uid: {}\n{}", uid(1), yaml("new", "http://x", "********")));
+    served.write("b.yaml", &yaml("old", "http://y", "********"));
+    for command in ["apply", "diff"] {
+        let ended = served.run(&[command, "-f", "a.yaml", "-f", "b.yaml"]);
+        assert_eq!(ended.code, Some(2), "{ended:?}");
+        assert!(
+            ended.stderr.contains("a.yaml and b.yaml describe the same integration, \"old\""),
+            "{ended:?}"
+        );
+    }
+    assert!(served.plane.take_calls().is_empty());
+}
+
+#[test]
 fn a_failure_does_not_stop_the_others_and_prevents_pruning() {
     let served = serve();
     served.plane.hold(1, http("gone", "http://x"));
@@ -258,19 +275,21 @@ fn edit(served: &Served, script: &str) -> Ended {
     served.write("editor.sh", script);
     let mut command = served.command(&["edit", "demo"]);
     command.env_remove("VISUAL").env("EDITOR", "sh editor.sh").env("TMPDIR", served.folder.path());
-    command.output().unwrap().into()
+    command.output().expect("tbmqctl starts").into()
 }
 
 /// The file that a failure says it has kept.
 fn kept(ended: &Ended) -> String {
     let path = ended.stderr.split("your document is kept in ").nth(1).unwrap_or_else(|| panic!("{ended:?}"));
-    path.split(": ").next().unwrap().to_owned()
+    path.split(": ").next().expect("a path").to_owned()
 }
 
 fn drafts(served: &Served) -> usize {
-    let files = std::fs::read_dir(served.folder.path()).unwrap();
+    let files = std::fs::read_dir(served.folder.path()).expect("a folder");
     files
-        .filter(|file| file.as_ref().unwrap().file_name().to_string_lossy().starts_with("tbmqctl-edit-"))
+        .filter(|file| {
+            file.as_ref().expect("a file").file_name().to_string_lossy().starts_with("tbmqctl-edit-")
+        })
         .count()
 }
 

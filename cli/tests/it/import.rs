@@ -95,15 +95,33 @@ impl Service<Request<Incoming>> for Rest {
 }
 
 fn serve_rest(served: &Served, integrations: Vec<String>) -> (Rest, SocketAddr) {
+    serve_rest_over(served, integrations, None)
+}
+
+/// Over TLS, when there is a certificate.
+fn serve_rest_over(
+    served: &Served,
+    integrations: Vec<String>,
+    tls: Option<tokio_rustls::TlsAcceptor>,
+) -> (Rest, SocketAddr) {
     let rest = Rest { integrations: Arc::new(integrations), asked: Arc::default() };
     let listener = served.runtime().block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).expect("a port");
     let address = listener.local_addr().expect("an address");
     let service = rest.clone();
     served.runtime().spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
-            let service = service.clone();
-            let connection = hyper::server::conn::http1::Builder::new();
-            tokio::spawn(connection.serve_connection(TokioIo::new(stream), service));
+            let (service, tls) = (service.clone(), tls.clone());
+            tokio::spawn(async move {
+                let connection = hyper::server::conn::http1::Builder::new();
+                // A client that does not come to terms goes away again.
+                match tls {
+                    None => connection.serve_connection(TokioIo::new(stream), service).await.ok(),
+                    Some(tls) => match tls.accept(stream).await {
+                        Ok(stream) => connection.serve_connection(TokioIo::new(stream), service).await.ok(),
+                        Err(_) => None,
+                    },
+                }
+            });
         }
     });
     (rest, address)
@@ -113,7 +131,7 @@ fn report(ended: &Ended) -> Vec<(String, String, String)> {
     let report: Value =
         serde_json::from_str(&ended.stdout).unwrap_or_else(|error| panic!("{error}: {ended:?}"));
     let text = |line: &Value, name: &str| line[name].as_str().unwrap_or_default().to_owned();
-    let lines = report["integrations"].as_array().unwrap();
+    let lines = report["integrations"].as_array().expect("a report");
     lines
         .iter()
         .map(|line| (text(line, "displayName"), text(line, "outcome"), text(line, "reason")))
@@ -305,4 +323,29 @@ fn a_database_that_is_away_is_exit_code_3() {
     let ended = served.run(&["import", "tbmq", "--database", &url]);
     assert_eq!(ended.code, Some(3), "{ended:?}");
     assert!(!ended.stderr.contains("hush"), "{}", ended.stderr);
+}
+
+#[test]
+fn a_certificate_is_trusted_when_it_is_named_and_only_then() {
+    let served = serve();
+    let made = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
+    let key = rustls::pki_types::PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key.into())
+        .unwrap();
+    let tls = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let (_rest, address) = serve_rest_over(&served, vec![of_tbmq(1, "x")], Some(tls));
+    served.write("ca.pem", &made.cert.pem());
+    served.write("pw", "pa55");
+    let url = format!("https://{address}");
+    let arguments = ["import", "tbmq", "--url", &url, "--username", "admin@x", "--password-file", "pw"];
+    let unknown = served.run(&arguments);
+    assert_eq!(unknown.code, Some(3), "{unknown:?}");
+    assert!(unknown.stderr.contains("certificate"), "{}", unknown.stderr);
+    let named = served.run(&[&arguments[..], &["--tbmq-ca-file", "ca.pem"]].concat());
+    assert_eq!((named.code, named.stderr.as_str()), (Some(0), "1 imported\n"));
 }
