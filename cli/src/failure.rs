@@ -25,6 +25,8 @@ pub(crate) enum ExitKind {
     Usage = 2,
     /// The server can't be reached or does not answer.
     Unreachable = 3,
+    /// What was compared differs.
+    Drift = 4,
     /// What was waited for did not happen in time.
     TimedOut = 5,
     /// A bug of ours.
@@ -74,6 +76,11 @@ impl Failure {
         Self::new(ExitKind::TimedOut, message)
     }
 
+    /// What was compared differs; that is an answer and no error.
+    pub(crate) fn drift(message: impl Into<String>) -> Self {
+        Self::new(ExitKind::Drift, message)
+    }
+
     /// Something that can't be.
     pub(crate) fn bug(message: impl Into<String>) -> Self {
         Self::new(ExitKind::Bug, message).hint("please report this with the command that you ran")
@@ -94,8 +101,10 @@ impl Failure {
         self.kind.into()
     }
 
-    fn text(&self) -> String {
-        let mut text = format!("error: {}\n", self.message);
+    /// What is told on stderr.
+    pub(crate) fn text(&self) -> String {
+        let prefix = if self.kind == ExitKind::Drift { "" } else { "error: " };
+        let mut text = format!("{prefix}{}\n", self.message);
         for (path, problem) in &self.violations {
             // A server with one problem says it in its message as well.
             if self.message == format!("{path}: {problem}") {
@@ -330,8 +339,8 @@ mod tests {
 
     #[test]
     fn exit_codes_are_those_of_the_documentation() {
-        use ExitKind::{Bug, Done, Refused, TimedOut, Unreachable, Usage};
-        let all = [Done, Refused, Usage, Unreachable, TimedOut, Bug];
-        assert_eq!(all.map(|kind| kind as u8), [0, 1, 2, 3, 5, 70]);
+        use ExitKind::{Bug, Done, Drift, Refused, TimedOut, Unreachable, Usage};
+        let all = [Done, Refused, Usage, Unreachable, Drift, TimedOut, Bug];
+        assert_eq!(all.map(|kind| kind as u8), [0, 1, 2, 3, 4, 5, 70]);
     }
 }

@@ -4,13 +4,18 @@
 
 mod client;
 mod commands;
+mod compare;
 mod confirm;
 mod context;
 mod document;
 mod failure;
 mod following;
+mod inventory;
+mod manifest;
 mod progress;
 mod render;
+mod selector;
+mod tbmq_import;
 
 use std::{
     panic::AssertUnwindSafe,
@@ -24,8 +29,8 @@ use prost_types::Timestamp;
 use crate::{
     client::Target,
     commands::{
-        audit, completion, context as contexts, event, integration, kind, man, node, session, token, top,
-        try_it, wait,
+        apply, audit, completion, context as contexts, diff, edit, event, explain, export, import,
+        integration, kind, man, node, session, token, top, try_it, wait,
     },
     context::{Config, Flags, Settings},
     failure::{ExitKind, Failure},
@@ -43,8 +48,8 @@ struct Cli {
 }
 
 const AFTER_HELP: &str = "\
-Exit codes: 0 done, 1 refused by the server, 2 wrong usage, 3 server not reachable, 4 what is there differs from the \
-files (diff), 5 not so in time (wait), 70 bug in tbmqctl.
+Exit codes: 0 done, 1 refused by the server, 2 wrong usage, 3 server not reachable, 4 a difference was found (diff), \
+5 not so in time (wait), 70 bug in tbmqctl.
 
 Of several values the nearest is used: a flag, a context named by --context, the environment, the context in use \
 (`tbmqctl context use`), the default. Contexts are kept in $TBMQCTL_CONFIG, else in tbmqctl/config.yaml in \
@@ -78,6 +83,19 @@ enum Call {
     /// What happened to integrations
     #[command(subcommand)]
     Event(event::Command),
+    /// Make integrations be what files say: create, change and, with --prune, delete them
+    Apply(apply::Arguments),
+    /// Show what apply would change
+    Diff(diff::Arguments),
+    /// Change one integration in an editor
+    Edit(edit::Arguments),
+    /// Tell who gets a message that is published to a topic, and by which filters
+    Explain(explain::Arguments),
+    /// Write integrations as documents that apply takes back
+    Export(export::Arguments),
+    /// Take over integrations from elsewhere
+    #[command(subcommand)]
+    Import(import::Command),
     /// Show changes of integrations and of their status as they happen, as `integration watch`
     Watch(integration::watch::Arguments),
     /// Wait until integrations are in a phase, or deleted
@@ -138,6 +156,12 @@ async fn call(call: Call, target: &Target, output: Output) -> Result<(), Failure
         Call::Integration(command) => integration::run(command, target, output).await,
         Call::Kind(command) => kind::run(command, target, output).await,
         Call::Event(command) => event::run(command, target, output).await,
+        Call::Apply(arguments) => apply::run(arguments, target, output).await,
+        Call::Diff(arguments) => diff::run(arguments, target, output).await,
+        Call::Edit(arguments) => edit::run(arguments, target, output).await,
+        Call::Explain(arguments) => explain::run(arguments, target, output).await,
+        Call::Export(arguments) => export::run(arguments, target, output).await,
+        Call::Import(command) => import::run(command, target, output).await,
         Call::Watch(arguments) => integration::watch::run(arguments, target, output).await,
         Call::Wait(arguments) => wait::run(arguments, target).await,
         Call::Top(arguments) => top::run(arguments, target, output).await,

@@ -1,9 +1,15 @@
 //! One file per noun.
 
+pub(crate) mod apply;
 pub(crate) mod audit;
 pub(crate) mod completion;
 pub(crate) mod context;
+pub(crate) mod diff;
+pub(crate) mod edit;
 pub(crate) mod event;
+pub(crate) mod explain;
+pub(crate) mod export;
+pub(crate) mod import;
 pub(crate) mod integration;
 pub(crate) mod kind;
 pub(crate) mod man;

@@ -1,6 +1,7 @@
 //! What the user sees on stdout: tables for people, JSON and YAML for programs, names for scripts.
 
 pub(crate) mod json;
+pub(crate) mod portable;
 pub(crate) mod table;
 
 use std::io::{self, IsTerminal, Write};

@@ -1,9 +1,12 @@
 //! The binary as a user runs it: exit codes, and what goes to stdout and to stderr.
 
 mod access;
+mod apply;
 mod fake;
 mod golden;
+mod import;
 mod mqtt;
+mod plane;
 mod resources;
 mod server;
 mod terminal;
