@@ -461,6 +461,11 @@ impl Books {
         if is_void {
             return;
         }
+        let counted = metadata.totals.settled();
+        if counted != offset {
+            let text = format!("{id}-{partition}: {offset} is committed, but {counted} are counted");
+            self.violate(Invariant::Books, text);
+        }
         if let Some(before) = before.filter(|held| held.generation == now.generation && held.offset > offset)
         {
             self.counts.commits_gone_back += 1;
