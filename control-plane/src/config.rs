@@ -19,6 +19,7 @@ pub const SETTINGS: &[Setting] = &[
     Setting { env: "CONTROL_GRPC_BIND_PORT", key: "control.grpc.bind-port" },
     Setting { env: "TBMQ_VALIDATION_TIMEOUT", key: "control.validation-timeout" },
     Setting { env: "TBMQ_VALIDATIONS_MAX", key: "control.validations-max" },
+    Setting { env: "TBMQ_INTEGRATIONS_MAX", key: "control.integrations-max" },
     Setting { env: "TBMQ_WATCHERS_MAX", key: "control.watchers-max" },
     Setting { env: "TBMQ_WATCH_PATIENCE", key: "control.watch-patience" },
     Setting { env: "TBMQ_WATCH_BOOKMARKS", key: "control.watch-bookmarks" },
@@ -105,6 +106,8 @@ pub struct ControlConfig {
     pub validation_timeout: Duration,
     /// Validations that may be pending at once; more are refused with `RESOURCE_EXHAUSTED`.
     pub validations_max: NonZeroUsize,
+    /// Integrations that may exist; more are refused with `RESOURCE_EXHAUSTED`. 0: no limit.
+    pub integrations_max: u64,
     /// Watches that may be open at once; more are refused with `RESOURCE_EXHAUSTED`.
     pub watchers_max: NonZeroUsize,
     /// How long the client of a watch may take nothing before it is cut.
@@ -127,6 +130,7 @@ impl Default for ControlConfig {
             grpc: GrpcConfig::default(),
             validation_timeout: Duration::from_secs(30),
             validations_max: NonZeroUsize::new(1_000).expect("1000 is not 0"),
+            integrations_max: 10_000,
             watchers_max: NonZeroUsize::new(1_000).expect("1000 is not 0"),
             watch_patience: Duration::from_secs(10),
             watch_bookmarks: Duration::from_secs(5),

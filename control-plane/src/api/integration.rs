@@ -18,7 +18,7 @@ use tbmq_proto::{
     control::{
         self as proto, CheckConnectionRequest, CheckConnectionResponse, CreateIntegrationRequest,
         DeleteIntegrationRequest, DisableIntegrationRequest, EnableIntegrationRequest, GetIntegrationRequest,
-        Holder, Integration, IntegrationStatus, ListIntegrationsRequest, ListIntegrationsResponse,
+        Holder, Integration, IntegrationStatus, Lag, ListIntegrationsRequest, ListIntegrationsResponse,
         ListKindsRequest, ListKindsResponse, RestartIntegrationRequest, UpdateIntegrationRequest,
         integration_service_server::IntegrationService, integration_status::Phase,
     },
@@ -28,11 +28,16 @@ use tbmq_service::drain::Drain;
 use tonic::{Code, Request, Response, Status, metadata::MetadataMap};
 use uuid::Uuid;
 
-use super::{error, page, status};
+use super::{
+    backlog::Backlogs,
+    error,
+    mask::{LAG, ReadMask},
+    status,
+};
 use crate::{
     plane::{BUILT_IN_KINDS, Plane},
     secret,
-    store::{self, Change, Filter, New, Projection, Row, StatusRow},
+    store::{self, Change, New, Projection, Row, StatusRow},
 };
 
 const NAME_CHARS_MAX: usize = 255;
@@ -46,19 +51,20 @@ const DOCUMENT_BYTES_MAX: usize = 900_000;
 /// Metadata of a response that names live data planes which have not applied the change in time.
 const SILENT_NODES: &str = "tbmq-silent-nodes";
 
-/// How long the lag of one integration may take to be read.
-const LAG_PATIENCE: Duration = Duration::from_millis(500);
+/// How long the backlog of one integration may take to be read.
+const LAG_PATIENCE: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Debug)]
 pub(super) struct Integrations {
     pub(super) plane: Arc<Plane>,
     /// Begins when streams are to end.
     pub(super) stopping: Drain,
+    pub(super) backlogs: Arc<Backlogs>,
 }
 
 impl Integrations {
     pub(super) fn new(plane: Arc<Plane>, stopping: Drain) -> Self {
-        Self { plane, stopping }
+        Self { plane, stopping, backlogs: Arc::new(Backlogs::new()) }
     }
 }
 
@@ -102,6 +108,10 @@ impl IntegrationService for Integrations {
         let (Some(kind), Some(document), true) = (kind, document, violations.is_empty()) else {
             return Err(error::invalid(violations));
         };
+        let max = self.plane.config.control.integrations_max;
+        let max = (max > 0).then_some(max);
+        // Before an executor is troubled; it counts again when it is saved.
+        self.plane.store.check_room(max).await.inspect_err(|error| self.count_refusal(error))?;
         if self.plane.store.is_name_taken(&draft.name, None).await? {
             return Err(error::name_taken(&draft.name));
         }
@@ -122,12 +132,15 @@ impl IntegrationService for Integrations {
         if request.validate_only {
             return Ok(Response::new(self.preview(new)));
         }
-        match self.plane.store.create(new, self.plane.saved(remembered.as_ref())).await {
+        match self.plane.store.create_within(max, new, self.plane.saved(remembered.as_ref())).await {
             Ok(row) => {
                 self.plane.committed();
                 self.await_applied(row).await
             }
-            Err(error) => self.replay_or(error).await,
+            Err(error) => {
+                self.count_refusal(&error);
+                self.replay_or(error).await
+            }
         }
     }
 
@@ -135,16 +148,15 @@ impl IntegrationService for Integrations {
         &self,
         request: Request<GetIntegrationRequest>,
     ) -> Result<Response<Integration>, Status> {
-        let id = parse_name("name", &request.into_inner().name)?;
+        let request = request.into_inner();
+        let id = parse_name("name", &request.name)?;
+        let mask = ReadMask::parse(request.read_mask)?;
         let row = self.plane.store.get(id).await?;
         let kind = row.kind.clone();
+        let lag = if mask.wants(LAG) { self.lag(&row).await? } else { None };
         let mut integration = self.resource(row).await?;
         if let Some(status) = &mut integration.status {
-            let life = self.plane.store.life(id).await?;
-            if let Some(life) = life {
-                let lag = status::lag(&self.plane, &life);
-                status.lag = tokio::time::timeout(LAG_PATIENCE, lag).await.ok().flatten();
-            }
+            status.lag = lag;
             if status.phase() == Phase::Pending
                 && status.reason != status::EXECUTOR_SILENT
                 && self.plane.nodes.executors_of(&kind).is_empty()
@@ -152,34 +164,14 @@ impl IntegrationService for Integrations {
                 "NO_EXECUTOR".clone_into(&mut status.reason);
             }
         }
-        Ok(Response::new(integration))
+        Ok(Response::new(mask.apply(integration)))
     }
 
     async fn list_integrations(
         &self,
         request: Request<ListIntegrationsRequest>,
     ) -> Result<Response<ListIntegrationsResponse>, Status> {
-        let request = request.into_inner();
-        let size = page::size(request.page_size)?;
-        if request.text_search.contains('\0') {
-            return Err(error::invalid_field("text_search", "must not contain U+0000"));
-        }
-        let question = format!("integrations {:?}", request.text_search);
-        let after = page::place::<String>(&request.page_token, &question)?;
-        let filter = Filter { text: request.text_search, after, limit: size + 1 };
-        let (mut rows, total) = self.plane.store.list(&filter).await?;
-        let more = rows.len() as u64 > size;
-        rows.truncate(size as usize);
-        let next_page_token = match rows.last() {
-            Some(last) if more => page::token(&last.name, &question),
-            _ => String::new(),
-        };
-        let integrations = self.resources(rows).await?;
-        Ok(Response::new(ListIntegrationsResponse {
-            integrations,
-            next_page_token,
-            total_size: total as i64,
-        }))
+        self.list(request.into_inner()).await.map(Response::new)
     }
 
     async fn update_integration(
@@ -202,7 +194,7 @@ impl IntegrationService for Integrations {
         };
         let id = parse_name("integration.name", &integration.name)?;
         let stored = self.plane.store.get(id).await?;
-        if !integration.etag.is_empty() && integration.etag != etag(stored.revision) {
+        if parse_etag(&integration.etag)?.is_some_and(|seen| seen != stored.revision) {
             return Err(error::stale());
         }
         let mask = request.update_mask.map(|mask| mask.paths).unwrap_or_default();
@@ -286,7 +278,7 @@ impl IntegrationService for Integrations {
         request: Request<EnableIntegrationRequest>,
     ) -> Result<Response<Integration>, Status> {
         let request = request.into_inner();
-        self.switch("Enable", &request.name, &request.etag, &request.request_id, true).await
+        self.turn(Turn::Enable, &request.name, &request.etag, &request.request_id).await
     }
 
     async fn disable_integration(
@@ -294,17 +286,15 @@ impl IntegrationService for Integrations {
         request: Request<DisableIntegrationRequest>,
     ) -> Result<Response<Integration>, Status> {
         let request = request.into_inner();
-        self.switch("Disable", &request.name, &request.etag, &request.request_id, false).await
+        self.turn(Turn::Disable, &request.name, &request.etag, &request.request_id).await
     }
 
     async fn restart_integration(
         &self,
         request: Request<RestartIntegrationRequest>,
     ) -> Result<Response<Integration>, Status> {
-        let id = parse_name("name", &request.into_inner().name)?;
-        let row = self.plane.store.restart(id, self.plane.saved(None)).await?;
-        self.plane.committed();
-        self.answer(row).await
+        let request = request.into_inner();
+        self.turn(Turn::Restart, &request.name, &request.etag, &request.request_id).await
     }
 
     async fn check_connection(
@@ -354,9 +344,9 @@ impl IntegrationService for Integrations {
 
     async fn get_integration_stats(
         &self,
-        _request: Request<proto::GetIntegrationStatsRequest>,
+        request: Request<proto::GetIntegrationStatsRequest>,
     ) -> Result<Response<proto::IntegrationStats>, Status> {
-        Err(Status::unimplemented("not yet"))
+        self.stats(request).await.map(Response::new)
     }
 
     async fn explain_topic(
@@ -376,6 +366,13 @@ impl IntegrationService for Integrations {
     }
 }
 
+#[derive(Clone, Copy, Debug)]
+enum Turn {
+    Enable,
+    Disable,
+    Restart,
+}
+
 /// What a caller wants an integration to be.
 struct Draft {
     name: String,
@@ -386,6 +383,12 @@ struct Draft {
 }
 
 impl Integrations {
+    fn count_refusal(&self, error: &store::Error) {
+        if matches!(error, store::Error::LimitReached { .. }) {
+            self.plane.metrics.integrations_refused.inc();
+        }
+    }
+
     fn save_patience(&self, metadata: &MetadataMap) -> Duration {
         shortened(metadata, self.plane.config.control.validation_timeout)
     }
@@ -593,14 +596,19 @@ impl Integrations {
         }
     }
 
-    async fn switch(
+    /// What is done to an integration without a document.
+    async fn turn(
         &self,
-        method: &'static str,
+        turn: Turn,
         name: &str,
         etag: &str,
         request_id: &str,
-        enabled: bool,
     ) -> Result<Response<Integration>, Status> {
+        let method = match turn {
+            Turn::Enable => "Enable",
+            Turn::Disable => "Disable",
+            Turn::Restart => "Restart",
+        };
         let remembered = remembered(method, request_id, |hash| {
             hash.update(name);
             hash.update(etag);
@@ -611,7 +619,13 @@ impl Integrations {
         let id = parse_name("name", name)?;
         let base = parse_etag(etag)?;
         let saved = self.plane.saved(remembered.as_ref());
-        match self.plane.store.set_enabled(id, base, enabled, saved).await {
+        let store = &self.plane.store;
+        let done = match turn {
+            Turn::Enable => store.set_enabled(id, base, true, saved).await,
+            Turn::Disable => store.set_enabled(id, base, false, saved).await,
+            Turn::Restart => store.restart(id, base, saved).await,
+        };
+        match done {
             Ok(row) => {
                 self.plane.committed();
                 self.answer(row).await
@@ -709,30 +723,46 @@ impl Integrations {
     }
 
     pub(super) async fn resources(&self, rows: Vec<Row>) -> Result<Vec<Integration>, Status> {
+        let statuses = self.statuses(&rows).await?;
+        let build = |(row, status)| self.show_one(row, Some(status), true);
+        Ok(rows.into_iter().zip(statuses).map(build).collect())
+    }
+
+    /// A row as it is shown: its secrets masked.
+    pub(super) fn show_one(
+        &self,
+        row: Row,
+        status: Option<IntegrationStatus>,
+        with_configuration: bool,
+    ) -> Integration {
+        let masked = match with_configuration {
+            true => secret::mask(self.schema(&row.kind).as_deref(), &row.configuration),
+            false => String::new(),
+        };
+        to_resource(row, masked, status)
+    }
+
+    /// The status of each of these rows, without backlogs: three statements however many they are.
+    pub(super) async fn statuses(&self, rows: &[Row]) -> Result<Vec<IntegrationStatus>, Status> {
         let ids: Vec<IntegrationId> = rows.iter().map(|row| row.id).collect();
-        let mut statuses: HashMap<IntegrationId, Vec<StatusRow>> = HashMap::new();
-        for status in self.plane.store.statuses(&ids).await? {
-            statuses.entry(status.integration).or_default().push(status);
+        let store = &self.plane.store;
+        let (events, projections, lives) =
+            tokio::try_join!(store.statuses(&ids), store.projections(&ids), store.lives(&ids))?;
+        let mut of_shards: HashMap<IntegrationId, Vec<StatusRow>> = HashMap::new();
+        for event in events {
+            of_shards.entry(event.integration).or_default().push(event);
         }
-        let projections: HashMap<IntegrationId, Projection> =
-            self.plane.store.projections(&ids).await?.into_iter().collect();
-        let shards: HashMap<IntegrationId, u32> = self
-            .plane
-            .store
-            .lives(&ids)
-            .await?
-            .into_iter()
-            .map(|life| (life.integration, life.shards))
-            .collect();
+        let projections: HashMap<IntegrationId, Projection> = projections.into_iter().collect();
+        let shards: HashMap<IntegrationId, u32> =
+            lives.into_iter().map(|life| (life.integration, life.shards)).collect();
         let nodes = self.plane.nodes.live_data_planes();
         let executors = self.plane.nodes.live_executors();
         let topic = self.plane.catalogue.integration_subscriptions().name;
-        let build = |row: Row| {
-            let statuses = statuses.remove(&row.id).unwrap_or_default();
+        let status = |row: &Row| {
+            let events = of_shards.remove(&row.id).unwrap_or_default();
             let projection = projections.get(&row.id).copied();
             let count = shards.get(&row.id).copied().unwrap_or(1);
-            let mut status =
-                status::of_executors(&self.plane, &row, &statuses, count, &executors, projection);
+            let mut status = status::of_executors(&self.plane, row, &events, count, &executors, projection);
             for node in &nodes {
                 let applied = projection.filter(|at| node.position(&topic, 0) >= at.position);
                 status.holders.push(Holder {
@@ -746,10 +776,18 @@ impl Integrations {
                     ownership_epoch: 0,
                 });
             }
-            let masked = secret::mask(self.schema(&row.kind).as_deref(), &row.configuration);
-            to_resource(row, masked, status)
+            status
         };
-        Ok(rows.into_iter().map(build).collect())
+        Ok(rows.iter().map(status).collect())
+    }
+
+    /// The backlog of one integration, if the bus tells it soon.
+    async fn lag(&self, row: &Row) -> Result<Option<Lag>, Status> {
+        let Some(life) = self.plane.store.life(row.id).await? else { return Ok(None) };
+        let found = self.backlogs.of(&self.plane, std::slice::from_ref(&life), LAG_PATIENCE).await;
+        let backlog = found.ok().and_then(|mut found| found.remove(&row.id));
+        let now_ms = tbmq_service::time::now_ms();
+        Ok(backlog.map(|backlog| backlog.lag(&self.plane, row, &life, now_ms)))
     }
 }
 
@@ -800,7 +838,11 @@ fn apply_mask(
             "etag",
         ];
         if !known.contains(&path.as_str()) {
-            violations.push(Violation::new("update_mask", format!("{path:?} is not a writable field")));
+            let text = match path.split_once('.') {
+                Some(("labels", _)) => format!("{path:?}: labels are replaced as a whole; write \"labels\""),
+                _ => format!("{path:?} is not a writable field"),
+            };
+            violations.push(Violation::new("update_mask", text));
         }
     }
     if type_given && wants("type") && given.r#type != stored.kind.as_str() {
@@ -822,7 +864,7 @@ fn apply_mask(
     })
 }
 
-fn to_resource(row: Row, configuration_json: String, status: IntegrationStatus) -> Integration {
+fn to_resource(row: Row, configuration_json: String, status: Option<IntegrationStatus>) -> Integration {
     Integration {
         name: format!("integrations/{}", row.id),
         uid: row.id.to_string(),
@@ -832,7 +874,7 @@ fn to_resource(row: Row, configuration_json: String, status: IntegrationStatus) 
         configuration_json,
         labels: row.labels.into_iter().collect(),
         description: row.description,
-        status: Some(status),
+        status,
         revision: row.revision,
         etag: etag(row.revision),
         create_time: Some(timestamp(row.created_ms)),
@@ -904,7 +946,7 @@ fn hash_request(hash: &mut Sha256, bare: &impl prost::Message, labels: Option<Ha
 }
 
 /// The wait, shortened by the caller's own deadline, so that he gets our answer and not his timeout.
-fn shortened(metadata: &MetadataMap, patience: Duration) -> Duration {
+pub(super) fn shortened(metadata: &MetadataMap, patience: Duration) -> Duration {
     let Some(own) = metadata.get("grpc-timeout").and_then(|text| text.to_str().ok()).and_then(parse_timeout)
     else {
         return patience;

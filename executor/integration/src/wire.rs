@@ -503,6 +503,13 @@ impl Totals {
         }
     }
 
+    /// The sum of two partitions.
+    #[must_use]
+    pub fn with(self, other: Self) -> Self {
+        let Self { delivered, rejected, skipped, dead_lettered, expired, retries } = other;
+        self.and(Settled { delivered, rejected, skipped, dead_lettered, expired }, retries)
+    }
+
     fn is_zero(&self) -> bool {
         *self == Self::default()
     }

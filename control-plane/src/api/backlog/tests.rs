@@ -1,0 +1,3 @@
+use tbmq_integration::cleanup::{Goal, Stage, TopicLife};
+
+use super::*;
