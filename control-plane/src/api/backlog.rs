@@ -17,7 +17,10 @@ use quick_cache::sync::Cache;
 use tbmq_bus::{
     Admin, Bounds, Commit, Error, Reader, ReaderConfig, ReaderEvent, Start, TopicInfo, TopicPartition,
 };
-use tbmq_integration::wire::{CommitMetadata, Totals};
+use tbmq_integration::{
+    cleanup::Stage,
+    wire::{CommitMetadata, Totals},
+};
 use tbmq_proto::{
     control::{Lag, integration_stats::Counters},
     ids::IntegrationId,
@@ -56,6 +59,9 @@ const PEEK_PATIENCE: Duration = Duration::from_millis(500);
 
 /// The longest time that a protobuf duration can be.
 const DRAIN_MAX_SECONDS: f64 = 315_576_000_000.0;
+
+/// The first millisecond that a protobuf timestamp can't be, since 1970.
+const YEAR_10000_MS: i64 = 253_402_300_800_000;
 
 /// A record: id of its topic, partition, offset. What was there once is there for ever.
 type RecordKey = (Arc<str>, u32, u64);
@@ -162,14 +168,17 @@ impl Backlog {
     /// For the resource.
     pub(super) fn lag(&self, plane: &Plane, row: &Row, life: &Life, now_ms: i64) -> Lag {
         let oldest_ms = self.oldest_ms.filter(|_| self.messages > 0);
-        let kept_until = oldest_ms.zip(retention_ms(plane, life)).map(|(at, kept)| at.saturating_add(kept));
+        let kept_until =
+            oldest_ms.zip(retention_ms(plane, life)).and_then(|(at, kept)| dated(at.saturating_add(kept)));
+        let ttl_sec = plane.config.integrations.cleanup.ttl;
+        let removal_ms = removal_ms(ttl_sec, row.disconnected_ms, life.life.stage);
         Lag {
             messages: self.messages,
             seconds: oldest_ms.map_or(0.0, |at| now_ms.saturating_sub(at).max(0) as f64 / 1_000.0),
             time_to_drain: self.rates.and_then(|rates| time_to_drain(self.messages, rates)),
             kept_until: kept_until.map(timestamp),
             expired: self.totals.expired,
-            topic_removal_time: removal_ms(plane.config.integrations.cleanup.ttl, row, life).map(timestamp),
+            topic_removal_time: removal_ms.map(timestamp),
         }
     }
 }
@@ -182,11 +191,15 @@ fn retention_ms(plane: &Plane, life: &Life) -> Option<i64> {
 }
 
 /// When the topic of a disabled integration is to be removed; `None`: it is removed already, or never.
-fn removal_ms(ttl_sec: i64, row: &Row, life: &Life) -> Option<i64> {
-    use tbmq_integration::cleanup::Stage;
-    let is_there = !matches!(life.life.stage, Stage::Parked | Stage::Gone);
-    let since = row.disconnected_ms.filter(|_| is_there && ttl_sec > 0)?;
-    Some(since.saturating_add(ttl_sec.saturating_mul(1_000)))
+fn removal_ms(ttl_sec: i64, disconnected_ms: Option<i64>, stage: Stage) -> Option<i64> {
+    let is_there = !matches!(stage, Stage::Parked | Stage::Gone);
+    let since = disconnected_ms.filter(|_| is_there && ttl_sec > 0)?;
+    dated(since.saturating_add(ttl_sec.saturating_mul(1_000)))
+}
+
+/// A time that a protobuf timestamp can be; later is never.
+fn dated(ms: i64) -> Option<i64> {
+    (ms < YEAR_10000_MS).then_some(ms)
 }
 
 /// How long it takes at these rates, if it ever ends.
@@ -316,7 +329,9 @@ impl Backlogs {
             }
             reader.remove(&at);
         }
-        open.iter().for_each(|at| reader.remove(at));
+        for at in &open {
+            reader.remove(at);
+        }
         // Whoever is cancelled before this has dropped it with what it was reading.
         *place = Some(reader);
         known

@@ -7,7 +7,7 @@ use std::{
 };
 
 use serde_json::Value;
-use sha2::{Digest as _, Sha256};
+use sha2::Digest as _;
 use tbmq_integration::{
     entity::{Document, Violation},
     validation::End,
@@ -30,6 +30,8 @@ use uuid::Uuid;
 
 use super::{
     backlog::Backlogs,
+    calls::{hash_request, remembered, shortened},
+    draft::{Draft, apply_mask, check_texts},
     error,
     mask::{LAG, ReadMask},
     status,
@@ -39,11 +41,6 @@ use crate::{
     secret,
     store::{self, Change, New, Projection, Row, StatusRow},
 };
-
-const NAME_CHARS_MAX: usize = 255;
-const DESCRIPTION_CHARS_MAX: usize = 4_096;
-const LABELS_MAX: usize = 64;
-const LABEL_CHARS_MAX: usize = 255;
 
 /// Bytes of a document: its downlink record must stay below Kafka's default limit of 1 MiB.
 const DOCUMENT_BYTES_MAX: usize = 900_000;
@@ -371,15 +368,6 @@ enum Turn {
     Enable,
     Disable,
     Restart,
-}
-
-/// What a caller wants an integration to be.
-struct Draft {
-    name: String,
-    enabled: bool,
-    configuration: String,
-    labels: BTreeMap<String, String>,
-    description: String,
 }
 
 impl Integrations {
@@ -735,9 +723,10 @@ impl Integrations {
         status: Option<IntegrationStatus>,
         with_configuration: bool,
     ) -> Integration {
-        let masked = match with_configuration {
-            true => secret::mask(self.schema(&row.kind).as_deref(), &row.configuration),
-            false => String::new(),
+        let masked = if with_configuration {
+            secret::mask(self.schema(&row.kind).as_deref(), &row.configuration)
+        } else {
+            String::new()
         };
         to_resource(row, masked, status)
     }
@@ -791,79 +780,6 @@ impl Integrations {
     }
 }
 
-fn check_texts(draft: &Draft, violations: &mut Vec<Violation>) {
-    let mut refuse =
-        |field: &str, text: &str| violations.push(Violation::new(format!("integration.{field}"), text));
-    let name_chars = draft.name.chars().count();
-    if draft.name.is_empty() {
-        refuse("display_name", "Integration name should be specified!");
-    } else if name_chars > NAME_CHARS_MAX {
-        refuse("display_name", "name length must be equal or less than 255");
-    } else if draft.name.chars().any(char::is_control) {
-        refuse("display_name", "name is malformed");
-    }
-    if draft.description.chars().count() > DESCRIPTION_CHARS_MAX || draft.description.contains('\0') {
-        refuse("description", "must have at most 4096 characters, without U+0000");
-    }
-    let label_ok = |text: &str| text.chars().count() <= LABEL_CHARS_MAX && !text.contains('\0');
-    let labels_ok =
-        draft.labels.iter().all(|(key, value)| !key.is_empty() && label_ok(key) && label_ok(value));
-    if draft.labels.len() > LABELS_MAX || !labels_ok {
-        refuse("labels", "must be at most 64, with keys and values of at most 255 characters");
-    }
-    if draft.configuration.contains('\0') {
-        refuse("configuration_json", "must not contain U+0000");
-    }
-}
-
-fn apply_mask(
-    stored: &Row,
-    given: Integration,
-    mask: &[String],
-    violations: &mut Vec<Violation>,
-    type_given: bool,
-) -> Result<Draft, Status> {
-    let everything = mask.is_empty() || mask.iter().any(|path| path == "*");
-    let wants = |field: &str| everything || mask.iter().any(|path| path == field);
-    for path in mask {
-        let known = [
-            "*",
-            "display_name",
-            "type",
-            "enabled",
-            "configuration_json",
-            "labels",
-            "description",
-            "name",
-            "etag",
-        ];
-        if !known.contains(&path.as_str()) {
-            let text = match path.split_once('.') {
-                Some(("labels", _)) => format!("{path:?}: labels are replaced as a whole; write \"labels\""),
-                _ => format!("{path:?} is not a writable field"),
-            };
-            violations.push(Violation::new("update_mask", text));
-        }
-    }
-    if type_given && wants("type") && given.r#type != stored.kind.as_str() {
-        return Err(error::invalid_because(
-            "TYPE_IMMUTABLE",
-            vec![Violation::new("integration.type", "Integration type can not be changed!")],
-        ));
-    }
-    Ok(Draft {
-        name: if wants("display_name") { given.display_name } else { stored.name.clone() },
-        enabled: if wants("enabled") { given.enabled } else { stored.enabled },
-        configuration: if wants("configuration_json") {
-            given.configuration_json
-        } else {
-            stored.configuration.clone()
-        },
-        labels: if wants("labels") { given.labels.into_iter().collect() } else { stored.labels.clone() },
-        description: if wants("description") { given.description } else { stored.description.clone() },
-    })
-}
-
 fn to_resource(row: Row, configuration_json: String, status: Option<IntegrationStatus>) -> Integration {
     Integration {
         name: format!("integrations/{}", row.id),
@@ -912,80 +828,9 @@ pub(super) fn to_ms(timestamp: &prost_types::Timestamp) -> i64 {
     timestamp.seconds.saturating_mul(1_000).saturating_add(i64::from(timestamp.nanos) / 1_000_000)
 }
 
-fn remembered(
-    method: &'static str,
-    id: &str,
-    hash: impl FnOnce(&mut Sha256),
-) -> Result<Option<store::Request>, Status> {
-    if id.is_empty() {
-        return Ok(None);
-    }
-    if id.len() > 128 || id.chars().any(char::is_control) {
-        return Err(error::invalid_field("request_id", "must have at most 128 characters, none of control"));
-    }
-    let mut sha = Sha256::new();
-    hash(&mut sha);
-    let fingerprint = sha.finalize().iter().fold(String::with_capacity(64), |mut text, byte| {
-        use std::fmt::Write as _;
-        write!(text, "{byte:02x}").expect("writing to a String does not fail");
-        text
-    });
-    Ok(Some(store::Request { method, id: id.to_owned(), fingerprint }))
-}
-
-/// Labels apart, since their order on the wire is by chance.
-fn hash_request(hash: &mut Sha256, bare: &impl prost::Message, labels: Option<HashMap<String, String>>) {
-    hash.update(bare.encode_to_vec());
-    let labels: BTreeMap<String, String> = labels.into_iter().flatten().collect();
-    for (key, value) in labels {
-        hash.update(key.len().to_be_bytes());
-        hash.update(key);
-        hash.update(value.len().to_be_bytes());
-        hash.update(value);
-    }
-}
-
-/// The wait, shortened by the caller's own deadline, so that he gets our answer and not his timeout.
-pub(super) fn shortened(metadata: &MetadataMap, patience: Duration) -> Duration {
-    let Some(own) = metadata.get("grpc-timeout").and_then(|text| text.to_str().ok()).and_then(parse_timeout)
-    else {
-        return patience;
-    };
-    let margin = (own / 10).min(Duration::from_millis(500));
-    patience.min(own.saturating_sub(margin))
-}
-
-fn parse_timeout(text: &str) -> Option<Duration> {
-    let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    let number: u64 = number.parse().ok()?;
-    Some(match unit {
-        "H" => Duration::from_secs(number.saturating_mul(3_600)),
-        "M" => Duration::from_secs(number.saturating_mul(60)),
-        "S" => Duration::from_secs(number),
-        "m" => Duration::from_millis(number),
-        "u" => Duration::from_micros(number),
-        "n" => Duration::from_nanos(number),
-        _ => return None,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_callers_deadline_shortens_the_wait() {
-        let with = |text: &'static str| {
-            let mut metadata = MetadataMap::new();
-            metadata.insert("grpc-timeout", text.parse().unwrap());
-            shortened(&metadata, Duration::from_secs(30))
-        };
-        assert_eq!(with("1000m"), Duration::from_millis(900));
-        assert_eq!(with("20S"), Duration::from_millis(19_500));
-        assert_eq!(with("1H"), Duration::from_secs(30));
-        assert_eq!(with("x"), Duration::from_secs(30));
-        assert_eq!(shortened(&MetadataMap::new(), Duration::from_secs(30)), Duration::from_secs(30));
-    }
 
     #[test]
     fn times_survive_also_before_1970() {

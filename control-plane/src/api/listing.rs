@@ -1,6 +1,6 @@
 //! `ListIntegrations`: order (AIP-132), filter (AIP-160), pages (AIP-158), views and read masks (AIP-157).
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, time::Duration};
 
 use tbmq_integration::entity::{Document, Violation};
 use tbmq_proto::{
@@ -42,6 +42,8 @@ struct Question {
     mask: ReadMask,
     size: usize,
     with_lag: bool,
+    /// Rows that are looked at.
+    looked_max: usize,
     /// What the database is asked for first.
     listing: Listing,
     /// What page tokens are bound to.
@@ -77,6 +79,7 @@ impl Question {
         Ok(Self {
             with_lag: view == IntegrationView::Full && mask.wants(LAG),
             size: size as usize,
+            looked_max: LOOKED_MAX,
             listing: Listing {
                 text: request.text_search,
                 name: pushed.name,
@@ -163,9 +166,10 @@ impl Integrations {
         loop {
             let rows = self.plane.store.list(&listing).await?;
             let is_last = (rows.len() as u64) < listing.limit;
-            let statuses = match question.filter.needs_status() {
-                true => self.statuses(&rows).await?.into_iter().map(Some).collect(),
-                false => vec![None; rows.len()],
+            let statuses = if question.filter.needs_status() {
+                self.statuses(&rows).await?.into_iter().map(Some).collect()
+            } else {
+                vec![None; rows.len()]
             };
             for (row, status) in rows.into_iter().zip(statuses) {
                 looked += 1;
@@ -186,7 +190,7 @@ impl Integrations {
             if is_last {
                 return Ok(page);
             }
-            if looked >= LOOKED_MAX {
+            if looked >= question.looked_max {
                 page.next = listing.after;
                 return Ok(page);
             }
@@ -234,40 +238,15 @@ impl Integrations {
 }
 
 fn passes(filter: &Filter, row: &Row, status: Option<&IntegrationStatus>) -> bool {
-    let topic_filters = match filter.needs_topic_filters() {
-        true => Document::parse(&row.configuration).map(|document| document.topic_filters),
-        false => Ok(Vec::new()),
+    let topic_filters = if filter.needs_topic_filters() {
+        // What can't be read any more has none.
+        Document::parse(&row.configuration).map(|document| document.topic_filters).unwrap_or_default()
+    } else {
+        Vec::new()
     };
-    let topic_filters: Arc<[String]> = topic_filters.unwrap_or_default().into();
     let status = status.map(|status| (status.phase(), status.reason.as_str()));
     filter.passes(Subject { row, topic_filters: &topic_filters, status })
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_order_is_read_or_refused_with_a_way_out() {
-        let sort = |key, descending| Sort { key, descending };
-        assert_eq!(read_order(" "), Ok(vec![sort(SortKey::Name, false)]));
-        assert_eq!(
-            read_order("type desc , create_time,revision  asc"),
-            Ok(vec![
-                sort(SortKey::Kind, true),
-                sort(SortKey::Created, false),
-                sort(SortKey::Revision, false)
-            ])
-        );
-        for (bad, expected) in [
-            ("nmae", "can't order by \"nmae\""),
-            ("type,", "can't order by \"\""),
-            ("type up", "neither a field"),
-            ("type desc desc", "neither a field"),
-            ("type, type desc", "stands twice"),
-        ] {
-            let problem = read_order(bad).unwrap_err();
-            assert!(problem.contains(expected), "{bad}: {problem}");
-        }
-    }
-}
+mod tests;

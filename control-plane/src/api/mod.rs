@@ -2,6 +2,8 @@
 
 mod audit;
 mod backlog;
+mod calls;
+mod draft;
 pub(crate) mod drift;
 mod error;
 mod event;

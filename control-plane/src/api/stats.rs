@@ -6,8 +6,9 @@ use tbmq_proto::control::{GetIntegrationStatsRequest, IntegrationStats};
 use tonic::{Request, Status};
 
 use super::{
+    calls::shortened,
     error,
-    integration::{Integrations, parse_name, shortened, timestamp},
+    integration::{Integrations, parse_name, timestamp},
 };
 
 /// How long the bus may take, unless the caller gives it less.
