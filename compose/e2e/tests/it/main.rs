@@ -14,5 +14,6 @@ mod rolling;
 mod scenarios;
 mod several;
 mod sinks;
+mod stats;
 mod storm;
 mod twins;
