@@ -24,6 +24,7 @@ pub const SETTINGS: &[Setting] = &[
     Setting { env: "TBMQ_CHECKS_MAX", key: "control.calls.checks-max" },
     Setting { env: "TBMQ_CALL_DEADLINE", key: "control.calls.deadline" },
     Setting { env: "TBMQ_STREAMS_MAX", key: "control.calls.streams-max" },
+    Setting { env: "TBMQ_INTEGRATIONS_MAX", key: "control.integrations-max" },
     Setting { env: "TBMQ_WATCHERS_MAX", key: "control.watchers-max" },
     Setting { env: "TBMQ_WATCH_PATIENCE", key: "control.watch-patience" },
     Setting { env: "TBMQ_WATCH_BOOKMARKS", key: "control.watch-bookmarks" },
@@ -112,6 +113,8 @@ pub struct ControlConfig {
     pub validation_timeout: Duration,
     /// Validations that may be pending at once; more are refused with `RESOURCE_EXHAUSTED`.
     pub validations_max: NonZeroUsize,
+    /// Integrations that may exist; more are refused with `RESOURCE_EXHAUSTED`. 0: no limit.
+    pub integrations_max: u64,
     /// Watches that may be open at once; more are refused with `RESOURCE_EXHAUSTED`.
     pub watchers_max: NonZeroUsize,
     /// How long the client of a watch may take nothing before it is cut.
@@ -135,6 +138,7 @@ impl Default for ControlConfig {
             calls: CallsConfig::default(),
             validation_timeout: Duration::from_secs(30),
             validations_max: NonZeroUsize::new(1_000).expect("1000 is not 0"),
+            integrations_max: 10_000,
             watchers_max: NonZeroUsize::new(1_000).expect("1000 is not 0"),
             watch_patience: Duration::from_secs(10),
             watch_bookmarks: Duration::from_secs(5),

@@ -34,6 +34,8 @@ pub(crate) struct Metrics {
     pub(crate) leading: Gauge,
     /// Nodes that are not remembered because there are too many.
     pub(crate) nodes_dropped: Counter,
+    /// Integrations that were not created because there are as many as there may be.
+    pub(crate) integrations_refused: Counter,
     /// Watches that are open.
     pub(crate) watchers: Gauge,
     /// Watches refused because too many were open.
@@ -126,6 +128,7 @@ impl Metrics {
         counter("repairs", "Records that differed from the store", &metrics.repairs);
         counter("relay_failures", "Failed writes of the relayer", &metrics.relay_failures);
         counter("nodes_dropped", "Nodes beyond the limit", &metrics.nodes_dropped);
+        counter("integrations_refused", "Creations refused at the limit", &metrics.integrations_refused);
         counter("watchers_refused", "Watches refused at the limit", &metrics.watchers_refused);
         counter("watchers_cut", "Watches cut because nothing was taken", &metrics.watchers_cut);
         registry.register("tbmq_control_watchers", "Open watches", metrics.watchers.clone());

@@ -697,7 +697,7 @@ mod tests {
         let error = old.write(stale).await.unwrap_err();
         assert!(matches!(error, tbmq_bus::Error::Fenced(_)), "{error}");
         assert_eq!(revisions(&bus, &topic).await, [row.revision, newer.revision]);
-        let newest = second.store.restart(row.id, second.saved(None)).await;
+        let newest = second.store.restart(row.id, None, second.saved(None)).await;
         assert!(newest.is_err(), "it is disabled");
         second.store.set_enabled(row.id, None, true, second.saved(None)).await.unwrap();
         let error = old.relay_round(&mut deferred).await.unwrap_err();

@@ -112,6 +112,16 @@ pub(super) fn limit_reached(text: String) -> Status {
     with_details(Code::ResourceExhausted, text, details)
 }
 
+/// There are as many integrations as the operator allows.
+fn integrations_full(max: u64) -> Status {
+    let text =
+        format!("there are {max} integrations already, as many as the setting TBMQ_INTEGRATIONS_MAX allows");
+    let mut details = details("LIMIT_REACHED");
+    // Only a deletion makes room.
+    details.set_retry_info(Some(Duration::from_mins(1)));
+    with_details(Code::ResourceExhausted, text, details)
+}
+
 /// A watch whose client takes nothing; `resume` is the last revision that was handed over.
 pub(super) fn slow_watcher(patience: Duration, resume: Option<u64>) -> Status {
     let (metadata, advice) = match resume {
@@ -150,6 +160,7 @@ impl From<store::Error> for Status {
                 let text = format!("{error}; list again: watch without after_revision");
                 status(Code::OutOfRange, "REVISION_COMPACTED", text)
             }
+            store::Error::LimitReached { max } => integrations_full(*max),
             store::Error::RequestReused(_) => invalid_field("request_id", error.to_string()),
             // Answered where it arises.
             store::Error::Replayed(_) => status(Code::Aborted, "REPLAYED", error.to_string()),

@@ -1,16 +1,24 @@
 //! The gRPC server: the control API, sessions of nodes, reflection, health.
 
 mod audit;
+mod backlog;
+mod calls;
+mod draft;
 pub(crate) mod drift;
 mod error;
 mod event;
+mod filter;
 mod forward;
 mod guard;
 mod integration;
+mod listing;
+mod mask;
 mod node;
 mod node_session;
 mod page;
+mod rates;
 mod session;
+mod stats;
 mod status;
 mod token;
 mod watch;

@@ -3,10 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use tbmq_bus::TopicPartition;
-use tbmq_integration::wire::CommitMetadata;
 use tbmq_proto::{
-    control::{Holder, IntegrationStatus, Lag, integration_status::Phase},
+    control::{Holder, IntegrationStatus, integration_status::Phase},
     ids::ShardId,
     partition,
 };
@@ -15,7 +13,7 @@ use super::integration::timestamp;
 use crate::{
     claims::Claim,
     plane::Plane,
-    store::{Life, Projection, Row, StatusRow},
+    store::{Projection, Row, StatusRow},
 };
 
 /// Reason of a status: the executor that has claimed a shard is not alive.
@@ -171,29 +169,6 @@ fn to_holder(event: &StatusRow) -> Holder {
         shard: event.shard,
         ownership_epoch: event.epoch,
     }
-}
-
-/// What was written and not settled, over all partitions, if the bus tells.
-pub(super) async fn lag(plane: &Plane, life: &Life) -> Option<Lag> {
-    let topic = plane.catalogue.messages(life.integration, life.shards).name;
-    let info = plane.admin.topic(&topic).await.ok()??;
-    let partitions: Vec<TopicPartition> =
-        (0..info.partitions).map(|partition| TopicPartition::new(topic.as_str(), partition)).collect();
-    let bounds = plane.admin.bounds(&partitions).await.ok()?;
-    let committed = plane.admin.committed(&plane.catalogue.messages_group(), &partitions).await.ok()?;
-    // A commit of another generation speaks of another topic.
-    let is_of_this = |metadata: &str| {
-        CommitMetadata::from_text(metadata)
-            .is_some_and(|metadata| metadata.is_of(life.life.generation, &info.id))
-    };
-    let messages = partitions.iter().zip(&bounds).map(|(partition, bounds)| {
-        let commit = committed.iter().find(|commit| commit.partition == *partition);
-        let settled = commit
-            .filter(|commit| is_of_this(&commit.metadata))
-            .map_or(bounds.start, |commit| commit.offset.max(bounds.start));
-        bounds.end.saturating_sub(settled)
-    });
-    Some(Lag { messages: messages.sum(), ..Lag::default() })
 }
 
 #[cfg(test)]

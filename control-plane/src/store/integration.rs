@@ -3,9 +3,8 @@
 use std::collections::BTreeMap;
 
 use sea_orm::{
-    ActiveValue::Set, ColumnTrait as _, DatabaseTransaction, EntityTrait as _, ExprTrait as _,
-    PaginatorTrait as _, QueryFilter as _, QueryOrder as _, QuerySelect as _, sea_query::Expr,
-    sea_query::Func, sea_query::OnConflict,
+    ActiveValue::Set, ColumnTrait as _, ConnectionTrait, DatabaseTransaction, EntityTrait as _,
+    PaginatorTrait as _, QueryFilter as _, QueryOrder as _, QuerySelect as _, sea_query::OnConflict,
 };
 use tbmq_integration::wire::Cause;
 use tbmq_proto::ids::{IntegrationId, Kind};
@@ -141,29 +140,29 @@ pub struct Saved<'a> {
     pub request: Option<&'a Request>,
 }
 
-/// What a page of integrations is to hold.
-#[derive(Clone, Debug, Default)]
-pub struct Filter {
-    /// Case-insensitive part of the name.
-    pub text: String,
-    /// Names greater than this one.
-    pub after: Option<String>,
-    /// Rows at most.
-    pub limit: u64,
-}
-
 /// How long a request id is remembered.
 pub(super) const REQUEST_MEMORY_MS: i64 = 10 * 60 * 1000;
 
 impl Store {
-    /// Saves a new integration with its dirty mark, the life of its topic, and the event CREATED.
+    /// As [`Store::create_within`] without a limit.
     ///
     /// # Errors
-    /// `NameTaken`, `IdTaken`, `Replayed`, `RequestReused`, or the database's.
+    /// As there, without `LimitReached`.
     pub async fn create(&self, new: New, saved: Saved<'_>) -> Result<Row, Error> {
+        self.create_within(None, new, saved).await
+    }
+
+    /// Saves a new integration with its dirty mark, the life of its topic, and the event CREATED, unless there are
+    /// `max` integrations already.
+    ///
+    /// # Errors
+    /// `LimitReached`, `NameTaken`, `IdTaken`, `Replayed`, `RequestReused`, or the database's.
+    pub async fn create_within(&self, max: Option<u64>, new: New, saved: Saved<'_>) -> Result<Row, Error> {
         let transaction = self.begin().await?;
         let revision = next_revision(&transaction).await?;
         remember(&transaction, saved, new.id).await?;
+        // The counter's lock keeps others from creating or deleting in between.
+        check_room(&transaction, max).await?;
         let row = Row {
             id: new.id,
             name: new.name,
@@ -192,6 +191,14 @@ impl Store {
         change::record(&transaction, revision, row.id, ChangeKind::Created, saved.now_ms).await?;
         transaction.commit().await.map_err(|error| fault(&error))?;
         Ok(row)
+    }
+
+    /// Whether another integration may be created now.
+    ///
+    /// # Errors
+    /// `LimitReached` when there are `max` already, or the database's.
+    pub async fn check_room(&self, max: Option<u64>) -> Result<(), Error> {
+        check_room(&self.connection, max).await
     }
 
     /// One integration.
@@ -225,38 +232,6 @@ impl Store {
             query = query.filter(Column::Id.ne(except.0));
         }
         Ok(query.count(&self.connection).await.map_err(|error| fault(&error))? > 0)
-    }
-
-    /// A page in the order of names, and how many there are in all.
-    ///
-    /// # Errors
-    /// The database's.
-    pub async fn list(&self, filter: &Filter) -> Result<(Vec<Row>, u64), Error> {
-        use entity::integration::Column;
-        let mut query = entity::integration::Entity::find();
-        if !filter.text.is_empty() {
-            let mut pattern = String::from("%");
-            for c in filter.text.to_lowercase().chars() {
-                if matches!(c, '%' | '_' | '\\') {
-                    pattern.push('\\');
-                }
-                pattern.push(c);
-            }
-            pattern.push('%');
-            let like = sea_orm::sea_query::LikeExpr::new(pattern).escape('\\');
-            query = query.filter(Expr::expr(Func::lower(Expr::col(Column::Name))).like(like));
-        }
-        let total = query.clone().count(&self.connection).await.map_err(|error| fault(&error))?;
-        if let Some(after) = &filter.after {
-            query = query.filter(Column::Name.gt(after.as_str()));
-        }
-        let models = query
-            .order_by_asc(Column::Name)
-            .limit(Ord::min(filter.limit, PAGE_ROWS_MAX + 1))
-            .all(&self.connection)
-            .await
-            .map_err(|error| fault(&error))?;
-        Ok((models.into_iter().map(from_model).collect::<Result<_, _>>()?, total))
     }
 
     /// All integrations in the order of ids, in pages: those after `after`.
@@ -326,8 +301,13 @@ impl Store {
     /// Has the integration started anew.
     ///
     /// # Errors
-    /// `NotFound`, `Disabled`, or the database's.
-    pub async fn restart(&self, id: IntegrationId, saved: Saved<'_>) -> Result<Row, Error> {
+    /// As [`Store::update`], and `Disabled`.
+    pub async fn restart(
+        &self,
+        id: IntegrationId,
+        base: Option<u64>,
+        saved: Saved<'_>,
+    ) -> Result<Row, Error> {
         let change = |row: &mut Row| {
             if !row.enabled {
                 return Err(Error::Disabled);
@@ -335,7 +315,7 @@ impl Store {
             row.cause = Cause::Reinit;
             Ok(true)
         };
-        self.change(id, None, "REINIT", saved, change).await
+        self.change(id, base, "REINIT", saved, change).await
     }
 
     /// Removes the row; topic and records follow by the relayer.
@@ -430,6 +410,12 @@ impl Store {
         transaction.commit().await.map_err(|error| fault(&error))?;
         Ok(row)
     }
+}
+
+async fn check_room(connection: &impl ConnectionTrait, max: Option<u64>) -> Result<(), Error> {
+    let Some(max) = max else { return Ok(()) };
+    let count = entity::integration::Entity::find().count(connection).await.map_err(|error| fault(&error))?;
+    if count < max { Ok(()) } else { Err(Error::LimitReached { max }) }
 }
 
 fn switch(row: &mut Row, enabled: bool, now_ms: i64) {

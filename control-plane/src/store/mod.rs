@@ -10,6 +10,7 @@ mod event;
 mod integration;
 mod lease;
 mod life;
+mod listing;
 mod node;
 
 use std::{path::Path, time::Duration};
@@ -24,9 +25,10 @@ use tbmq_proto::ids::IntegrationId;
 pub use self::{
     change::{ChangeKind, ChangeRow},
     event::{EventBody, EventFilter, EventRow, StatusRow},
-    integration::{Change, Filter, New, Request, Row, Saved},
+    integration::{Change, New, Request, Row, Saved},
     lease::{Lease, Observed},
     life::{Life, Mark, Projection},
+    listing::{Listing, Place, PlaceKey, Sort, SortKey},
     node::{KindRow, SessionRow},
 };
 
@@ -71,6 +73,12 @@ pub enum Error {
     /// The integration is disabled.
     #[error("the integration is disabled")]
     Disabled,
+    /// There are as many integrations as there may be.
+    #[error("there are {max} integrations already, as many as may be")]
+    LimitReached {
+        /// The limit.
+        max: u64,
+    },
     /// This request id was used, within the last 10 minutes, by the same request, for this integration.
     #[error("the request was done already")]
     Replayed(IntegrationId),

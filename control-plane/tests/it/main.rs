@@ -10,6 +10,7 @@ mod postgres;
 mod relay;
 mod replicas;
 mod shards;
+mod stats;
 mod store;
 mod support;
 mod topics;

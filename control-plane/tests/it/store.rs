@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, path::Path};
 
 use tbmq_control_plane::store::{
-    Change, Error, EventBody, EventFilter, EventRow, Filter, KindRow, Mark, New, Options, Projection,
-    Request, Saved, SessionRow, Store,
+    Change, Error, EventBody, EventFilter, EventRow, KindRow, Listing, Mark, New, Options, Place, Projection,
+    Request, Saved, SessionRow, Sort, SortKey, Store,
 };
 use tbmq_integration::{Millis, cleanup::Stage};
 use tbmq_proto::ids::IntegrationId;
@@ -64,6 +64,8 @@ pub(crate) async fn contract(options: Options) {
     requests_are_done_once(&store).await;
     marks_are_cleared_only_when_unchanged(&store).await;
     pages_follow_names(&store).await;
+    pages_follow_every_order_and_leave_nothing_out(&store).await;
+    no_more_are_created_than_may_be(&store).await;
     events_are_stored_once_and_ordered_by_owner(&store).await;
     lives_go_on_and_park(&store).await;
     leases_have_one_holder(&store).await;
@@ -88,7 +90,7 @@ async fn revisions_rise_and_rows_survive(store: &Store) {
     assert_eq!(disabled.disconnected_ms, Some(8));
     let again = store.set_enabled(row.id, None, false, saved(9)).await.unwrap();
     assert_eq!(again, disabled, "what is so already stays as it is");
-    assert_eq!(store.restart(row.id, saved(9)).await.unwrap_err(), Error::Disabled);
+    assert_eq!(store.restart(row.id, None, saved(9)).await.unwrap_err(), Error::Disabled);
     let enabled = store.set_enabled(row.id, Some(disabled.revision), true, saved(10)).await.unwrap();
     assert_eq!((enabled.disconnected_ms, enabled.created_ms), (None, 7));
     store.delete(row.id, None, saved(11)).await.unwrap();
@@ -146,7 +148,7 @@ async fn requests_are_done_once(store: &Store) {
 async fn marks_are_cleared_only_when_unchanged(store: &Store) {
     let row = store.create(new("marked"), saved(1)).await.unwrap();
     let old = Mark { integration: row.id, revision: row.revision };
-    let newer = store.restart(row.id, saved(2)).await.unwrap();
+    let newer = store.restart(row.id, None, saved(2)).await.unwrap();
     let projection = Projection { revision: row.revision, position: 9 };
     store.projected(&[(old, projection)], 3).await.unwrap();
     assert_eq!(store.projection(row.id).await.unwrap(), Some(projection));
@@ -174,20 +176,98 @@ async fn pages_follow_names(store: &Store) {
     for name in ["page b", "page a", "page C", "50% page_"] {
         store.create(new(name), saved(1)).await.unwrap();
     }
-    let filter = Filter { text: "PAGE".to_owned(), after: None, limit: 2 };
-    let (first, total) = store.list(&filter).await.unwrap();
-    assert_eq!((first.len(), total), (2, 4));
-    let after = first.last().map(|row| row.name.clone());
-    let (second, _) = store.list(&Filter { after, ..filter }).await.unwrap();
-    let mut names: Vec<String> = first.into_iter().chain(second).map(|row| row.name).collect();
+    let listing = Listing { text: "PAGE".to_owned(), limit: 2, ..by(&[(SortKey::Name, false)]) };
+    assert_eq!(store.count(&listing).await.unwrap(), 4);
+    let mut names = walk(store, listing).await;
     names.sort();
     assert_eq!(names, ["50% page_", "page C", "page a", "page b"]);
-    let wild = Filter { text: "0% PAGE_".to_owned(), after: None, limit: 9 };
-    assert_eq!(store.list(&wild).await.unwrap().1, 1, "wildcards of SQL are plain text");
-    assert_eq!(
-        store.scan(None).await.unwrap().len(),
-        store.list(&Filter { limit: 1000, ..Filter::default() }).await.unwrap().0.len()
-    );
+    let wild = Listing { text: "0% PAGE_".to_owned(), limit: 9, ..Listing::default() };
+    assert_eq!(store.count(&wild).await.unwrap(), 1, "wildcards of SQL are plain text");
+    let all = Listing { limit: 1000, ..Listing::default() };
+    assert_eq!(store.scan(None).await.unwrap().len(), store.list(&all).await.unwrap().len());
+}
+
+fn by(order: &[(SortKey, bool)]) -> Listing {
+    let order = order.iter().map(|(key, descending)| Sort { key: *key, descending: *descending }).collect();
+    Listing { order, ..Listing::default() }
+}
+
+/// Names on all pages, in their order.
+async fn walk(store: &Store, mut listing: Listing) -> Vec<String> {
+    let mut names = Vec::new();
+    loop {
+        let page = store.list(&listing).await.unwrap();
+        assert!(page.len() as u64 <= listing.limit);
+        let Some(last) = page.last() else { return names };
+        let place = Place::of(last, &listing.order);
+        assert!(place.fits(&listing.order));
+        listing.after = Some(place);
+        names.extend(page.into_iter().map(|row| row.name));
+    }
+}
+
+async fn pages_follow_every_order_and_leave_nothing_out(store: &Store) {
+    // Equal in kind and in times by pairs.
+    for (i, kind) in ["KAFKA", "HTTP", "KAFKA", "MQTT", "HTTP", "HTTP"].into_iter().enumerate() {
+        let enabled = i % 3 != 0;
+        let new = New { kind: kind.parse().unwrap(), enabled, ..new(&format!("order {i}")) };
+        store.create(new, saved(100 - (i / 2) as i64)).await.unwrap();
+    }
+    use SortKey::{Created, Kind, Name, Revision, Updated};
+    for (order, expected) in [
+        (vec![(Name, true)], Some([5, 4, 3, 2, 1, 0])),
+        (vec![(Revision, false)], Some([0, 1, 2, 3, 4, 5])),
+        (vec![(Kind, false), (Name, true)], Some([5, 4, 1, 2, 0, 3])),
+        (vec![(Kind, true), (Created, false), (Revision, true)], Some([3, 2, 0, 5, 4, 1])),
+        (vec![(Updated, true), (Name, false), (Kind, true)], Some([0, 1, 2, 3, 4, 5])),
+        // By ids, which are by chance.
+        (vec![(Kind, false)], None),
+        (vec![(Created, true), (Kind, false)], None),
+        (vec![], None),
+    ] {
+        for limit in [1, 2, 4, 100] {
+            let listing = Listing { text: "order ".to_owned(), limit, ..by(&order) };
+            let names = walk(store, listing.clone()).await;
+            if let Some(expected) = expected {
+                assert_eq!(names, expected.map(|i| format!("order {i}")), "{order:?} by {limit}");
+            }
+            let distinct: std::collections::BTreeSet<&String> = names.iter().collect();
+            assert_eq!((names.len(), distinct.len()), (6, 6), "{order:?} by {limit}");
+            assert_eq!(names, walk(store, Listing { limit: 1000, ..listing }).await);
+        }
+    }
+    let some = Listing {
+        text: "order".to_owned(),
+        kind: Some("HTTP".to_owned()),
+        enabled: Some(true),
+        limit: 9,
+        ..by(&[(Name, false)])
+    };
+    assert_eq!(store.count(&some).await.unwrap(), 3);
+    assert_eq!(walk(store, some.clone()).await, ["order 1", "order 4", "order 5"]);
+    let one = Listing { name: Some("order 4".to_owned()), ..some };
+    assert_eq!(walk(store, one).await, ["order 4"]);
+}
+
+async fn no_more_are_created_than_may_be(store: &Store) {
+    let count = store.count(&Listing::default()).await.unwrap();
+    let max = count + 3;
+    let creating = (0..8).map(|i| {
+        let store = store.clone();
+        tokio::spawn(async move { store.create_within(Some(max), new(&format!("room {i}")), saved(1)).await })
+    });
+    let mut created = Vec::new();
+    for result in creating.collect::<Vec<_>>() {
+        match result.await.unwrap() {
+            Ok(row) => created.push(row),
+            Err(error) => assert_eq!(error, Error::LimitReached { max }),
+        }
+    }
+    assert_eq!(created.len(), 3, "however many ask at a time");
+    assert_eq!(store.check_room(Some(max)).await, Err(Error::LimitReached { max }));
+    store.delete(created[0].id, None, saved(2)).await.unwrap();
+    assert_eq!(store.check_room(Some(max)).await, Ok(()));
+    assert_eq!(store.check_room(None).await, Ok(()));
 }
 
 async fn events_are_stored_once_and_ordered_by_owner(store: &Store) {
@@ -214,7 +294,7 @@ async fn events_are_stored_once_and_ordered_by_owner(store: &Store) {
         .await
         .unwrap();
     assert_eq!(status().await, Some(("STARTED".to_owned(), 6)));
-    store.restart(row.id, saved(2)).await.unwrap();
+    store.restart(row.id, None, saved(2)).await.unwrap();
     assert_eq!(status().await, Some((String::new(), 6)), "void until the next event");
     store.reset_epochs(3).await.unwrap();
     store.store_events(&[lifecycle(row.id, 1, 1, "STARTED", None)]).await.unwrap();

@@ -14,7 +14,7 @@ use tbmq_proto::{
 };
 use uuid::Uuid;
 
-use crate::entity::Violation;
+use crate::{entity::Violation, pack::Settled};
 
 /// A record that can't be understood.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -449,6 +449,75 @@ pub struct CommitMetadata {
     /// The bus's id of the topic; a commit for another topic of the same name is void. Empty: not known.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub topic: String,
+    /// What became of the messages below the offset, counted on from owner to owner.
+    #[serde(default, rename = "n", skip_serializing_if = "Totals::is_zero")]
+    pub totals: Totals,
+    /// When the record at the offset was written, epoch ms; absent when the owner did not hold it yet.
+    #[serde(default, rename = "o", skip_serializing_if = "Option::is_none")]
+    pub oldest_ms: Option<i64>,
+}
+
+/// What became of the messages of a partition since its topic was made: each is counted by exactly one of the first
+/// five. Older owners counted nothing, so the sum may be less than the offset.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
+pub struct Totals {
+    /// The remote end confirmed.
+    #[serde(rename = "d", skip_serializing_if = "is_zero")]
+    pub delivered: u64,
+    /// No attempt could have succeeded.
+    #[serde(rename = "j", skip_serializing_if = "is_zero")]
+    pub rejected: u64,
+    /// Given up as the strategy says, or not fit to be submitted.
+    #[serde(rename = "s", skip_serializing_if = "is_zero")]
+    pub skipped: u64,
+    /// Given up, and written to the dead letters.
+    #[serde(rename = "l", skip_serializing_if = "is_zero")]
+    pub dead_lettered: u64,
+    /// Too old, or removed by retention.
+    #[serde(rename = "x", skip_serializing_if = "is_zero")]
+    pub expired: u64,
+    /// Attempts that were followed by another one, those above the offset included.
+    #[serde(rename = "r", skip_serializing_if = "is_zero")]
+    pub retries: u64,
+}
+
+impl Totals {
+    /// Messages that have left.
+    pub fn settled(&self) -> u64 {
+        [self.delivered, self.rejected, self.skipped, self.dead_lettered, self.expired]
+            .into_iter()
+            .fold(0, u64::saturating_add)
+    }
+
+    /// These and what one owner has counted since it began where these end.
+    #[must_use]
+    pub fn and(self, settled: Settled, retries: u64) -> Self {
+        Self {
+            delivered: self.delivered.saturating_add(settled.delivered),
+            rejected: self.rejected.saturating_add(settled.rejected),
+            skipped: self.skipped.saturating_add(settled.skipped),
+            dead_lettered: self.dead_lettered.saturating_add(settled.dead_lettered),
+            expired: self.expired.saturating_add(settled.expired),
+            retries: self.retries.saturating_add(retries),
+        }
+    }
+
+    /// The sum of two partitions.
+    #[must_use]
+    pub fn with(self, other: Self) -> Self {
+        let Self { delivered, rejected, skipped, dead_lettered, expired, retries } = other;
+        self.and(Settled { delivered, rejected, skipped, dead_lettered, expired }, retries)
+    }
+
+    fn is_zero(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 impl CommitMetadata {
@@ -521,9 +590,37 @@ mod tests {
 
     #[test]
     fn commit_metadata_survives_and_foreign_text_is_none() {
-        let metadata = CommitMetadata { generation: 2, epoch: 9, topic: "t1".to_owned() };
+        let totals = Totals { delivered: u64::MAX, retries: 3, ..Totals::default() };
+        let topic = "t1".to_owned();
+        let metadata = CommitMetadata { generation: 2, epoch: 9, topic, totals, oldest_ms: Some(-5) };
         assert_eq!(CommitMetadata::from_text(&metadata.to_text()), Some(metadata));
         assert_eq!(CommitMetadata::from_text(""), None);
+    }
+
+    #[test]
+    fn commit_metadata_is_short_and_read_across_versions() {
+        let all = u64::MAX;
+        let totals = Totals {
+            delivered: all,
+            rejected: all,
+            skipped: all,
+            dead_lettered: all,
+            expired: all,
+            retries: all,
+        };
+        let topic = "a".repeat(36);
+        let longest =
+            CommitMetadata { generation: all, epoch: all, topic, totals, oldest_ms: Some(i64::MIN) }
+                .to_text();
+        assert!(longest.len() < 512, "{}", longest.len());
+        // By this version with nothing counted, and by one before totals.
+        let plain = CommitMetadata { generation: 1, epoch: 2, topic: "t".to_owned(), ..Default::default() };
+        assert_eq!(plain.to_text(), r#"{"generation":1,"epoch":2,"topic":"t"}"#);
+        assert_eq!(CommitMetadata::from_text(&plain.to_text()), Some(plain));
+        // By one to come.
+        let later = r#"{"generation":1,"epoch":2,"n":{"d":7,"z":{"q":1}},"z":[1]}"#;
+        let read = CommitMetadata::from_text(later).unwrap();
+        assert_eq!(read.totals, Totals { delivered: 7, ..Totals::default() });
     }
 
     #[test]

@@ -15,5 +15,6 @@ mod rolling;
 mod scenarios;
 mod several;
 mod sinks;
+mod stats;
 mod storm;
 mod twins;

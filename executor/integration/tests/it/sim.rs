@@ -523,6 +523,7 @@ impl Running {
             offset,
             key: offset % 3,
             weight: 10,
+            timestamp_ms: 0,
             expires_at_ms: 0,
             message: offset,
             unfit: None,
