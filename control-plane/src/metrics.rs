@@ -36,6 +36,14 @@ pub(crate) struct Metrics {
     pub(crate) watchers_refused: Counter,
     /// Watches cut because their clients took nothing.
     pub(crate) watchers_cut: Counter,
+    /// Requests to data planes whose sessions are here.
+    pub(crate) node_requests: Counter,
+    /// Requests to data planes refused because too many waited for an answer.
+    pub(crate) node_requests_refused: Counter,
+    /// Requests that other control planes were asked to pass on.
+    pub(crate) node_requests_forwarded: Counter,
+    /// Answers of data planes that nobody waited for any more.
+    pub(crate) node_answers_dropped: Counter,
 }
 
 impl Metrics {
@@ -56,6 +64,18 @@ impl Metrics {
         counter("nodes_dropped", "Nodes beyond the limit", &metrics.nodes_dropped);
         counter("watchers_refused", "Watches refused at the limit", &metrics.watchers_refused);
         counter("watchers_cut", "Watches cut because nothing was taken", &metrics.watchers_cut);
+        counter("node_requests", "Requests to data planes", &metrics.node_requests);
+        counter(
+            "node_requests_refused",
+            "Requests to data planes at the limit",
+            &metrics.node_requests_refused,
+        );
+        counter("node_requests_forwarded", "Requests passed on by others", &metrics.node_requests_forwarded);
+        counter(
+            "node_answers_dropped",
+            "Answers of data planes that came late",
+            &metrics.node_answers_dropped,
+        );
         registry.register("tbmq_control_watchers", "Open watches", metrics.watchers.clone());
         registry.register("tbmq_control_leading", "1 while holding the lease", metrics.leading.clone());
         metrics

@@ -361,9 +361,9 @@ impl IntegrationService for Integrations {
 
     async fn explain_topic(
         &self,
-        _request: Request<proto::ExplainTopicRequest>,
+        request: Request<proto::ExplainTopicRequest>,
     ) -> Result<Response<proto::ExplainTopicResponse>, Status> {
-        Err(Status::unimplemented("not yet"))
+        super::explain::explain(&self.plane, request).await.map(Response::new)
     }
 
     type WatchIntegrationsStream = super::watch::Watching;
@@ -904,7 +904,7 @@ fn hash_request(hash: &mut Sha256, bare: &impl prost::Message, labels: Option<Ha
 }
 
 /// The wait, shortened by the caller's own deadline, so that he gets our answer and not his timeout.
-fn shortened(metadata: &MetadataMap, patience: Duration) -> Duration {
+pub(super) fn shortened(metadata: &MetadataMap, patience: Duration) -> Duration {
     let Some(own) = metadata.get("grpc-timeout").and_then(|text| text.to_str().ok()).and_then(parse_timeout)
     else {
         return patience;

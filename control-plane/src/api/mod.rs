@@ -4,11 +4,13 @@ mod audit;
 pub(crate) mod drift;
 mod error;
 mod event;
+mod explain;
 mod forward;
 mod integration;
 mod node;
 mod node_session;
 mod page;
+mod reach;
 mod session;
 mod status;
 mod token;
@@ -80,6 +82,7 @@ impl Server {
             format!("can't listen on {wanted} (CONTROL_GRPC_BIND_ADDRESS, CONTROL_GRPC_BIND_PORT)")
         })?;
         let address = listener.local_addr()?;
+        plane.advertise(grpc.advertised(address));
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true)).with_keepalive(Some(KEEPALIVE));
 
         let health = HealthReporter::new();

@@ -323,17 +323,37 @@ async fn sessions_belong_to_the_newest_incarnation(store: &Store) {
         replica: "cp1".to_owned(),
         version: "1".to_owned(),
         addresses: vec!["mqtt://h:1883".to_owned()],
-        capabilities: Vec::new(),
+        capabilities: vec!["commands".to_owned()],
+        replica_incarnation: "a".to_owned(),
+        replica_address: "http://cp1:9090".to_owned(),
         seen_ms: 10,
+        connections: 0,
+        draining: false,
     };
     assert_eq!(store.open_session(&session("2")).await.unwrap(), None);
     assert_eq!(store.open_session(&session("1")).await.unwrap(), Some("2".to_owned()));
-    assert_eq!(store.touch_session("dp1", "2", 20).await.unwrap(), None);
+    let beat = SessionRow { seen_ms: 20, connections: 7, draining: true, ..session("2") };
+    assert_eq!(store.touch_session(&beat).await.unwrap(), None);
+    assert_eq!(store.session("dp1").await.unwrap(), Some(beat));
     assert_eq!(store.open_session(&session("3")).await.unwrap(), None);
-    assert_eq!(store.touch_session("dp1", "2", 30).await.unwrap(), Some("3".to_owned()));
-    store.close_session("dp1", "2").await.unwrap();
+    assert_eq!(store.touch_session(&session("2")).await.unwrap(), Some("3".to_owned()));
+    store.close_session(&session("2")).await.unwrap();
     assert_eq!(store.sessions(0).await.unwrap(), [session("3")]);
     assert!(store.sessions(11).await.unwrap().is_empty());
+    // The same process goes to another control plane; the former one ends its session late.
+    let moved = SessionRow {
+        replica: "cp2".to_owned(),
+        replica_incarnation: "b".to_owned(),
+        replica_address: "http://cp2:9090".to_owned(),
+        ..session("3")
+    };
+    assert_eq!(store.open_session(&moved).await.unwrap(), None);
+    store.close_session(&session("3")).await.unwrap();
+    assert_eq!(store.touch_session(&session("3")).await.unwrap(), Some("3".to_owned()));
+    assert_eq!(store.session("dp1").await.unwrap(), Some(moved.clone()));
+    store.close_session(&moved).await.unwrap();
+    assert_eq!(store.touch_session(&moved).await.unwrap(), Some(String::new()));
+    assert_eq!(store.session("dp1").await.unwrap(), None);
 }
 
 async fn kinds_are_kept(store: &Store) {

@@ -6,6 +6,7 @@ mod bus;
 mod bus_trouble;
 #[cfg(test)]
 mod client;
+#[cfg(test)]
 mod commands;
 #[cfg(test)]
 mod control_session;
