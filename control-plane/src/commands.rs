@@ -154,9 +154,9 @@ impl Held<'_> {
         let waits = self.line.waiting.lock().remove(&answer.id);
         match (waits, answer.reply) {
             // Whoever has asked may just have gone away.
-            (Some(waits), Some(reply)) => drop(waits.send(reply)),
-            (Some(waits), None) => {
-                drop(waits.send(Reply::Error("it gave an answer that is not known here".into())))
+            (Some(waits), reply) => {
+                let unknown = || Reply::Error("it gave an answer that is not known here".to_owned());
+                waits.send(reply.unwrap_or_else(unknown)).ok();
             }
             (None, _) => {
                 self.commands.metrics.node_answers_dropped.inc();

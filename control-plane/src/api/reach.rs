@@ -59,11 +59,12 @@ pub(super) async fn ask_all(
     until: Instant,
 ) -> Result<Answers, Status> {
     let since_ms = tbmq_service::time::now_ms() - LIVE_FOR.as_millis() as i64;
-    let rows = plane.store.sessions(since_ms).await?;
     let mut rows: BTreeMap<String, SessionRow> =
-        rows.into_iter().map(|row| (row.service_id.clone(), row)).collect();
+        plane.store.sessions(0).await?.into_iter().map(|row| (row.service_id.clone(), row)).collect();
+    // The row of a live one is used whatever its time: that is another replica's clock.
     let live = plane.nodes.live_data_planes().into_iter().map(|node| node.applied.service_id);
-    let mut nodes: BTreeSet<String> = rows.keys().cloned().chain(live).collect();
+    let recent = rows.values().filter(|row| row.seen_ms >= since_ms).map(|row| row.service_id.clone());
+    let mut nodes: BTreeSet<String> = recent.chain(live).collect();
     if let Some(only) = only {
         nodes.retain(|node| node == only);
     }

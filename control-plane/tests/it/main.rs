@@ -12,4 +12,5 @@ mod shards;
 mod store;
 mod support;
 mod topics;
+mod uplink;
 mod watch;

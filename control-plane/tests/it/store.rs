@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, path::Path};
 
+use rand::{Rng as _, SeedableRng as _, rngs::StdRng, seq::SliceRandom as _};
 use tbmq_control_plane::store::{
     Change, Error, EventBody, EventFilter, EventRow, Filter, KindRow, Mark, New, Options, Projection,
     Request, Saved, SessionRow, Store,
@@ -65,6 +66,7 @@ pub(crate) async fn contract(options: Options) {
     marks_are_cleared_only_when_unchanged(&store).await;
     pages_follow_names(&store).await;
     events_are_stored_once_and_ordered_by_owner(&store).await;
+    reordered_and_repeated_events_end_in_the_same_status_whatever_their_clocks(&store).await;
     lives_go_on_and_park(&store).await;
     leases_have_one_holder(&store).await;
     sessions_belong_to_the_newest_incarnation(&store).await;
@@ -232,6 +234,43 @@ async fn events_are_stored_once_and_ordered_by_owner(store: &Store) {
     assert_eq!(paged, all);
     assert!(store.delete_events_before(5).await.unwrap() > 0);
     assert!(store.events(&filter).await.unwrap().iter().all(|event| event.time_ms >= 5));
+}
+
+async fn reordered_and_repeated_events_end_in_the_same_status_whatever_their_clocks(store: &Store) {
+    let seed = 7;
+    let mut random = StdRng::seed_from_u64(seed);
+    for round in 0..20 {
+        let row = store.create(new(&format!("reordered {round}")), saved(1)).await.unwrap();
+        let mut events = Vec::new();
+        for epoch in 1..=3 {
+            for seq in 1..=4 {
+                let event = ["STARTED", "FAILED", "STOPPED"][random.random_range(0..3)];
+                // Clocks jump, by years and in either direction.
+                let time_ms = random.random_range(0..4_000_000_000_000);
+                events.push(EventRow { time_ms, ..lifecycle(row.id, epoch, seq, event, None) });
+            }
+        }
+        let newest = events.last().unwrap().clone();
+        let EventBody::Lifecycle { event, .. } = &newest.body else { unreachable!() };
+        // Everything comes twice, in any order, in batches of any size.
+        let mut sent = [events.clone(), events].concat();
+        sent.shuffle(&mut random);
+        let mut rest = sent.as_slice();
+        while !rest.is_empty() {
+            let (batch, later) = rest.split_at(random.random_range(1..=rest.len()));
+            store.store_events(batch).await.unwrap();
+            rest = later;
+        }
+        let status = store.statuses(&[row.id]).await.unwrap().remove(0);
+        assert_eq!(
+            (status.event.as_str(), status.epoch, status.time_ms),
+            (event.as_str(), 3, newest.time_ms),
+            "seed {seed}, round {round}: {sent:?}"
+        );
+        let filter = EventFilter { integration: Some(row.id), limit: 100, ..EventFilter::default() };
+        let stored = store.events(&filter).await.unwrap();
+        assert_eq!(stored.iter().filter(|event| event.epoch > 0).count(), 12, "each once");
+    }
 }
 
 async fn a_large_batch_moves_each_status_on_once(store: &Store) {
