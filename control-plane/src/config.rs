@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     num::{NonZeroU32, NonZeroU64, NonZeroUsize},
     path::Path,
     time::Duration,
@@ -10,6 +10,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use tbmq_service::config::{Secret, Setting};
+use tonic::transport::Uri;
 
 use crate::store;
 
@@ -17,6 +18,7 @@ use crate::store;
 pub const SETTINGS: &[Setting] = &[
     Setting { env: "CONTROL_GRPC_BIND_ADDRESS", key: "control.grpc.bind-address" },
     Setting { env: "CONTROL_GRPC_BIND_PORT", key: "control.grpc.bind-port" },
+    Setting { env: "CONTROL_GRPC_ADVERTISED_ADDRESS", key: "control.grpc.advertised-address" },
     Setting { env: "TBMQ_VALIDATION_TIMEOUT", key: "control.validation-timeout" },
     Setting { env: "TBMQ_VALIDATIONS_MAX", key: "control.validations-max" },
     Setting { env: "TBMQ_READS_MAX", key: "control.calls.reads-max" },
@@ -185,11 +187,76 @@ pub struct GrpcConfig {
     pub bind_address: IpAddr,
     /// Port to bind; 0 picks a free one.
     pub bind_port: u16,
+    /// Where other control planes reach this one: `host`, `host:port` or a URL. Absent: the address that is bound, or
+    /// the host's name when that is every address.
+    pub advertised_address: Option<AdvertisedAddress>,
 }
 
 impl Default for GrpcConfig {
     fn default() -> Self {
-        Self { bind_address: IpAddr::V4(Ipv4Addr::UNSPECIFIED), bind_port: 9090 }
+        Self {
+            bind_address: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            bind_port: 9090,
+            advertised_address: None,
+        }
+    }
+}
+
+impl GrpcConfig {
+    /// The URL under which other control planes reach this one, which listens on `bound`.
+    pub(crate) fn advertised(&self, bound: SocketAddr) -> String {
+        match &self.advertised_address {
+            Some(AdvertisedAddress { url, has_port: true }) => url.clone(),
+            Some(AdvertisedAddress { url, has_port: false }) => format!("{url}:{}", bound.port()),
+            None if bound.ip().is_unspecified() => {
+                format!("http://{}:{}", tbmq_service::identity::host_name(), bound.port())
+            }
+            None => format!("http://{bound}"),
+        }
+    }
+}
+
+/// Bytes of an advertised address; the store keeps it.
+const ADDRESS_BYTES_MAX: usize = 512 - ":65535".len();
+
+/// A host with or without a port, which others can connect to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct AdvertisedAddress {
+    /// Scheme, host and port.
+    url: String,
+    has_port: bool,
+}
+
+impl TryFrom<String> for AdvertisedAddress {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let text = text.trim();
+        let wrong = |why: &str| format!("{text:?} is not an address like control-plane-1:9090: {why}");
+        let url = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
+        let uri: Uri = url.parse().map_err(|error| wrong(&format!("{error}")))?;
+        if !matches!(uri.scheme_str(), Some("http" | "https")) {
+            return Err(wrong("the scheme is http or https"));
+        }
+        if uri.path() != "/" || uri.query().is_some() {
+            return Err(wrong("it has a path"));
+        }
+        let host = uri.host().unwrap_or_default();
+        if host.is_empty() || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified()) {
+            return Err(wrong("others can't connect to it"));
+        }
+        let url = url.trim_end_matches('/').to_owned();
+        if url.len() > ADDRESS_BYTES_MAX {
+            return Err(wrong("it is too long"));
+        }
+        Ok(Self { url, has_port: uri.port().is_some() })
+    }
+}
+
+impl From<AdvertisedAddress> for String {
+    fn from(address: AdvertisedAddress) -> Self {
+        address.url
     }
 }
 
@@ -485,6 +552,35 @@ mod tests {
             let shown = format!("{:?}", DatabaseUrl::new(url));
             assert!(!shown.contains("secret") && shown.contains("***"), "{shown}");
         }
+    }
+
+    #[test]
+    fn others_are_told_an_address_that_they_can_use() {
+        let advertised = |text: Option<&str>, bound: &str| {
+            let advertised_address = text.map(|text| text.to_owned().try_into().unwrap());
+            GrpcConfig { advertised_address, ..GrpcConfig::default() }.advertised(bound.parse().unwrap())
+        };
+        assert_eq!(advertised(None, "127.0.0.1:9090"), "http://127.0.0.1:9090");
+        assert_eq!(advertised(None, "[::1]:9090"), "http://[::1]:9090");
+        let host = tbmq_service::identity::host_name();
+        assert_eq!(advertised(None, "0.0.0.0:7"), format!("http://{host}:7"));
+        assert_eq!(advertised(Some("cp1"), "0.0.0.0:7"), "http://cp1:7");
+        assert_eq!(advertised(Some("cp1:443"), "0.0.0.0:7"), "http://cp1:443");
+        assert_eq!(advertised(Some("https://cp1/"), "0.0.0.0:7"), "https://cp1:7");
+        assert_eq!(advertised(Some("[::1]:5"), "0.0.0.0:7"), "http://[::1]:5");
+        for bad in ["", "0.0.0.0:9090", "ftp://x", "cp1:9090/path", "a b"] {
+            let error = AdvertisedAddress::try_from(bad.to_owned()).unwrap_err();
+            assert!(error.contains("control-plane-1:9090"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_bad_advertised_address_is_named_with_its_variable() {
+        let one = [("CONTROL_GRPC_ADVERTISED_ADDRESS".to_owned(), "0.0.0.0".to_owned())];
+        let error =
+            tbmq_service::config::load_from::<Config>(&[SETTINGS], None, one.into_iter()).unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("CONTROL_GRPC_ADVERTISED_ADDRESS") && text.contains("0.0.0.0"), "{text}");
     }
 
     #[test]

@@ -15,7 +15,7 @@ use tbmq_proto::{
     topic::Topic,
     wire::{KindAnnouncement, NodeApplied, Role},
 };
-use tbmq_service::identity::Superseded;
+use tbmq_service::{identity::Superseded, system::Meter};
 use tokio::sync::watch;
 use uuid::Uuid;
 
@@ -428,6 +428,7 @@ pub(crate) async fn announce(plane: Arc<Plane>, address: String) -> anyhow::Resu
     let client = plane.catalogue.client_id("node-applied-producer", &plane.service_id);
     let writer = plane.bus.writer(WriterConfig::new(client)).await?;
     let handle = writer.topic(&topic.name);
+    let mut meter = Meter::new();
     loop {
         let leaving = plane.drain.is_draining();
         let applied = NodeApplied {
@@ -441,7 +442,7 @@ pub(crate) async fn announce(plane: Arc<Plane>, address: String) -> anyhow::Resu
             addresses: vec![address.clone()],
             kinds: Vec::new(),
             leaving,
-            system_info: None,
+            system_info: Some(meter.load().into()),
         };
         let value = applied.encode_to_vec();
         let record = Outgoing {

@@ -10,6 +10,7 @@
 //! | `changes` | wakes the watches of this replica, whoever has written |
 //! | `nodes` | who lives, and what each node has applied |
 //! | `claims` | which executor has claimed which downlink partition |
+//! | `commands`, `peers` | requests to data planes whose sessions are here, and to control planes that hold the others |
 //! | `secret` | secrets in configuration documents |
 //! | [`config`] | settings |
 //!
@@ -20,11 +21,13 @@
 mod api;
 mod changes;
 mod claims;
+mod commands;
 pub mod config;
 mod driver;
 mod jobs;
 mod metrics;
 mod nodes;
+mod peers;
 mod plane;
 mod reconcile;
 mod relayer;
@@ -174,7 +177,7 @@ pub async fn start(config: Config, context: Context) -> anyhow::Result<Running> 
             Ok(())
         }
     });
-    tasks.spawn(driver::announce(plane.clone(), format!("grpc://{address}")));
+    tasks.spawn(driver::announce(plane.clone(), plane.advertised().to_owned()));
     component.up();
     Ok(Running { plane, address, server, tasks, component })
 }

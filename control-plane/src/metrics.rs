@@ -44,6 +44,14 @@ pub(crate) struct Metrics {
     pub(crate) watchers_cut: Counter,
     /// gRPC calls.
     pub(crate) calls: Calls,
+    /// Requests to data planes whose sessions are here.
+    pub(crate) node_requests: Counter,
+    /// Requests to data planes refused because too many waited for an answer.
+    pub(crate) node_requests_refused: Counter,
+    /// Requests that other control planes were asked to pass on.
+    pub(crate) node_requests_forwarded: Counter,
+    /// Answers of data planes that nobody waited for any more.
+    pub(crate) node_answers_dropped: Counter,
 }
 
 /// What is counted of gRPC calls.
@@ -131,6 +139,18 @@ impl Metrics {
         counter("integrations_refused", "Creations refused at the limit", &metrics.integrations_refused);
         counter("watchers_refused", "Watches refused at the limit", &metrics.watchers_refused);
         counter("watchers_cut", "Watches cut because nothing was taken", &metrics.watchers_cut);
+        counter("node_requests", "Requests to data planes", &metrics.node_requests);
+        counter(
+            "node_requests_refused",
+            "Requests to data planes at the limit",
+            &metrics.node_requests_refused,
+        );
+        counter("node_requests_forwarded", "Requests passed on by others", &metrics.node_requests_forwarded);
+        counter(
+            "node_answers_dropped",
+            "Answers of data planes that came late",
+            &metrics.node_answers_dropped,
+        );
         registry.register("tbmq_control_watchers", "Open watches", metrics.watchers.clone());
         registry.register("tbmq_control_leading", "1 while holding the lease", metrics.leading.clone());
         metrics.calls.register(registry);

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    sync::{Arc, OnceLock},
 };
 
 use parking_lot::{Mutex, RwLock};
@@ -18,9 +18,11 @@ use tokio::sync::{Notify, watch};
 use crate::{
     changes::Changes,
     claims::Claims,
+    commands::Commands,
     config::Config,
     metrics::Metrics,
     nodes::Nodes,
+    peers::Peers,
     store::{KindRow, Request, Saved, Store},
     validate::Validator,
 };
@@ -45,6 +47,8 @@ pub(crate) struct Plane {
     pub(crate) nodes: Nodes,
     pub(crate) kinds: Kinds,
     pub(crate) claims: Claims,
+    pub(crate) commands: Commands,
+    pub(crate) peers: Peers,
     pub(crate) validator: Validator,
     pub(crate) metrics: Metrics,
     pub(crate) drain: Drain,
@@ -57,6 +61,7 @@ pub(crate) struct Plane {
     pub(crate) changes: Changes,
     /// Downlink topics that are known to exist.
     downlinks: Mutex<BTreeMap<Kind, Downlink>>,
+    advertised: OnceLock<String>,
 }
 
 /// What is known of a downlink topic.
@@ -94,13 +99,26 @@ impl Plane {
             nodes: Nodes::new(),
             kinds,
             claims: Claims::default(),
+            commands: Commands::new(metrics.clone()),
+            peers: Peers::default(),
             metrics,
             drain,
             dirty: Notify::new(),
             restless: Notify::new(),
             projected: watch::Sender::new(0),
             downlinks: Mutex::default(),
+            advertised: OnceLock::new(),
         }
+    }
+
+    /// Says where other control planes reach this one; only the first time counts.
+    pub(crate) fn advertise(&self, url: String) {
+        self.advertised.get_or_init(|| url);
+    }
+
+    /// Where other control planes reach this one; empty before it listens.
+    pub(crate) fn advertised(&self) -> &str {
+        self.advertised.get().map_or("", String::as_str)
     }
 
     /// Who saves, and when.

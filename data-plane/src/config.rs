@@ -111,6 +111,9 @@ pub struct MqttConfig {
     /// How long a drain waits for what is in flight.
     #[serde(with = "humantime_serde")]
     pub drain_timeout: Duration,
+    /// Over how long DrainNode sends the clients away.
+    #[serde(with = "humantime_serde")]
+    pub drain_spread: Duration,
 }
 
 impl Default for MqttConfig {
@@ -133,6 +136,7 @@ impl Default for MqttConfig {
             response_info: String::new(),
             workers: 0,
             drain_timeout: Duration::from_secs(5),
+            drain_spread: Duration::from_secs(30),
         }
     }
 }
@@ -255,6 +259,7 @@ pub const SETTINGS: &[Setting] = &[
     Setting { env: "MQTT_RESPONSE_INFO", key: "mqtt.response-info" },
     Setting { env: "TBMQ_MQTT_WORKERS", key: "mqtt.workers" },
     Setting { env: "TBMQ_MQTT_DRAIN_TIMEOUT", key: "mqtt.drain-timeout" },
+    Setting { env: "TBMQ_MQTT_DRAIN_SPREAD", key: "mqtt.drain-spread" },
     Setting { env: "CONTROL_GRPC_ENDPOINTS", key: "control.grpc.endpoints" },
 ];
 
@@ -334,6 +339,7 @@ mod tests {
             ("MQTT_RESPONSE_INFO", "responses/"),
             ("TBMQ_MQTT_WORKERS", "1"),
             ("TBMQ_MQTT_DRAIN_TIMEOUT", "1s"),
+            ("TBMQ_MQTT_DRAIN_SPREAD", "2s"),
             ("CONTROL_GRPC_ENDPOINTS", "http://a:1,http://b:2"),
         ];
         assert_eq!(values.len(), SETTINGS.len());

@@ -22,11 +22,13 @@ use tbmq_service::{
     drain::Drain,
     identity::{Identity, Superseded},
     shell::Misconfigured,
+    system::Meter,
 };
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 mod applied;
+mod commands;
 mod config;
 mod connection;
 mod listen;
@@ -150,10 +152,23 @@ pub async fn start(config: Config, context: Context) -> anyhow::Result<Running> 
         addresses: urls.clone(),
         subscriptions: subscriptions.topic().to_owned(),
         positions: subscriptions.positions(),
+        meter: Meter::new(),
     };
     let applied = tokio::spawn(applied.run(stop_applied.clone()));
 
     let mut tasks = JoinSet::new();
+    let listeners = context.health.component("mqtt-listeners");
+    listeners.up();
+    tasks.spawn({
+        let plane = plane.clone();
+        async move {
+            plane.retiring.begun().await;
+            listeners.down("draining: no client is taken, and those that are here are sent away");
+            commands::retire(&plane, config.mqtt.drain_spread).await;
+            // The process stays up until it is stopped.
+            std::future::pending().await
+        }
+    });
     let confirmation = subscriptions.confirmation();
     tasks.spawn(async move {
         subscriptions::confirm(confirmation, component, metrics.degraded).await;

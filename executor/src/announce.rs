@@ -10,6 +10,7 @@ use tbmq_proto::{
     ids::Kind,
     wire::{AppliedPosition, KindAnnouncement, NodeApplied, Role},
 };
+use tbmq_service::system::{Load, Meter};
 
 use crate::executor::Shared;
 
@@ -22,8 +23,9 @@ const EXECUTORS_MAX: usize = 1_024;
 /// Writes for ever what was applied, on change and every 5 s.
 pub(crate) async fn follow_applied(shared: Arc<Shared>, writer: Arc<dyn Writer>) {
     let (least, most) = APPLIED_EVERY;
+    let mut meter = Meter::new();
     loop {
-        if let Err(error) = write_applied(&shared, &*writer, false).await {
+        if let Err(error) = write_applied(&shared, &*writer, false, Some(meter.load())).await {
             tracing::debug!(%error, "can't write what was applied");
         }
         tokio::time::sleep(least).await;
@@ -39,6 +41,7 @@ pub(crate) async fn write_applied(
     shared: &Shared,
     writer: &dyn Writer,
     leaving: bool,
+    load: Option<Load>,
 ) -> Result<(), tbmq_bus::Error> {
     let positions = shared.applied.all().into_iter();
     let value = NodeApplied {
@@ -54,7 +57,7 @@ pub(crate) async fn write_applied(
         addresses: Vec::new(),
         kinds: shared.kinds.keys().map(ToString::to_string).collect(),
         leaving,
-        system_info: None,
+        system_info: load.map(Into::into),
     };
     let topic = writer.topic(&shared.catalogue.node_applied().name);
     let value = value.encode_to_vec();

@@ -270,7 +270,7 @@ impl Running {
             while !self.shared.uplink.is_written() {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
-            announce::write_applied(&self.shared, &*self.writer, true).await
+            announce::write_applied(&self.shared, &*self.writer, true, None).await
         };
         match tokio::time::timeout(LAST_WORDS_TIMEOUT, last_words).await {
             Ok(Ok(())) => {}

@@ -8,6 +8,7 @@
 mod m0001_integrations;
 mod m0002_shards;
 mod m0003_changes;
+mod m0007_forward;
 
 use sea_orm_migration::{
     MigrationTrait, MigratorTrait,
@@ -27,6 +28,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0001_integrations::Migration),
             Box::new(m0002_shards::Migration),
             Box::new(m0003_changes::Migration),
+            Box::new(m0007_forward::Migration),
         ]
     }
 }
@@ -73,6 +75,9 @@ mod tests {
             assert!(manager.has_table(table).await.unwrap(), "{table}");
         }
         assert!(manager.has_column("topic_life", "shards").await.unwrap());
+        for column in m0007_forward::COLUMNS {
+            assert!(manager.has_column("node_session", column).await.unwrap(), "{column}");
+        }
         assert!(Migrator::get_pending_migrations(&connection).await.unwrap().is_empty());
     }
 }

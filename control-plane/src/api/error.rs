@@ -6,7 +6,7 @@ use tbmq_integration::entity::Violation;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt as _};
 
-use crate::store;
+use crate::{commands::Failure, store};
 
 /// Domain of every `ErrorInfo`.
 pub(super) const DOMAIN: &str = "tbmq";
@@ -15,6 +15,9 @@ pub(super) const DOMAIN: &str = "tbmq";
 const VIOLATIONS_MAX: usize = 40;
 const VIOLATION_CHARS_MAX: usize = 200;
 const TEXT_CHARS_MAX: usize = 2_000;
+
+/// Of a request for a data plane whose session is not here.
+pub(super) const NOT_HELD: &str = "NOT_HELD";
 
 /// Where the configuration document stands in requests.
 pub(super) const DOCUMENT: &str = "integration.configuration_json";
@@ -86,10 +89,22 @@ pub(super) fn rejected(text: &str, violations: Vec<Violation>) -> Status {
 }
 
 pub(super) fn not_found(name: &str) -> Status {
+    absent("tbmq.control.v1.Integration", name)
+}
+
+/// There is no such resource.
+pub(super) fn absent(resource_type: &str, name: &str) -> Status {
     let mut details = details("NOT_FOUND");
     let text = format!("{name} does not exist");
-    details.set_resource_info("tbmq.control.v1.Integration", name, "", &text);
+    details.set_resource_info(resource_type, name, "", &text);
     with_details(Code::NotFound, text, details)
+}
+
+/// A data plane, or the control plane that holds its session, can't be asked now.
+pub(super) fn node_unreachable(text: impl Into<String>) -> Status {
+    let mut details = details("NODE_UNREACHABLE");
+    details.set_retry_info(Some(Duration::from_secs(2)));
+    with_details(Code::Unavailable, text, details)
 }
 
 /// Something that the control plane needs is away; nothing was saved.
@@ -168,6 +183,20 @@ impl From<store::Error> for Status {
                 tracing::error!(%error, "the store failed");
                 status(Code::Internal, "INTERNAL", "the store failed; see the control plane's log")
             }
+        }
+    }
+}
+
+impl From<Failure> for Status {
+    fn from(failure: Failure) -> Self {
+        let text = failure.to_string();
+        match failure {
+            Failure::NotHeld { .. } => status(Code::FailedPrecondition, NOT_HELD, text),
+            Failure::Unsupported { .. } => status(Code::FailedPrecondition, "NODE_UNSUPPORTED", text),
+            Failure::Refused { .. } => status(Code::FailedPrecondition, "NODE_REFUSED", text),
+            Failure::Busy { .. } => overloaded(text),
+            Failure::Lost { .. } => node_unreachable(text),
+            Failure::Late { .. } => status(Code::DeadlineExceeded, "NODE_TIMEOUT", text),
         }
     }
 }

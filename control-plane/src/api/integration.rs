@@ -355,9 +355,9 @@ impl IntegrationService for Integrations {
 
     async fn explain_topic(
         &self,
-        _request: Request<proto::ExplainTopicRequest>,
+        request: Request<proto::ExplainTopicRequest>,
     ) -> Result<Response<proto::ExplainTopicResponse>, Status> {
-        Err(Status::unimplemented("not yet"))
+        super::explain::explain(&self.plane, request).await.map(Response::new)
     }
 
     type WatchIntegrationsStream = super::watch::Watching;

@@ -7,6 +7,7 @@ mod draft;
 pub(crate) mod drift;
 mod error;
 mod event;
+mod explain;
 mod filter;
 mod forward;
 mod guard;
@@ -17,6 +18,7 @@ mod node;
 mod node_session;
 mod page;
 mod rates;
+mod reach;
 mod session;
 mod stats;
 mod status;
@@ -90,6 +92,7 @@ impl Server {
             format!("can't listen on {wanted} (CONTROL_GRPC_BIND_ADDRESS, CONTROL_GRPC_BIND_PORT)")
         })?;
         let address = listener.local_addr()?;
+        plane.advertise(grpc.advertised(address));
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true)).with_keepalive(Some(KEEPALIVE));
 
         let health = HealthReporter::new();

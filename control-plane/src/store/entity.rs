@@ -128,6 +128,10 @@ entity!(node_session, "node_session" {
     capabilities: String,
     connected_ms: i64,
     seen_ms: i64,
+    replica_incarnation: String,
+    replica_address: String,
+    connections: i64,
+    draining: bool,
 });
 
 entity!(request, "request" {

@@ -4,6 +4,7 @@
 
 mod api;
 mod fuzz;
+mod nodes;
 mod overload;
 mod ownership;
 mod postgres;
@@ -14,4 +15,5 @@ mod stats;
 mod store;
 mod support;
 mod topics;
+mod uplink;
 mod watch;

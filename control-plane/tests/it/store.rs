@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, path::Path};
 
+use rand::{Rng as _, SeedableRng as _, rngs::StdRng, seq::SliceRandom as _};
 use tbmq_control_plane::store::{
     Change, Error, EventBody, EventFilter, EventRow, KindRow, Listing, Mark, New, Options, Place, Projection,
     Request, Saved, SessionRow, Sort, SortKey, Store,
@@ -67,6 +68,7 @@ pub(crate) async fn contract(options: Options) {
     pages_follow_every_order_and_leave_nothing_out(&store).await;
     no_more_are_created_than_may_be(&store).await;
     events_are_stored_once_and_ordered_by_owner(&store).await;
+    reordered_and_repeated_events_end_in_the_same_status_whatever_their_clocks(&store).await;
     lives_go_on_and_park(&store).await;
     leases_have_one_holder(&store).await;
     sessions_belong_to_the_newest_incarnation(&store).await;
@@ -314,6 +316,43 @@ async fn events_are_stored_once_and_ordered_by_owner(store: &Store) {
     assert!(store.events(&filter).await.unwrap().iter().all(|event| event.time_ms >= 5));
 }
 
+async fn reordered_and_repeated_events_end_in_the_same_status_whatever_their_clocks(store: &Store) {
+    let seed = 7;
+    let mut random = StdRng::seed_from_u64(seed);
+    for round in 0..20 {
+        let row = store.create(new(&format!("reordered {round}")), saved(1)).await.unwrap();
+        let mut events = Vec::new();
+        for epoch in 1..=3 {
+            for seq in 1..=4 {
+                let event = ["STARTED", "FAILED", "STOPPED"][random.random_range(0..3)];
+                // Clocks jump, by years and in either direction.
+                let time_ms = random.random_range(0..4_000_000_000_000);
+                events.push(EventRow { time_ms, ..lifecycle(row.id, epoch, seq, event, None) });
+            }
+        }
+        let newest = events.last().unwrap().clone();
+        let EventBody::Lifecycle { event, .. } = &newest.body else { unreachable!() };
+        // Everything comes twice, in any order, in batches of any size.
+        let mut sent = [events.clone(), events].concat();
+        sent.shuffle(&mut random);
+        let mut rest = sent.as_slice();
+        while !rest.is_empty() {
+            let (batch, later) = rest.split_at(random.random_range(1..=rest.len()));
+            store.store_events(batch).await.unwrap();
+            rest = later;
+        }
+        let status = store.statuses(&[row.id]).await.unwrap().remove(0);
+        assert_eq!(
+            (status.event.as_str(), status.epoch, status.time_ms),
+            (event.as_str(), 3, newest.time_ms),
+            "seed {seed}, round {round}: {sent:?}"
+        );
+        let filter = EventFilter { integration: Some(row.id), limit: 100, ..EventFilter::default() };
+        let stored = store.events(&filter).await.unwrap();
+        assert_eq!(stored.iter().filter(|event| event.epoch > 0).count(), 12, "each once");
+    }
+}
+
 async fn a_large_batch_moves_each_status_on_once(store: &Store) {
     // More than one statement holds.
     let mut ids = Vec::new();
@@ -403,17 +442,37 @@ async fn sessions_belong_to_the_newest_incarnation(store: &Store) {
         replica: "cp1".to_owned(),
         version: "1".to_owned(),
         addresses: vec!["mqtt://h:1883".to_owned()],
-        capabilities: Vec::new(),
+        capabilities: vec!["commands".to_owned()],
+        replica_incarnation: "a".to_owned(),
+        replica_address: "http://cp1:9090".to_owned(),
         seen_ms: 10,
+        connections: 0,
+        draining: false,
     };
     assert_eq!(store.open_session(&session("2")).await.unwrap(), None);
     assert_eq!(store.open_session(&session("1")).await.unwrap(), Some("2".to_owned()));
-    assert_eq!(store.touch_session("dp1", "2", 20).await.unwrap(), None);
+    let beat = SessionRow { seen_ms: 20, connections: 7, draining: true, ..session("2") };
+    assert_eq!(store.touch_session(&beat).await.unwrap(), None);
+    assert_eq!(store.session("dp1").await.unwrap(), Some(beat));
     assert_eq!(store.open_session(&session("3")).await.unwrap(), None);
-    assert_eq!(store.touch_session("dp1", "2", 30).await.unwrap(), Some("3".to_owned()));
-    store.close_session("dp1", "2").await.unwrap();
+    assert_eq!(store.touch_session(&session("2")).await.unwrap(), Some("3".to_owned()));
+    store.close_session(&session("2")).await.unwrap();
     assert_eq!(store.sessions(0).await.unwrap(), [session("3")]);
     assert!(store.sessions(11).await.unwrap().is_empty());
+    // The same process goes to another control plane; the former one ends its session late.
+    let moved = SessionRow {
+        replica: "cp2".to_owned(),
+        replica_incarnation: "b".to_owned(),
+        replica_address: "http://cp2:9090".to_owned(),
+        ..session("3")
+    };
+    assert_eq!(store.open_session(&moved).await.unwrap(), None);
+    store.close_session(&session("3")).await.unwrap();
+    assert_eq!(store.touch_session(&session("3")).await.unwrap(), Some("3".to_owned()));
+    assert_eq!(store.session("dp1").await.unwrap(), Some(moved.clone()));
+    store.close_session(&moved).await.unwrap();
+    assert_eq!(store.touch_session(&moved).await.unwrap(), Some(String::new()));
+    assert_eq!(store.session("dp1").await.unwrap(), None);
 }
 
 async fn kinds_are_kept(store: &Store) {

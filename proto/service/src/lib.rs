@@ -7,6 +7,7 @@
 //! * [`identity`], [`build_info`], [`time`]: who is running, since when, in which version.
 //! * [`telemetry`], [`metrics`], [`admin`]: logs on stderr, one metrics registry, `/livez` `/readyz` `/metrics`.
 //! * [`drain`]: the one signal to stop taking work.
+//! * [`system`]: the load of the machine.
 #![warn(missing_docs)]
 
 pub mod admin;
@@ -17,5 +18,6 @@ pub mod drain;
 pub mod identity;
 pub mod metrics;
 pub mod shell;
+pub mod system;
 pub mod telemetry;
 pub mod time;

@@ -27,7 +27,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("tbmq-migrations", &[]),
     ("tbmq-mqtt", &[]),
     ("tbmq-proto", &[]),
-    ("tbmq-service", &[]),
+    ("tbmq-service", &["tbmq-proto"]),
     ("tbmq-sim", &["tbmq-bus", "tbmq-integration", "tbmq-mqtt", "tbmq-proto"]),
     ("tbmqctl", &["tbmq-mqtt", "tbmq-proto"]),
     ("xtask", &["tbmq-harness"]),
