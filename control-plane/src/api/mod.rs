@@ -4,6 +4,7 @@ mod audit;
 pub(crate) mod drift;
 mod error;
 mod event;
+mod event_watch;
 mod forward;
 mod integration;
 mod node;
@@ -11,6 +12,7 @@ mod node_session;
 mod page;
 mod session;
 mod status;
+mod stream;
 mod token;
 mod watch;
 
@@ -102,7 +104,7 @@ impl Server {
             .concurrency_limit_per_connection(grpc.calls_max.get())
             .load_shed(true)
             .add_service(integrations)
-            .add_service(EventServiceServer::new(event::Events::new(plane.clone())))
+            .add_service(EventServiceServer::new(event::Events::new(plane.clone(), stopping.clone())))
             .add_service(NodeServiceServer::new(node::NodesApi::new(plane.clone())))
             .add_service(SessionServiceServer::new(session::SessionsApi::new(plane.clone())))
             .add_service(TokenServiceServer::new(token::Tokens::new(plane.clone())))
