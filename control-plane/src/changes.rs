@@ -1,11 +1,11 @@
-//! One follower per replica looks how far changes have come, and wakes the watches of this replica.
+//! One follower per replica looks how far changes and events have come, and wakes the watches of this replica.
 
 use std::{sync::Arc, time::Duration};
 
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 
-use crate::plane::Plane;
+use crate::{plane::Plane, store};
 
 /// How often to look for what other replicas have committed.
 const POLL: Duration = Duration::from_millis(200);
@@ -16,11 +16,20 @@ const KEEP: Duration = Duration::from_hours(24);
 /// What the watches of this replica share.
 #[derive(Debug)]
 pub(crate) struct Changes {
-    /// The latest revision that was seen.
-    head: watch::Sender<u64>,
+    /// How far changes of integrations have come.
+    pub(crate) integrations: Head,
+    /// How far events have come.
+    pub(crate) events: Head,
+    seats: Arc<Semaphore>,
+}
+
+/// How far something has come whose numbers count up.
+#[derive(Debug)]
+pub(crate) struct Head {
+    /// The latest number that was seen.
+    latest: watch::Sender<u64>,
     /// Something was committed here, or somebody has begun to watch.
     nudge: Notify,
-    seats: Arc<Semaphore>,
 }
 
 /// A place among the watches of this replica, given back when dropped.
@@ -39,15 +48,16 @@ impl Drop for Seat {
 impl Changes {
     pub(crate) fn new(watchers_max: usize) -> Self {
         Self {
-            head: watch::Sender::new(0),
-            nudge: Notify::new(),
+            integrations: Head::new(),
+            events: Head::new(),
             seats: Arc::new(Semaphore::new(watchers_max.min(Semaphore::MAX_PERMITS))),
         }
     }
 
-    /// Has the follower look at once. Does not wait.
+    /// Has the followers look at once. Does not wait.
     pub(crate) fn nudge(&self) {
-        self.nudge.notify_one();
+        self.integrations.nudge();
+        self.events.nudge();
     }
 
     /// A seat, unless all are taken.
@@ -56,39 +66,57 @@ impl Changes {
         taken.inc();
         Some(Seat { _permit: permit, taken: taken.clone() })
     }
+}
 
-    /// Follows the latest revision, which was `seen` just now. All changes up to it are in the store.
+impl Head {
+    fn new() -> Self {
+        Self { latest: watch::Sender::new(0), nudge: Notify::new() }
+    }
+
+    /// Has the follower look at once. Does not wait.
+    pub(crate) fn nudge(&self) {
+        self.nudge.notify_one();
+    }
+
+    /// Follows the latest number, which was `seen` just now. All that was numbered up to it is in the store.
     pub(crate) fn subscribe(&self, seen: u64) -> watch::Receiver<u64> {
-        let receiver = self.head.subscribe();
+        let receiver = self.latest.subscribe();
         self.reached(seen);
         self.nudge();
         receiver
     }
 
-    fn reached(&self, revision: u64) {
-        self.head.send_if_modified(|head| {
-            let is_new = revision > *head;
-            *head = revision.max(*head);
+    fn reached(&self, number: u64) {
+        self.latest.send_if_modified(|latest| {
+            let is_new = number > *latest;
+            *latest = number.max(*latest);
             is_new
         });
+    }
+
+    /// Looks while somebody watches; never ends by itself.
+    async fn follow<F: Future<Output = Result<u64, store::Error>>>(&self, look: impl Fn() -> F) {
+        loop {
+            if self.latest.receiver_count() == 0 {
+                self.nudge.notified().await;
+                continue;
+            }
+            match look().await {
+                Ok(number) => self.reached(number),
+                Err(error) => tracing::warn!(%error, "can't look for changes; watches wait"),
+            }
+            // Own commits come at once, those of other replicas within the interval.
+            tokio::time::timeout(POLL, self.nudge.notified()).await.ok();
+        }
     }
 }
 
 /// Looks while somebody watches; never ends by itself.
 pub(crate) async fn follow(plane: Arc<Plane>) {
-    let changes = &plane.changes;
-    loop {
-        if changes.head.receiver_count() == 0 {
-            changes.nudge.notified().await;
-            continue;
-        }
-        match plane.store.revision().await {
-            Ok(revision) => changes.reached(revision),
-            Err(error) => tracing::warn!(%error, "can't look for changes; watches wait"),
-        }
-        // Own commits come at once, those of other replicas within the interval.
-        tokio::time::timeout(POLL, changes.nudge.notified()).await.ok();
-    }
+    tokio::join!(
+        plane.changes.integrations.follow(|| plane.store.revision()),
+        plane.changes.events.follow(|| plane.store.event_sequence()),
+    );
 }
 
 /// Removes changes that are older than a day.

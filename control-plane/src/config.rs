@@ -42,6 +42,7 @@ pub const SETTINGS: &[Setting] = &[
     Setting { env: "INTEGRATIONS_CLEANUP_PERIOD_SEC", key: "integrations.cleanup.period" },
     Setting { env: "INTEGRATIONS_CLEANUP_TTL_SEC", key: "integrations.cleanup.ttl" },
     Setting { env: "SQL_EVENTS_MAX_SYMBOLS", key: "sql.events.max-symbols" },
+    Setting { env: "SQL_EVENTS_REGULAR_PARTITION_SIZE_HOURS", key: "sql.events.partition-size" },
     Setting { env: "SQL_TTL_EVENTS_ENABLED", key: "sql.ttl.events.enabled" },
     Setting { env: "SQL_TTL_EVENTS_EXECUTION_INTERVAL_MS", key: "sql.ttl.events.execution-interval-ms" },
     Setting { env: "SQL_TTL_EVENTS_TTL_SEC", key: "sql.ttl.events.ttl-sec" },
@@ -357,11 +358,14 @@ pub struct SqlConfig {
 pub struct EventsConfig {
     /// Symbols kept of an error text; 0 or negative: all.
     pub max_symbols: i64,
+    /// How much time a partition of events holds on PostgreSQL, hours. Partitions are dropped whole: an event lives up
+    /// to so much longer than its TTL. Those that are there stay as they are.
+    pub partition_size: NonZeroU32,
 }
 
 impl Default for EventsConfig {
     fn default() -> Self {
-        Self { max_symbols: 4096 }
+        Self { max_symbols: 4096, partition_size: NonZeroU32::new(168).expect("168 is not 0") }
     }
 }
 

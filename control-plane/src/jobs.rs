@@ -11,7 +11,7 @@ use tokio::time::{Instant, interval, interval_at};
 use crate::{
     nodes::FORGET_AFTER,
     relayer::{Error, Relayer},
-    store::PAGE_ROWS_MAX,
+    store::{Expired, PAGE_ROWS_MAX},
 };
 
 /// How often request ids are forgotten.
@@ -35,7 +35,8 @@ pub(crate) async fn run(relayer: &Relayer) -> Error {
     loop {
         tokio::select! {
             _ = parking.tick() => if cleanup.ttl > 0 { park(relayer, cleanup.ttl).await },
-            _ = retention.tick() => if events.enabled && events.ttl_sec > 0 { expire(relayer, events.ttl_sec).await },
+            // Boxed: it is a large future.
+            _ = retention.tick() => Box::pin(keep_events(relayer)).await,
             _ = requests.tick() => forget(relayer).await,
             _ = leftovers.tick() => match remove_leftovers(relayer, tbmq_service::time::now_ms()).await {
                 Ok(()) => {}
@@ -95,12 +96,29 @@ async fn remove_leftovers(relayer: &Relayer, now_ms: i64) -> Result<(), Error> {
     Ok(())
 }
 
-async fn expire(relayer: &Relayer, ttl_sec: i64) {
-    let before_ms = tbmq_service::time::now_ms().saturating_sub(ttl_sec.saturating_mul(1_000));
-    match relayer.plane.store.delete_events_before(before_ms).await {
+/// Makes partitions for the events to come, and removes those that are too old.
+async fn keep_events(relayer: &Relayer) {
+    let sql = &relayer.plane.config.sql;
+    let store = &relayer.plane.store;
+    let now_ms = tbmq_service::time::now_ms();
+    let width = Duration::from_hours(sql.events.partition_size.get().into());
+    // The next one, and twice as far as the next round, which may be late.
+    let rounds = Duration::from_millis(sql.ttl.events.execution_interval_ms.get()).saturating_mul(2);
+    let ahead = width + rounds.min(8 * width);
+    match store.make_event_partitions(now_ms, width, ahead).await {
         Ok(0) => {}
-        Ok(deleted) => tracing::info!(deleted, "old events deleted"),
-        Err(error) => tracing::warn!(%error, "can't delete old events"),
+        Ok(made) => tracing::info!(made, "partitions for events made"),
+        // The default partition takes what has none.
+        Err(error) => tracing::warn!(%error, "can't make partitions for events"),
+    }
+    let ttl = &sql.ttl.events;
+    if !ttl.enabled || ttl.ttl_sec <= 0 {
+        return;
+    }
+    match store.expire_events(now_ms.saturating_sub(ttl.ttl_sec.saturating_mul(1_000))).await {
+        Ok(expired) if expired == Expired::default() => {}
+        Ok(Expired { partitions, events }) => tracing::info!(partitions, events, "old events removed"),
+        Err(error) => tracing::warn!(%error, "can't remove old events"),
     }
 }
 

@@ -8,6 +8,7 @@
 mod m0001_integrations;
 mod m0002_shards;
 mod m0003_changes;
+mod m0004_events;
 mod m0007_forward;
 
 use sea_orm_migration::{
@@ -28,6 +29,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0001_integrations::Migration),
             Box::new(m0002_shards::Migration),
             Box::new(m0003_changes::Migration),
+            Box::new(m0004_events::Migration),
             Box::new(m0007_forward::Migration),
         ]
     }
@@ -71,7 +73,8 @@ mod tests {
         migrate(&connection).await.unwrap();
         migrate(&connection).await.unwrap();
         let manager = SchemaManager::new(&connection);
-        for table in m0001_integrations::TABLES.into_iter().chain([m0003_changes::TABLE]) {
+        for table in m0001_integrations::TABLES.into_iter().chain([m0003_changes::TABLE, m0004_events::TABLE])
+        {
             assert!(manager.has_table(table).await.unwrap(), "{table}");
         }
         assert!(manager.has_column("topic_life", "shards").await.unwrap());

@@ -137,12 +137,12 @@ fn integrations_full(max: u64) -> Status {
     with_details(Code::ResourceExhausted, text, details)
 }
 
-/// A watch whose client takes nothing; `resume` is the last revision that was handed over.
-pub(super) fn slow_watcher(patience: Duration, resume: Option<u64>) -> Status {
-    let (metadata, advice) = match resume {
-        Some(revision) => {
-            let metadata = HashMap::from([("resume_revision".to_owned(), revision.to_string())]);
-            (metadata, format!("resume after revision {revision}"))
+/// A watch whose client takes nothing; `place` is the last number of that name that was handed over.
+pub(super) fn slow_watcher(patience: Duration, name: &str, place: Option<u64>) -> Status {
+    let (metadata, advice) = match place {
+        Some(place) => {
+            let metadata = HashMap::from([(format!("resume_{name}"), place.to_string())]);
+            (metadata, format!("resume after {name} {place}"))
         }
         None => (HashMap::new(), "watch anew".to_owned()),
     };
@@ -176,6 +176,10 @@ impl From<store::Error> for Status {
                 status(Code::OutOfRange, "REVISION_COMPACTED", text)
             }
             store::Error::LimitReached { max } => integrations_full(*max),
+            store::Error::Expired { .. } => {
+                let text = format!("{error}; watch without after_sequence, and list what is kept");
+                status(Code::OutOfRange, "REVISION_COMPACTED", text)
+            }
             store::Error::RequestReused(_) => invalid_field("request_id", error.to_string()),
             // Answered where it arises.
             store::Error::Replayed(_) => status(Code::Aborted, "REPLAYED", error.to_string()),

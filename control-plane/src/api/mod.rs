@@ -7,6 +7,7 @@ mod draft;
 pub(crate) mod drift;
 mod error;
 mod event;
+mod event_watch;
 mod explain;
 mod filter;
 mod forward;
@@ -22,6 +23,7 @@ mod reach;
 mod session;
 mod stats;
 mod status;
+mod stream;
 mod token;
 mod watch;
 
@@ -103,6 +105,8 @@ impl Server {
             tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(DESCRIPTORS)
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+                // So that who knows us by reflection alone can read the details of errors.
+                .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
         };
         let stopping = Drain::new();
         let integrations =
@@ -115,7 +119,7 @@ impl Server {
             .max_concurrent_streams(Some(calls.streams_max.get()))
             .layer(guard::GuardLayer::new(calls.clone(), plane.metrics.calls.clone()))
             .add_service(integrations)
-            .add_service(EventServiceServer::new(event::Events::new(plane.clone())))
+            .add_service(EventServiceServer::new(event::Events::new(plane.clone(), stopping.clone())))
             .add_service(NodeServiceServer::new(node::NodesApi::new(plane.clone())))
             .add_service(SessionServiceServer::new(session::SessionsApi::new(plane.clone())))
             .add_service(TokenServiceServer::new(token::Tokens::new(plane.clone())))

@@ -79,11 +79,11 @@ entity!(integration_status, "integration_status" {
     time_ms: i64,
 });
 
-entity!(event, "event" {
+entity!(event, "event_log" {
     #[sea_orm(primary_key, auto_increment = false)] event_id: Uuid,
     integration_id: Uuid,
     event_type: i32,
-    time_ms: i64,
+    #[sea_orm(primary_key, auto_increment = false)] time_ms: i64,
     service_id: String,
     shard: i32,
     revision: i64,
@@ -96,6 +96,7 @@ entity!(event, "event" {
     error: Option<String>,
     messages_processed: Option<i64>,
     errors: Option<i64>,
+    sequence: i64,
 });
 
 entity!(integration_change, "integration_change" {

@@ -7,11 +7,13 @@
 mod change;
 mod entity;
 mod event;
+mod event_log;
 mod integration;
 mod lease;
 mod life;
 mod listing;
 mod node;
+mod retention;
 
 use std::{path::Path, time::Duration};
 
@@ -24,12 +26,14 @@ use tbmq_proto::ids::IntegrationId;
 
 pub use self::{
     change::{ChangeKind, ChangeRow},
-    event::{EventBody, EventFilter, EventRow, StatusRow},
+    event::{EventBody, EventRow, StatusRow},
+    event_log::{EventFilter, EventPage, EventPlace, Number},
     integration::{Change, New, Request, Row, Saved},
     lease::{Lease, Observed},
     life::{Life, Mark, Projection},
     listing::{Listing, Place, PlaceKey, Sort, SortKey},
     node::{KindRow, SessionRow},
+    retention::Expired,
 };
 
 /// Rows that a page or a batch holds at most.
@@ -89,6 +93,12 @@ pub enum Error {
     #[error("changes up to revision {floor} are not kept any more")]
     Compacted {
         /// All changes after this revision are kept.
+        floor: u64,
+    },
+    /// Events after the number that was asked for may have been removed.
+    #[error("events up to sequence {floor} are not all kept any more")]
+    Expired {
+        /// All events after this number are kept, but for those that were cleared.
         floor: u64,
     },
     /// A row holds what this version can't read.
@@ -209,13 +219,19 @@ async fn next_revision(transaction: &DatabaseTransaction) -> Result<i64, Error> 
 
 /// Takes the next `count` revisions at once and tells the last of them; as [`next_revision`] otherwise.
 async fn take_revisions(transaction: &DatabaseTransaction, count: usize) -> Result<i64, Error> {
-    entity::counter::Entity::update_many()
+    take_numbers(transaction, REVISION, count).await
+}
+
+/// Takes the next `count` numbers of a counter and tells the last of them. The counter's row stays locked until the
+/// transaction ends. Whoever takes of several counters begins with the revisions: no deadlock.
+async fn take_numbers(transaction: &DatabaseTransaction, name: &str, count: usize) -> Result<i64, Error> {
+    let rows = entity::counter::Entity::update_many()
         .col_expr(entity::counter::Column::Value, Expr::col(entity::counter::Column::Value).add(count as i64))
-        .filter(entity::counter::Column::Name.eq(REVISION))
-        .exec(transaction)
+        .filter(entity::counter::Column::Name.eq(name))
+        .exec_with_returning(transaction)
         .await
         .map_err(|error| fault(&error))?;
-    Ok(read_counter(transaction, REVISION).await? as i64)
+    rows.first().map(|row| row.value).ok_or_else(|| Error::Corrupt(format!("no counter {name}")))
 }
 
 async fn read_counter(connection: &impl sea_orm::ConnectionTrait, name: &str) -> Result<u64, Error> {

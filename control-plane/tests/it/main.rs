@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod api;
+mod event_log;
+mod events;
 mod fuzz;
 mod nodes;
 mod overload;

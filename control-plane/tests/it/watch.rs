@@ -31,23 +31,23 @@ use uuid::Uuid;
 use crate::support::{Cluster, ControlPlane, DOCUMENT, Verdict, eventually, fields, id_of, phase, reason};
 
 /// Where the replicas of a test keep their integrations.
-struct Shared {
-    cluster: Cluster,
+pub(crate) struct Shared {
+    pub(crate) cluster: Cluster,
     options: Options,
 }
 
 impl Shared {
-    fn sqlite() -> Self {
+    pub(crate) fn sqlite() -> Self {
         let cluster = Cluster::new();
         let options = Options::sqlite(&cluster.folder.path().join("control.db"));
         Self { cluster, options }
     }
 
-    fn postgres() -> Self {
+    pub(crate) fn postgres() -> Self {
         Self { cluster: Cluster::new(), options: crate::postgres::options() }
     }
 
-    async fn replica(&self, id: &str, configure: impl FnOnce(&mut Config)) -> ControlPlane {
+    pub(crate) async fn replica(&self, id: &str, configure: impl FnOnce(&mut Config)) -> ControlPlane {
         self.cluster
             .control_plane_with(id, |config| {
                 config.database.url = Some(DatabaseUrl::new(self.options.url.clone()));
@@ -58,7 +58,7 @@ impl Shared {
     }
 
     /// The same store beside the replicas.
-    async fn store(&self) -> Store {
+    pub(crate) async fn store(&self) -> Store {
         Store::open(&self.options).await.unwrap()
     }
 }
@@ -374,7 +374,7 @@ fn saved(now_ms: i64) -> Saved<'static> {
 }
 
 /// An integration with a document of so many bytes and some more.
-fn new(name: &str, bytes: usize) -> New {
+pub(crate) fn new(name: &str, bytes: usize) -> New {
     let filler = "x".repeat(bytes);
     let configuration =
         format!(r#"{{"topicFilters":["a"],"metadata":{{"f":"{filler}"}},"clientConfiguration":{{}}}}"#);

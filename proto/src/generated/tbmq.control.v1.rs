@@ -1097,7 +1097,8 @@ pub struct WatchEventsRequest {
     pub r#type: i32,
     #[prost(message, optional, tag = "3")]
     pub filter: ::core::option::Option<EventFilter>,
-    /// Events stored after this one are sent, as an earlier response named it; absent: from now on.
+    /// Events stored after this one are sent, as an earlier response named it; absent: from now on. Those that were cleared
+    /// meanwhile are not sent; when some have expired, the call fails with OUT_OF_RANGE, reason REVISION_COMPACTED.
     #[prost(uint64, optional, tag = "4")]
     pub after_sequence: ::core::option::Option<u64>,
 }
@@ -1112,7 +1113,7 @@ pub struct WatchEventsResponse {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ClearEventsRequest {
-    /// `integrations/{uuid}`.
+    /// `integrations/{uuid}`, which may be deleted already, or `integrations/-` for all.
     #[prost(string, tag = "1")]
     pub integration: ::prost::alloc::string::String,
     #[prost(enumeration = "EventType", tag = "2")]
@@ -1301,7 +1302,7 @@ pub mod event_service_client {
                 .insert(GrpcMethod::new("tbmq.control.v1.EventService", "WatchEvents"));
             self.inner.server_streaming(req, path, codec).await
         }
-        /// Removes events for good.
+        /// Removes events for good: those that are stored when it begins, in batches. When it fails, some may be gone.
         pub async fn clear_events(
             &mut self,
             request: impl tonic::IntoRequest<super::ClearEventsRequest>,
@@ -1364,7 +1365,7 @@ pub mod event_service_server {
             tonic::Response<Self::WatchEventsStream>,
             tonic::Status,
         >;
-        /// Removes events for good.
+        /// Removes events for good: those that are stored when it begins, in batches. When it fails, some may be gone.
         async fn clear_events(
             &self,
             request: tonic::Request<super::ClearEventsRequest>,

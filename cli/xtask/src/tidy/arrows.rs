@@ -15,6 +15,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     ("tbmq-bench", &["tbmq-bus", "tbmq-e2e", "tbmq-harness", "tbmq-mqtt", "tbmq-proto"]),
     ("tbmq-bus", &["tbmq-proto"]),
+    ("tbmq-client-example", &["tbmq-proto"]),
     (
         "tbmq-control-plane",
         &["tbmq-bus", "tbmq-integration", "tbmq-migrations", "tbmq-mqtt", "tbmq-proto", "tbmq-service"],

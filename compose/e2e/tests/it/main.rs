@@ -7,6 +7,7 @@ mod chaos;
 mod clients;
 mod command_line;
 mod crash;
+mod examples;
 mod fencing;
 mod kinds;
 mod planted;
