@@ -203,7 +203,7 @@ impl World {
         delivery: &Value,
     ) -> u64 {
         let configuration = document(&json!({}), delivery);
-        let target = Target { name: "test".into(), enabled, configuration: configuration.into() };
+        let target = Target { name: "test".into(), enabled, configuration: configuration.into(), sealed: None };
         self.desire(id, generation, Change::Apply { cause: Cause::Updated, target }).await
     }
 
@@ -219,7 +219,7 @@ impl World {
     pub(crate) async fn apply_shards(&self, id: IntegrationId, count: u32) {
         for index in 0..count {
             let configuration = document(&json!({}), &json!({})).into();
-            let target = Target { name: "test".into(), enabled: true, configuration };
+            let target = Target { name: "test".into(), enabled: true, configuration, sealed: None };
             let change = Change::Apply { cause: Cause::Created, target };
             self.desire_shard(ShardId { integration: id, index }, count, 1, change).await;
         }
@@ -258,6 +258,7 @@ impl World {
             name: "test".to_owned(),
             enabled: true,
             configuration: document(client, delivery),
+            sealed: None,
             created_ms: 0,
             deadline_ms,
         };
