@@ -113,6 +113,9 @@ mod tests {
         assert_eq!(text(&bad).unwrap_err().to_string(), "bad value for TBMQ_SECRETS_KEY: no key");
         let missing = SecretsConfig { key_file: Some("/no/such/file".into()), ..SecretsConfig::default() };
         let error = text(&missing).unwrap_err().to_string();
-        assert!(error.starts_with("can't read the keys in /no/such/file (TBMQ_SECRETS_KEY_FILE): "), "{error}");
+        assert!(
+            error.starts_with("can't read the keys in /no/such/file (TBMQ_SECRETS_KEY_FILE): "),
+            "{error}"
+        );
     }
 }
