@@ -14,7 +14,7 @@ use tbmq_integration::{
     wire,
 };
 use tbmq_proto::{
-    control::{CheckConnectionRequest, Integration},
+    control::{CheckConnectionRequest, Integration, ListKindsRequest},
     ids::IntegrationId,
 };
 use tbmq_service::config::Secret;
@@ -263,6 +263,14 @@ async fn on_bus(cluster: &Cluster, text: &str) -> usize {
 
 /// Creates, changes, checks and switches an integration; returns it.
 async fn use_secrets(cluster: &Cluster, control_plane: &ControlPlane) -> Integration {
+    let kinds = || async {
+        let request = ListKindsRequest::default();
+        control_plane.integrations.clone().list_kinds(request).await.unwrap().into_inner().kinds
+    };
+    eventually("its secrets are known", async || {
+        kinds().await.iter().any(|kind| kind.name == "HTTP" && kind.json_schema.contains("writeOnly"))
+    })
+    .await;
     let created = control_plane.create("one").await.unwrap();
     eventually("running", async || phase(&control_plane.get(&created.name).await.unwrap()) == "PHASE_ACTIVE")
         .await;
@@ -286,8 +294,8 @@ async fn use_secrets(cluster: &Cluster, control_plane: &ControlPlane) -> Integra
 #[tokio::test]
 async fn neither_the_database_nor_the_bus_sees_a_secret() {
     let cluster = Cluster::new();
-    let executor = cluster.executor(Verdict::Accept).await;
     let control_plane = cluster.control_plane_with("cp1", with_keys(&["a"])).await;
+    let executor = cluster.executor(Verdict::Accept).await;
     let held = use_secrets(&cluster, &control_plane).await;
 
     let keys = Keys::parse(&key("a")).unwrap();
@@ -312,8 +320,8 @@ async fn neither_the_database_nor_the_bus_sees_a_secret() {
 #[tokio::test]
 async fn without_a_key_both_see_it() {
     let cluster = Cluster::new();
-    let _executor = cluster.executor(Verdict::Accept).await;
     let control_plane = cluster.control_plane("cp1").await;
+    let _executor = cluster.executor(Verdict::Accept).await;
     use_secrets(&cluster, &control_plane).await;
     assert!(on_bus(&cluster, SECRET).await > 0);
     assert!(in_files(cluster.folder.path(), SECRET) > 0);
@@ -322,8 +330,8 @@ async fn without_a_key_both_see_it() {
 #[tokio::test]
 async fn a_restart_with_the_same_key_repairs_nothing_and_another_key_seals_and_sends_anew() {
     let cluster = Cluster::new();
-    let executor = cluster.executor(Verdict::Accept).await;
     let first = cluster.control_plane_with("cp1", with_keys(&["a"])).await;
+    let executor = cluster.executor(Verdict::Accept).await;
     let held = use_secrets(&cluster, &first).await;
     first.running.drain().await;
     let key_of = || {
@@ -361,8 +369,8 @@ async fn a_restart_with_the_same_key_repairs_nothing_and_another_key_seals_and_s
 #[tokio::test]
 async fn one_whose_key_is_lost_fails_alone_and_its_masks_are_never_taken_for_secrets() {
     let cluster = Cluster::new();
-    let executor = cluster.executor(Verdict::Accept).await;
     let first = cluster.control_plane_with("cp1", with_keys(&["a"])).await;
+    let executor = cluster.executor(Verdict::Accept).await;
     let held = use_secrets(&cluster, &first).await;
     first.running.drain().await;
     let second = cluster.control_plane_with("cp1", with_keys(&["b"])).await;
