@@ -35,7 +35,9 @@ pub(crate) fn unmask(
     });
     whole.map_err(|mut violations| {
         let text = format!("; the stored secrets are out of reach: {unreadable}");
-        violations.iter_mut().for_each(|violation| violation.text.push_str(&text));
+        for violation in &mut violations {
+            violation.text.push_str(&text);
+        }
         violations
     })
 }

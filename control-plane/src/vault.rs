@@ -35,6 +35,14 @@ impl Default for Random {
     }
 }
 
+/// A new key, as `TBMQ_SECRETS_KEYS` takes it.
+///
+/// # Errors
+/// When the system gives no random numbers.
+pub fn new_key() -> Result<String, NoRandomness> {
+    Keys::generate(&SystemRandom::new())
+}
+
 impl Vault {
     /// A vault that knows no kind yet.
     pub fn new(keys: Keys) -> Self {

@@ -8,6 +8,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use base64::{Engine as _, prelude::BASE64_STANDARD};
 use serde_json::Value;
 use tbmq_integration::{
     entity::Violation,
@@ -34,9 +35,16 @@ impl Redactor {
     pub(crate) fn new(schema: &Value, document: &str) -> Self {
         let mut texts = Vec::new();
         for found in secret::find(Some(schema), document) {
-            if let Ok(value) = serde_json::from_str(&document[found.span]) {
-                collect(value, &mut texts);
+            let Ok(value) = serde_json::from_str(&document[found.span]) else { continue };
+            // As RFC 7617 sends it: a remote end may show the headers that it got.
+            let user = found.pointer.strip_suffix("/password").map(|parent| format!("{parent}/username"));
+            if let (Some(user), Value::String(password)) = (user, &value)
+                && let Some(span) = secret::locate(document, &user)
+                && let Ok(user) = serde_json::from_str::<String>(&document[span])
+            {
+                texts.push(BASE64_STANDARD.encode(format!("{user}:{password}")));
             }
+            collect(value, &mut texts);
         }
         texts.retain(|text| text.len() >= BYTES_MIN && text != MASK);
         // A secret may be a part of another.
@@ -146,6 +154,15 @@ mod tests {
             redactor().clean(text.to_owned()),
             r#"no ******** at http://h: {"p":"********"} ********, ********, 12"#
         );
+    }
+
+    #[test]
+    fn basic_credentials_are_masked_as_they_are_sent() {
+        let schema = json!({ "properties": { "password": { "writeOnly": true } } });
+        let document = json!({ "clientConfiguration": { "username": "Aladdin", "password": "open sesame" } });
+        let text = "got Authorization: Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ==".to_owned();
+        let cleaned = Redactor::new(&schema, &document.to_string()).clean(text);
+        assert_eq!(cleaned, "got Authorization: Basic ********");
     }
 
     #[derive(Debug)]
