@@ -132,13 +132,20 @@ pub(crate) async fn seal(relayer: &Relayer, known: &mut BTreeMap<String, u64>) {
         Ok(counted) => counted,
         Err(error) => return tracing::warn!(%error, "can't count the integrations of each key"),
     };
+    let vault = plane.store.vault();
+    if vault.first().is_none() {
+        unreadable = counted.values().sum();
+    }
     plane.metrics.unreadable.set(unreadable as i64);
     // A key that is configured and not used any more shows 0: it may be removed.
-    let configured = plane.store.vault().key_ids().map(|id| (id.to_owned(), 0));
+    let configured = vault.key_ids().map(|id| (id.to_owned(), 0));
     let counted: BTreeMap<String, u64> = configured.chain(counted).collect();
     if *known != counted {
-        if !counted.is_empty() {
-            tracing::info!(integrations = ?counted, sealed, unreadable, "integrations by the key that seals their secrets");
+        let used = |counts: &BTreeMap<String, u64>| -> Vec<String> {
+            counts.iter().filter(|(_, count)| **count > 0).map(|(id, _)| id.clone()).collect()
+        };
+        if used(known) != used(&counted) {
+            tracing::info!(integrations = ?counted, sealed, unreadable, "secrets are sealed with these keys");
         }
         plane.metrics.sealed.clear();
         for (id, count) in &counted {

@@ -84,7 +84,9 @@ async fn a_planted_secret_is_found_nowhere_and_without_a_key_it_would_be() -> Re
         println!(
             "{secret} without a key: {segments} segments, {records} records, {tables} rows, {database_files} files"
         );
-        ensure!(segments > 0 && records > 0 && tables > 0 && database_files > 0, "{secret} was not found");
+        // The second one's integration is deleted in the end.
+        ensure!(tables > 0 || secret == plain[1], "{secret} was not found in the tables");
+        ensure!(segments > 0 && records > 0 && database_files > 0, "{secret} was not found");
         ensure!((logs, answers) == (0, 0), "{secret} stands in {logs} logs and {answers} answers");
     }
     drop(left);
@@ -299,13 +301,8 @@ async fn search(servers: &Servers, left: &Left, text: &str) -> Result<Places> {
 }
 
 fn count(bytes: &[u8], text: &str) -> usize {
-    let Some((first, rest)) = text.as_bytes().split_first() else { return 0 };
-    let (mut found, mut from) = (0, bytes);
-    while let Some(at) = from.iter().position(|byte| byte == first) {
-        from = &from[at + 1..];
-        found += usize::from(from.starts_with(rest));
-    }
-    found
+    // Bytes that are no text stand between texts.
+    String::from_utf8_lossy(bytes).matches(text).count()
 }
 
 fn in_files(folder: &Path, text: &str, wanted: &dyn Fn(&str) -> bool) -> Result<usize> {
