@@ -108,3 +108,38 @@ impl Store {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tbmq_integration::seal::{Keys, Unreadable};
+
+    use super::*;
+    use crate::{
+        store::{Options, Saved},
+        vault::{self, Vault},
+    };
+
+    #[tokio::test]
+    async fn a_malformed_sealed_part_is_unreadable_and_not_plain() {
+        let folder = tempfile::tempdir().unwrap();
+        let keys = Keys::parse(&vault::new_key().unwrap()).unwrap();
+        let vault = Arc::new(Vault::new(keys.clone()));
+        let options = Options::sqlite(&folder.path().join("control.db"));
+        let store = Store::open_with(&options, vault).await.unwrap();
+        let saved = Saved { service_id: "cp1", incarnation: "i", now_ms: 1, request: None };
+        let mut new = crate::testing::new("one");
+        new.configuration = r#"{"topicFilters":[],"clientConfiguration":{"password":"s3cret"}}"#.to_owned();
+        let row = store.create(new, saved).await.unwrap();
+        entity::integration::Entity::update_many()
+            .col_expr(entity::integration::Column::Sealed, Expr::value("nonsense"))
+            .exec(&store.connection)
+            .await
+            .unwrap();
+        let found = store.get(row.id).await.unwrap();
+        assert!(matches!(found.unreadable, Some(Unreadable::Malformed(_))), "{:?}", found.unreadable);
+        let parted = found.parted.expect("else masks would pass for secrets");
+        assert!(keys.open(row.id, &parted.plain, &parted.sealed).is_err());
+    }
+}

@@ -1,16 +1,16 @@
 //! Secrets at rest and on the bus.
 
-use std::{collections::BTreeSet, path::Path, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, path::Path, sync::Arc};
 
 use tbmq_bus::{Bus as _, ReaderConfig, ReaderEvent, Start, TopicPartition};
 use tbmq_control_plane::{
     Config,
-    store::{Change, Error, KindRow, New, Options, Row, Saved, Store},
+    store::{Change, KindRow, New, Options, Row, Saved, Store},
     vault::Vault,
 };
 use tbmq_harness::{Need, ready};
 use tbmq_integration::{
-    seal::{Keys, Parted, Purpose, Unreadable},
+    seal::{Keys, Purpose},
     wire,
 };
 use tbmq_proto::{
@@ -405,24 +405,4 @@ async fn one_whose_key_is_lost_fails_alone_and_its_masks_are_never_taken_for_sec
     let replaced = second.update(replaced, &[]).await.unwrap();
     assert_ne!(replaced.status.unwrap().reason, "SECRETS_UNREADABLE");
     eventually("it runs", async || phase(&second.get(&held.name).await.unwrap()) == "PHASE_ACTIVE").await;
-}
-
-#[tokio::test]
-async fn a_malformed_sealed_part_is_unreadable_and_not_plain() {
-    let folder = tempfile::tempdir().unwrap();
-    let options = Options::sqlite(&folder.path().join("control.db"));
-    let store = store(&options, &["a"]).await;
-    let row = store.create(new("one", DOCUMENT), saved(1)).await.unwrap();
-    let connection = sea_orm::Database::connect(options.url.as_str()).await.unwrap();
-    sea_orm::ConnectionTrait::execute_unprepared(&connection, "UPDATE integration SET sealed = 'x'")
-        .await
-        .unwrap();
-    let found = store.get(row.id).await.unwrap();
-    assert!(matches!(found.unreadable, Some(Unreadable::Malformed(_))), "{:?}", found.unreadable);
-    let Some(Parted { plain, sealed }) = found.parted.as_deref() else {
-        panic!("masks would pass for secrets")
-    };
-    assert!(Keys::parse(&key("a")).unwrap().open(row.id, plain, sealed).is_err());
-    assert_eq!(store.get(IntegrationId(Uuid::nil())).await, Err(Error::NotFound(IntegrationId(Uuid::nil()))));
-    tokio::time::timeout(Duration::from_secs(5), store.close()).await.unwrap();
 }
