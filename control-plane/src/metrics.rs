@@ -32,6 +32,10 @@ pub(crate) struct Metrics {
     pub(crate) relay_failures: Counter,
     /// 1 while this control plane holds the lease.
     pub(crate) leading: Gauge,
+    /// Integrations whose secrets are sealed, by key; on the control plane that holds the lease.
+    pub(crate) sealed: Family<[(&'static str, String); 1], Gauge>,
+    /// Integrations whose secrets can't be opened; on the control plane that holds the lease.
+    pub(crate) unreadable: Gauge,
     /// Nodes that are not remembered because there are too many.
     pub(crate) nodes_dropped: Counter,
     /// Integrations that were not created because there are as many as there may be.
@@ -150,6 +154,16 @@ impl Metrics {
             "node_answers_dropped",
             "Answers of data planes that came late",
             &metrics.node_answers_dropped,
+        );
+        registry.register(
+            "tbmq_control_sealed_integrations",
+            "Integrations whose secrets are sealed, by key",
+            metrics.sealed.clone(),
+        );
+        registry.register(
+            "tbmq_control_unreadable_integrations",
+            "Integrations whose secrets can't be opened",
+            metrics.unreadable.clone(),
         );
         registry.register("tbmq_control_watchers", "Open watches", metrics.watchers.clone());
         registry.register("tbmq_control_leading", "1 while holding the lease", metrics.leading.clone());

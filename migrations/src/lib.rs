@@ -9,6 +9,7 @@ mod m0001_integrations;
 mod m0002_shards;
 mod m0003_changes;
 mod m0004_events;
+mod m0006_sealed;
 mod m0007_forward;
 
 use sea_orm_migration::{
@@ -30,6 +31,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0002_shards::Migration),
             Box::new(m0003_changes::Migration),
             Box::new(m0004_events::Migration),
+            Box::new(m0006_sealed::Migration),
             Box::new(m0007_forward::Migration),
         ]
     }
@@ -78,8 +80,9 @@ mod tests {
             assert!(manager.has_table(table).await.unwrap(), "{table}");
         }
         assert!(manager.has_column("topic_life", "shards").await.unwrap());
-        for column in m0007_forward::COLUMNS {
             assert!(manager.has_column("node_session", column).await.unwrap(), "{column}");
+        assert!(manager.has_column("integration", "sealed_key").await.unwrap());
+        for column in m0007_forward::COLUMNS {
         }
         assert!(Migrator::get_pending_migrations(&connection).await.unwrap().is_empty());
     }

@@ -9,7 +9,7 @@ use tbmq_proto::node::{
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
-use super::{error, integration::shortened};
+use super::{calls::shortened, error};
 use crate::plane::Plane;
 
 #[derive(Debug)]

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use tonic::{Code, Status, metadata::MetadataMap};
 use tonic_types::StatusExt as _;
 
-use super::{error, integration::shortened};
+use super::{calls::shortened, error};
 use crate::{commands::Failure, nodes::LIVE_FOR, plane::Plane, store::SessionRow};
 
 /// How long a data plane is waited for, unless the caller waits less long.

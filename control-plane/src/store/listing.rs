@@ -9,7 +9,7 @@ use sea_orm::{
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{Error, PAGE_ROWS_MAX, Row, Store, entity, fault, integration::from_model};
+use super::{Error, PAGE_ROWS_MAX, Row, Store, entity, fault};
 use entity::integration::{Column, Entity};
 
 /// What a page of integrations is to hold, and in which order.
@@ -191,7 +191,7 @@ impl Store {
         }
         let limit = Ord::min(listing.limit, PAGE_ROWS_MAX);
         let models = query.limit(limit).all(&self.connection).await.map_err(|error| fault(&error))?;
-        models.into_iter().map(from_model).collect()
+        models.into_iter().map(|model| self.row(model)).collect()
     }
 
     /// How many integrations a listing has over all pages.

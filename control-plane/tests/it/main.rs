@@ -12,6 +12,7 @@ mod ownership;
 mod postgres;
 mod relay;
 mod replicas;
+mod sealed;
 mod shards;
 mod stats;
 mod store;

@@ -14,6 +14,7 @@ mod planted;
 mod replicas;
 mod rolling;
 mod scenarios;
+mod secrets;
 mod several;
 mod sinks;
 mod stats;
