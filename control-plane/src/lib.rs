@@ -2,6 +2,7 @@
 //!
 //! | module | what |
 //! |---|---|
+//! | `access` | who may call, TLS, the audit log |
 //! | `api` | gRPC services: requests in, resources and status codes out |
 //! | [`store`] | the only place that speaks SQL |
 //! | `validate` | requests to executors and their replies |
@@ -19,6 +20,7 @@
 //! message topic, subscription record, downlink record. Nothing but SQL and the bus is shared between control planes.
 #![warn(missing_docs)]
 
+mod access;
 mod api;
 mod changes;
 mod claims;
@@ -51,13 +53,12 @@ use tbmq_bus::{Bus, WriterConfig};
 use tbmq_proto::{ids::ServiceId, topic::Catalogue};
 use tbmq_service::{
     admin::{Component, Health},
-    drain::Drain,
     identity::Identity,
 };
 use tokio::{sync::watch, task::JoinSet};
 
 pub use crate::config::{Config, SETTINGS};
-use crate::{plane::Plane, relayer::only_partition, vault::Vault};
+use crate::{access::Access, plane::Plane, relayer::only_partition, vault::Vault};
 
 /// How long a bus that answers "not yet" is tried again at the start, counted from it.
 const BUS_PATIENCE: Duration = Duration::from_secs(60);
@@ -98,8 +99,14 @@ pub struct Running {
 /// # Errors
 /// When the configuration can't be used, the store or the bus can't be reached, or the port is taken.
 pub async fn start(config: Config, context: Context) -> anyhow::Result<Running> {
+    // Callers need not carry the settings in their own futures twice.
+    Box::pin(launch(config, context)).await
+}
+
+async fn launch(config: Config, context: Context) -> anyhow::Result<Running> {
     let service_id: ServiceId = context.identity.service_id.parse()?;
     let options = config.store_options()?;
+    config.check_access()?;
     let component = context.health.component("control-plane");
     component.down("starting");
     let keys = config.keys()?;
@@ -115,8 +122,9 @@ pub async fn start(config: Config, context: Context) -> anyhow::Result<Running> 
     for kind in store.kinds().await? {
         vault.learn(&kind);
     }
-    let drain = Drain::new();
-    let plane = Arc::new(Plane::new(config, context, service_id, store, drain));
+    let metrics = context.metrics.register(metrics::Metrics::register);
+    let access = Access::open(&config.control, &context.identity.service_id, &store, &metrics).await?;
+    let plane = Arc::new(Plane::new(config, context, service_id, store, Arc::new(access), metrics));
 
     let started = Instant::now();
     let replies_from = loop {
@@ -152,6 +160,13 @@ pub async fn start(config: Config, context: Context) -> anyhow::Result<Running> 
         let plane = plane.clone();
         async move {
             changes::follow(plane).await;
+            Ok(())
+        }
+    });
+    tasks.spawn({
+        let plane = plane.clone();
+        async move {
+            plane.access.run(&plane.drain).await;
             Ok(())
         }
     });
@@ -226,6 +241,17 @@ impl Running {
         vec![("grpc", self.address)]
     }
 
+    /// What a data plane in this process shows to this control plane; good as long as this process lives, and not to be
+    /// shown to anybody.
+    pub fn node_token(&self) -> String {
+        self.plane.access.local_token().to_owned()
+    }
+
+    /// Whether it is to be called by TLS.
+    pub fn serves_tls(&self) -> bool {
+        self.plane.config.control.grpc.tls.pem_cert.is_some()
+    }
+
     /// Completes only if the control plane dies. Cancel-safe.
     pub async fn failed(&mut self) -> anyhow::Error {
         tokio::select! {
@@ -247,7 +273,7 @@ impl Running {
         self.plane.drain.begin();
         // Those that listen for the drain end by themselves; the readers have nothing to finish.
         let ended = async {
-            let listening = 3;
+            let listening = 4;
             for _ in 0..listening {
                 self.tasks.join_next().await;
             }

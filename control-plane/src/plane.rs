@@ -16,6 +16,7 @@ use tbmq_service::{drain::Drain, identity::Identity};
 use tokio::sync::{Notify, watch};
 
 use crate::{
+    access::Access,
     changes::Changes,
     claims::Claims,
     commands::Commands,
@@ -51,6 +52,7 @@ pub(crate) struct Plane {
     pub(crate) peers: Peers,
     pub(crate) validator: Validator,
     pub(crate) metrics: Metrics,
+    pub(crate) access: Arc<Access>,
     pub(crate) drain: Drain,
     /// There may be dirty marks.
     pub(crate) dirty: Notify,
@@ -77,9 +79,9 @@ impl Plane {
         context: crate::Context,
         service_id: ServiceId,
         store: Store,
-        drain: Drain,
+        access: Arc<Access>,
+        metrics: Metrics,
     ) -> Self {
-        let metrics = context.metrics.register(Metrics::register);
         Self {
             validator: Validator::new(
                 config.control.validations_max,
@@ -102,7 +104,8 @@ impl Plane {
             commands: Commands::new(metrics.clone()),
             peers: Peers::default(),
             metrics,
-            drain,
+            access,
+            drain: Drain::new(),
             dirty: Notify::new(),
             restless: Notify::new(),
             projected: watch::Sender::new(0),

@@ -15,6 +15,8 @@ use tonic::transport::Endpoint;
 
 use crate::{
     commands::{self, Asked},
+    config::ControlGrpcConfig,
+    control_access::ControlAccess,
     plane::Plane,
 };
 
@@ -40,6 +42,7 @@ pub(crate) struct NodeSession {
     identity: Identity,
     addresses: Vec<String>,
     endpoints: Vec<Endpoint>,
+    access: ControlAccess,
 }
 
 impl NodeSession {
@@ -48,9 +51,11 @@ impl NodeSession {
         plane: Arc<Plane>,
         identity: Identity,
         addresses: Vec<String>,
-        endpoints: &[String],
+        config: &ControlGrpcConfig,
     ) -> anyhow::Result<Self> {
-        let endpoints = endpoints
+        let access = ControlAccess::open(config)?;
+        let endpoints = config
+            .endpoints
             .iter()
             .map(|text| {
                 let endpoint = Endpoint::from_shared(text.trim().to_owned()).with_context(|| {
@@ -62,7 +67,7 @@ impl NodeSession {
                     .keep_alive_while_idle(true))
             })
             .collect::<anyhow::Result<_>>()?;
-        Ok(Self { plane, identity, addresses, endpoints })
+        Ok(Self { plane, identity, addresses, endpoints, access })
     }
 
     /// Keeps a session open to one of the control planes; returns only when a newer incarnation took over.
@@ -88,7 +93,7 @@ impl NodeSession {
     }
 
     async fn hold(&self, endpoint: &Endpoint) -> anyhow::Result<Superseded> {
-        let channel = endpoint.connect().await?;
+        let channel = self.access.endpoint(endpoint)?.connect().await?;
         let (sender, receiver) = mpsc::channel(16);
         let (ask, asked) = mpsc::channel(commands::WAITING_MAX);
         let hello = Hello {
@@ -100,7 +105,8 @@ impl NodeSession {
         };
         sender.send(NodeMessage { message: Some(node_message::Message::Hello(hello)) }).await?;
         let mut client = NodeSessionServiceClient::new(channel);
-        let mut answers = client.session(ReceiverStream::new(receiver)).await?.into_inner();
+        let mut answers =
+            client.session(self.access.signed(ReceiverStream::new(receiver))?).await?.into_inner();
         let mut heartbeats = tokio::time::interval(HEARTBEAT);
         let mut serving = pin!(commands::serve(self.plane.clone(), asked, sender.clone()));
         loop {

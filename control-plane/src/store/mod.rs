@@ -4,6 +4,7 @@
 //! transaction: revisions become visible in their order. The same transaction writes the dirty mark that the relayer
 //! follows (architecture §4.7, §4.9).
 
+mod audit;
 mod change;
 mod entity;
 mod event;
@@ -15,6 +16,7 @@ mod listing;
 mod node;
 mod retention;
 mod sealed;
+mod token;
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -27,6 +29,7 @@ use tbmq_integration::seal::{NoRandomness, Unreadable};
 use tbmq_proto::ids::IntegrationId;
 
 pub use self::{
+    audit::{AuditFilter, AuditRow},
     change::{ChangeKind, ChangeRow},
     event::{EventBody, EventRow, StatusRow},
     event_log::{EventFilter, EventPage, EventPlace, Number},
@@ -37,6 +40,7 @@ pub use self::{
     node::{KindRow, SessionRow},
     retention::Expired,
     sealed::Sealing,
+    token::TokenRow,
 };
 use crate::vault::Vault;
 

@@ -2,6 +2,7 @@
 //! tests.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod access;
 mod api;
 mod event_log;
 mod events;
@@ -17,6 +18,7 @@ mod shards;
 mod stats;
 mod store;
 mod support;
+mod tls;
 mod topics;
 mod uplink;
 mod watch;

@@ -38,7 +38,7 @@ enum Class {
 
 /// The limits of all connections together.
 #[derive(Clone, Debug)]
-pub(super) struct GuardLayer {
+pub(super) struct OverloadLayer {
     shared: Arc<Shared>,
 }
 
@@ -53,7 +53,7 @@ struct Shared {
     metrics: Calls,
 }
 
-impl GuardLayer {
+impl OverloadLayer {
     pub(super) fn new(limits: CallsConfig, metrics: Calls) -> Self {
         let places = |count: usize| Arc::new(Semaphore::new(count.min(Semaphore::MAX_PERMITS)));
         let shared = Shared {
@@ -119,22 +119,22 @@ impl Shared {
     }
 }
 
-impl<S> Layer<S> for GuardLayer {
-    type Service = Guard<S>;
+impl<S> Layer<S> for OverloadLayer {
+    type Service = Overload<S>;
 
-    fn layer(&self, inner: S) -> Guard<S> {
-        Guard { inner, shared: self.shared.clone() }
+    fn layer(&self, inner: S) -> Overload<S> {
+        Overload { inner, shared: self.shared.clone() }
     }
 }
 
 /// A service behind the limits.
 #[derive(Clone, Debug)]
-pub(super) struct Guard<S> {
+pub(super) struct Overload<S> {
     inner: S,
     shared: Arc<Shared>,
 }
 
-impl<S> Service<Request<Body>> for Guard<S>
+impl<S> Service<Request<Body>> for Overload<S>
 where
     S: Service<Request<Body>, Response = Response<Body>> + Clone + Send + 'static,
     S::Future: Send,
