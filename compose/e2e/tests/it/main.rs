@@ -13,6 +13,7 @@ mod planted;
 mod replicas;
 mod rolling;
 mod scenarios;
+mod sessions;
 mod several;
 mod sinks;
 mod storm;
