@@ -15,6 +15,7 @@ mod replicas;
 mod rolling;
 mod scenarios;
 mod secrets;
+mod sessions;
 mod several;
 mod sinks;
 mod stats;
