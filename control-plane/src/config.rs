@@ -258,13 +258,16 @@ impl Default for GrpcConfig {
 impl GrpcConfig {
     /// The URL under which other control planes reach this one, which listens on `bound`.
     pub(crate) fn advertised(&self, bound: SocketAddr) -> String {
+        let scheme = if self.tls.pem_cert.is_some() { "https" } else { "http" };
         match &self.advertised_address {
-            Some(AdvertisedAddress { url, has_port: true }) => url.clone(),
-            Some(AdvertisedAddress { url, has_port: false }) => format!("{url}:{}", bound.port()),
+            Some(AdvertisedAddress { scheme: own, authority, has_port }) => {
+                let scheme = own.as_deref().unwrap_or(scheme);
+                if *has_port { format!("{scheme}://{authority}") } else { format!("{scheme}://{authority}:{}", bound.port()) }
+            },
             None if bound.ip().is_unspecified() => {
-                format!("http://{}:{}", tbmq_service::identity::host_name(), bound.port())
+                format!("{scheme}://{}:{}", tbmq_service::identity::host_name(), bound.port())
             }
-            None => format!("http://{bound}"),
+            None => format!("{scheme}://{bound}"),
         }
     }
 }
@@ -276,8 +279,10 @@ const ADDRESS_BYTES_MAX: usize = 512 - ":65535".len();
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct AdvertisedAddress {
-    /// Scheme, host and port.
-    url: String,
+    /// Absent: as this one is served.
+    scheme: Option<String>,
+    /// Host, and port if it has one.
+    authority: String,
     has_port: bool,
 }
 
@@ -299,17 +304,24 @@ impl TryFrom<String> for AdvertisedAddress {
         if host.is_empty() || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified()) {
             return Err(wrong("others can't connect to it"));
         }
-        let url = url.trim_end_matches('/').to_owned();
         if url.len() > ADDRESS_BYTES_MAX {
             return Err(wrong("it is too long"));
         }
-        Ok(Self { url, has_port: uri.port().is_some() })
+        let (scheme, authority) = url.split_once("://").unwrap_or_default();
+        Ok(Self {
+            scheme: text.contains("://").then(|| scheme.to_owned()),
+            authority: authority.trim_end_matches('/').to_owned(),
+            has_port: uri.port().is_some(),
+        })
     }
 }
 
 impl From<AdvertisedAddress> for String {
     fn from(address: AdvertisedAddress) -> Self {
-        address.url
+        match address.scheme {
+            Some(scheme) => format!("{scheme}://{}", address.authority),
+            None => address.authority,
+        }
     }
 }
 

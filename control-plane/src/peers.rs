@@ -5,11 +5,9 @@ use std::{collections::BTreeMap, time::Duration};
 use parking_lot::Mutex;
 use tbmq_proto::node::{ForwardRequest, NodeReply, node_forward_service_client::NodeForwardServiceClient};
 use tokio::time::Instant;
-use tonic::{
-    Extensions, Request, Status,
-    metadata::MetadataMap,
-    transport::{Channel, Endpoint},
-};
+use tonic::{Request, Status, transport::Channel};
+
+use crate::access;
 
 /// How long a connection may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -27,12 +25,14 @@ impl Peers {
     /// Has another control plane ask a data plane whose session it holds. Waits until then at most.
     pub(crate) async fn forward(
         &self,
+        access: &access::peer::Peers,
         address: &str,
         message: ForwardRequest,
         until: Instant,
     ) -> Result<NodeReply, Status> {
-        let channel = self.channel(address)?;
-        let mut request = Request::from_parts(peer_credentials(), Extensions::default(), message);
+        let channel = self.channel(access, address)?;
+        let mut request = Request::new(message);
+        access.sign(&mut request);
         request.set_timeout(until.saturating_duration_since(Instant::now()));
         let mut client = NodeForwardServiceClient::new(channel);
         let Ok(response) = tokio::time::timeout_at(until, client.forward(request)).await else {
@@ -41,13 +41,12 @@ impl Peers {
         response?.into_inner().reply.ok_or_else(|| Status::unavailable(format!("{address} gave no answer")))
     }
 
-    fn channel(&self, address: &str) -> Result<Channel, Status> {
+    fn channel(&self, access: &access::peer::Peers, address: &str) -> Result<Channel, Status> {
         let mut channels = self.channels.lock();
         if let Some(channel) = channels.get(address) {
             return Ok(channel.clone());
         }
-        let endpoint = Endpoint::from_shared(address.to_owned())
-            .map_err(|error| Status::unavailable(format!("{address} is no address: {error}")))?;
+        let endpoint = access.endpoint(address).map_err(Status::unavailable)?;
         let channel = endpoint
             .connect_timeout(CONNECT_TIMEOUT)
             .http2_keep_alive_interval(Duration::from_secs(10))
@@ -58,9 +57,4 @@ impl Peers {
         channels.insert(address.to_owned(), channel.clone());
         Ok(channel)
     }
-}
-
-/// What shows another control plane who asks. Nothing: control planes trust whoever reaches them.
-fn peer_credentials() -> MetadataMap {
-    MetadataMap::new()
 }

@@ -15,7 +15,6 @@ pub(crate) mod config;
 mod file;
 pub(crate) mod guard;
 mod jwt;
-#[allow(dead_code, reason = "calls between replicas come with the forwarding of commands")]
 pub(crate) mod peer;
 pub(crate) mod role;
 pub(crate) mod table;

@@ -102,21 +102,25 @@ impl Peers {
         Some(Peer { service_id: claims.sub, expires_ms: claims.exp.saturating_mul(1_000) })
     }
 
-    /// The endpoint of another control plane, such as `10.0.0.2:9090`: by TLS when this one serves TLS, with this one's
-    /// certificate, trusting CONTROL_GRPC_CA_FILE or what the system trusts. Reads the files, so that new ones count
-    /// from the next connection on.
+    /// The endpoint of another control plane, such as `https://10.0.0.2:9090`: by TLS with this one's certificate, if it
+    /// has one, trusting CONTROL_GRPC_CA_FILE or what the system trusts. Reads the files, so that new ones count from the
+    /// next connection on.
     ///
     /// # Errors
     /// A text that says what can't be read, or is no address.
-    pub(crate) fn endpoint(&self, authority: &str) -> Result<Endpoint, String> {
-        let scheme = if self.tls.pem_cert.is_some() { "https" } else { "http" };
-        let endpoint = Endpoint::from_shared(format!("{scheme}://{authority}"))
-            .map_err(|error| format!("{authority:?} is no address: {error}"))?;
-        let (Some(cert), Some(key)) = (&self.tls.pem_cert, &self.tls.pem_key) else { return Ok(endpoint) };
-        let chain = file::text(cert, "CONTROL_GRPC_TLS_PEM_CERT")?;
-        let key = file::text(key, "CONTROL_GRPC_TLS_PEM_KEY")?;
-        let client = ClientTlsConfig::new().identity(Identity::from_pem(chain, key));
-        let client = match &self.ca_file {
+    pub(crate) fn endpoint(&self, url: &str) -> Result<Endpoint, String> {
+        let endpoint =
+            Endpoint::from_shared(url.to_owned()).map_err(|error| format!("{url:?} is no address: {error}"))?;
+        if endpoint.uri().scheme_str() != Some("https") {
+            return Ok(endpoint);
+        }
+        let mut client = ClientTlsConfig::new();
+        if let (Some(cert), Some(key)) = (&self.tls.pem_cert, &self.tls.pem_key) {
+            let chain = file::text(cert, "CONTROL_GRPC_TLS_PEM_CERT")?;
+            let key = file::text(key, "CONTROL_GRPC_TLS_PEM_KEY")?;
+            client = client.identity(Identity::from_pem(chain, key));
+        }
+        client = match &self.ca_file {
             Some(path) => {
                 client.ca_certificate(Certificate::from_pem(file::text(path, "CONTROL_GRPC_CA_FILE")?))
             }
@@ -158,10 +162,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(&Options::sqlite(&folder.path().join("a.db"))).await.unwrap();
         let mut peers = Peers::open(&ControlConfig::default(), "cp1", &store).await.unwrap();
-        assert_eq!(peers.endpoint("h:1").unwrap().uri().scheme_str(), Some("http"));
+        assert!(peers.endpoint("http://h:1").is_ok());
         assert!(peers.endpoint("").is_err());
         peers.tls.pem_cert = Some(folder.path().join("missing"));
         peers.tls.pem_key = peers.tls.pem_cert.clone();
-        assert!(peers.endpoint("h:1").unwrap_err().contains("CONTROL_GRPC_TLS_PEM_CERT"));
+        assert!(peers.endpoint("https://h:1").unwrap_err().contains("CONTROL_GRPC_TLS_PEM_CERT"));
     }
 }

@@ -145,7 +145,7 @@ async fn ask_holder(
         incarnation: row.incarnation.clone(),
         request: Some(NodeRequest { id: 0, timeout_ms, request: Some(request) }),
     };
-    match plane.peers.forward(&row.replica_address, message, until).await {
+    match plane.peers.forward(&plane.access.peers, &row.replica_address, message, until).await {
         Ok(reply) => match reply.reply {
             Some(Reply::Error(text)) => Err(Failure::Refused { node: node.clone(), text }.into()),
             Some(reply) => Ok(reply),
