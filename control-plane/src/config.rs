@@ -4,24 +4,49 @@ use std::{
     fmt,
     net::{IpAddr, Ipv4Addr},
     num::{NonZeroU32, NonZeroU64, NonZeroUsize},
-    path::Path,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
 use tbmq_service::config::{Secret, Setting};
 
-use crate::store;
+pub use crate::access::config::{
+    AuthConfig, ClientAuth, ClientRole, InvalidClientRole, JwtConfig, TlsConfig,
+};
+use crate::{access, store};
 
 /// Environment names of [`Config`].
 pub const SETTINGS: &[Setting] = &[
     Setting { env: "CONTROL_GRPC_BIND_ADDRESS", key: "control.grpc.bind-address" },
     Setting { env: "CONTROL_GRPC_BIND_PORT", key: "control.grpc.bind-port" },
+    Setting { env: "CONTROL_GRPC_MAX_CONNECTION_AGE", key: "control.grpc.max-connection-age" },
+    Setting { env: "CONTROL_GRPC_MAX_CONNECTION_AGE_GRACE", key: "control.grpc.max-connection-age-grace" },
     Setting { env: "TBMQ_VALIDATION_TIMEOUT", key: "control.validation-timeout" },
     Setting { env: "TBMQ_VALIDATIONS_MAX", key: "control.validations-max" },
     Setting { env: "TBMQ_WATCHERS_MAX", key: "control.watchers-max" },
     Setting { env: "TBMQ_WATCH_PATIENCE", key: "control.watch-patience" },
     Setting { env: "TBMQ_WATCH_BOOKMARKS", key: "control.watch-bookmarks" },
+    Setting { env: "TBMQ_AUTH_ENABLED", key: "control.auth.enabled" },
+    Setting { env: "TBMQ_AUTH_INSECURE", key: "control.auth.insecure" },
+    Setting { env: "TBMQ_ADMIN_TOKEN", key: "control.auth.admin-token" },
+    Setting { env: "TBMQ_ADMIN_TOKEN_FILE", key: "control.auth.admin-token-file" },
+    Setting { env: "TBMQ_AUTH_JWT_SECRET", key: "control.auth.jwt.secret" },
+    Setting { env: "TBMQ_AUTH_JWT_SECRET_FILE", key: "control.auth.jwt.secret-file" },
+    Setting { env: "TBMQ_AUTH_JWT_KEY_FILE", key: "control.auth.jwt.key-file" },
+    Setting { env: "TBMQ_AUTH_JWT_JWKS", key: "control.auth.jwt.jwks" },
+    Setting { env: "TBMQ_AUTH_JWT_JWKS_REFRESH", key: "control.auth.jwt.jwks-refresh" },
+    Setting { env: "TBMQ_AUTH_JWT_ISSUER", key: "control.auth.jwt.issuer" },
+    Setting { env: "TBMQ_AUTH_JWT_AUDIENCE", key: "control.auth.jwt.audience" },
+    Setting { env: "TBMQ_AUTH_JWT_ROLE_CLAIM", key: "control.auth.jwt.role-claim" },
+    Setting { env: "TBMQ_AUDIT_TTL", key: "control.auth.audit-ttl" },
+    Setting { env: "CONTROL_GRPC_TLS_PEM_CERT", key: "control.grpc.tls.pem-cert" },
+    Setting { env: "CONTROL_GRPC_TLS_PEM_KEY", key: "control.grpc.tls.pem-key" },
+    Setting { env: "CONTROL_GRPC_TLS_CLIENT_CA", key: "control.grpc.tls.client-ca" },
+    Setting { env: "CONTROL_GRPC_TLS_CLIENT_AUTH", key: "control.grpc.tls.client-auth" },
+    Setting { env: "CONTROL_GRPC_TLS_CLIENT_ROLES", key: "control.grpc.tls.client-roles" },
+    Setting { env: "CONTROL_GRPC_TLS_RELOAD_INTERVAL", key: "control.grpc.tls.reload-interval" },
+    Setting { env: "CONTROL_GRPC_CA_FILE", key: "control.grpc.ca-file" },
     Setting { env: "DATABASE_URL", key: "database.url" },
     Setting { env: "SPRING_DATASOURCE_URL", key: "spring.datasource.url" },
     Setting { env: "SPRING_DATASOURCE_USERNAME", key: "spring.datasource.username" },
@@ -100,6 +125,8 @@ impl Default for SubscriptionConfig {
 pub struct ControlConfig {
     /// Where to listen.
     pub grpc: GrpcConfig,
+    /// Who may call.
+    pub auth: AuthConfig,
     /// How long Create and Update wait for an executor's answer.
     #[serde(with = "humantime_serde")]
     pub validation_timeout: Duration,
@@ -125,6 +152,7 @@ impl Default for ControlConfig {
     fn default() -> Self {
         Self {
             grpc: GrpcConfig::default(),
+            auth: AuthConfig::default(),
             validation_timeout: Duration::from_secs(30),
             validations_max: NonZeroUsize::new(1_000).expect("1000 is not 0"),
             watchers_max: NonZeroUsize::new(1_000).expect("1000 is not 0"),
@@ -146,6 +174,17 @@ pub struct GrpcConfig {
     pub bind_port: u16,
     /// Calls in work at once over all connections; more are refused with `RESOURCE_EXHAUSTED`.
     pub calls_max: NonZeroUsize,
+    /// TLS.
+    pub tls: TlsConfig,
+    /// File with the authorities that the other control planes' certificates are of, in PEM; absent: what the system
+    /// trusts.
+    pub ca_file: Option<PathBuf>,
+    /// After how long a client is asked to connect anew, so that load spreads over replicas; 0: never.
+    #[serde(with = "humantime_serde")]
+    pub max_connection_age: Duration,
+    /// How long calls in work may go on after this before they are cut; 0: as long as they like.
+    #[serde(with = "humantime_serde")]
+    pub max_connection_age_grace: Duration,
 }
 
 impl Default for GrpcConfig {
@@ -154,6 +193,10 @@ impl Default for GrpcConfig {
             bind_address: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
             bind_port: 9090,
             calls_max: NonZeroUsize::new(2_000).expect("2000 is not 0"),
+            tls: TlsConfig::default(),
+            ca_file: None,
+            max_connection_age: Duration::ZERO,
+            max_connection_age_grace: Duration::ZERO,
         }
     }
 }
@@ -309,9 +352,33 @@ pub enum Misconfigured {
         /// The URL, its password hidden.
         url: String,
     },
+    /// Other machines would be served, and nobody asked who they are.
+    #[error(
+        "the control API would be open to other machines on {0}, without authentication. Set TBMQ_ADMIN_TOKEN (or \
+         TBMQ_AUTH_JWT_KEY_FILE, TBMQ_AUTH_JWT_JWKS, CONTROL_GRPC_TLS_CLIENT_ROLES), or listen on this machine alone with \
+         CONTROL_GRPC_BIND_ADDRESS=127.0.0.1; TBMQ_AUTH_INSECURE=true opens it all the same"
+    )]
+    Public(IpAddr),
+    /// What says who may call, or secures connections, can't be used.
+    #[error("{0}")]
+    Access(String),
 }
 
 impl Config {
+    /// Says what does not fit together, or can't be read, of who may call.
+    ///
+    /// # Errors
+    /// The first problem.
+    pub fn check_access(&self) -> Result<(), Misconfigured> {
+        let address = self.control.grpc.bind_address;
+        if !address.is_loopback() && !access::is_on(&self.control) && !self.control.auth.insecure {
+            return Err(Misconfigured::Public(address));
+        }
+        access::Ways::open(&self.control).map_err(Misconfigured::Access)?;
+        access::tls::Tls::open(&self.control.grpc.tls).map_err(Misconfigured::Access)?;
+        Ok(())
+    }
+
     /// Whether a store is named.
     pub fn names_store(&self) -> bool {
         self.database.url.is_some() || self.spring.datasource.url.is_some()
@@ -449,6 +516,85 @@ mod tests {
         for url in ["postgres://u:secret@h:1/d", "jdbc:postgresql://h/d?user=u&password=secret&x=1"] {
             let shown = format!("{:?}", DatabaseUrl::new(url));
             assert!(!shown.contains("secret") && shown.contains("***"), "{shown}");
+        }
+    }
+
+    #[test]
+    fn other_machines_are_served_only_with_authentication_or_when_forced() {
+        let refused = |configure: &dyn Fn(&mut Config)| {
+            let mut config = Config::default();
+            configure(&mut config);
+            config.check_access().err()
+        };
+        let error = refused(&|_| {}).unwrap();
+        let text = error.to_string();
+        for setting in ["TBMQ_ADMIN_TOKEN", "CONTROL_GRPC_BIND_ADDRESS", "TBMQ_AUTH_INSECURE"] {
+            assert!(text.contains(setting), "{text}");
+        }
+        assert_eq!(refused(&|config| config.control.grpc.bind_address = [127, 0, 0, 1].into()), None);
+        assert_eq!(refused(&|config| config.control.auth.insecure = true), None);
+        assert_eq!(refused(&|config| config.control.auth.enabled = Some(true)), None);
+        assert_eq!(refused(&|config| config.control.auth.admin_token = Secret::new("0123456789abcdef")), None);
+        let with_token_but_off = |config: &mut Config| {
+            config.control.auth.admin_token = Secret::new("0123456789abcdef");
+            config.control.auth.enabled = Some(false);
+        };
+        assert_eq!(refused(&with_token_but_off), Some(error));
+    }
+
+    #[test]
+    fn settings_of_access_that_do_not_fit_are_told_by_name() {
+        type Configure = fn(&mut ControlConfig);
+        let cases: [(Configure, &str); 7] = [
+            (|control| control.auth.admin_token = Secret::new("short"), "TBMQ_ADMIN_TOKEN"),
+            (|control| control.auth.admin_token_file = Some("/nowhere".into()), "TBMQ_ADMIN_TOKEN_FILE"),
+            (|control| control.auth.jwt.secret = Secret::new("short"), "TBMQ_AUTH_JWT_SECRET"),
+            (|control| control.auth.jwt.jwks = Some("/nowhere".to_owned()), "TBMQ_AUTH_JWT_JWKS"),
+            (|control| control.grpc.tls.pem_cert = Some("/nowhere".into()), "CONTROL_GRPC_TLS_PEM_CERT"),
+            (|control| control.grpc.tls.client_ca = Some("/nowhere".into()), "CONTROL_GRPC_TLS_PEM_CERT"),
+            (
+                |control| control.grpc.tls.client_roles = vec!["a=ADMIN".parse().unwrap()],
+                "CONTROL_GRPC_TLS_CLIENT_CA",
+            ),
+        ];
+        for (configure, setting) in cases {
+            let mut config = Config::default();
+            config.control.grpc.bind_address = [127, 0, 0, 1].into();
+            configure(&mut config.control);
+            let text = config.check_access().unwrap_err().to_string();
+            assert!(text.contains(setting) && !text.contains("short"), "{text}");
+        }
+    }
+
+    #[test]
+    fn every_environment_name_of_access_reaches_its_field() {
+        let values = [
+            ("TBMQ_AUTH_ENABLED", "true"),
+            ("TBMQ_AUTH_INSECURE", "true"),
+            ("TBMQ_ADMIN_TOKEN", "0123456789abcdef"),
+            ("TBMQ_ADMIN_TOKEN_FILE", "a"),
+            ("TBMQ_AUTH_JWT_SECRET", "b"),
+            ("TBMQ_AUTH_JWT_SECRET_FILE", "c"),
+            ("TBMQ_AUTH_JWT_KEY_FILE", "d"),
+            ("TBMQ_AUTH_JWT_JWKS", "https://x/jwks"),
+            ("TBMQ_AUTH_JWT_JWKS_REFRESH", "1m"),
+            ("TBMQ_AUTH_JWT_ISSUER", "e"),
+            ("TBMQ_AUTH_JWT_AUDIENCE", "f,g"),
+            ("TBMQ_AUTH_JWT_ROLE_CLAIM", "h"),
+            ("TBMQ_AUDIT_TTL", "1d"),
+            ("CONTROL_GRPC_TLS_PEM_CERT", "i"),
+            ("CONTROL_GRPC_TLS_PEM_KEY", "j"),
+            ("CONTROL_GRPC_TLS_CLIENT_CA", "k"),
+            ("CONTROL_GRPC_TLS_CLIENT_AUTH", "optional"),
+            ("CONTROL_GRPC_TLS_CLIENT_ROLES", "dp*=NODE,*=VIEWER"),
+            ("CONTROL_GRPC_TLS_RELOAD_INTERVAL", "1s"),
+            ("CONTROL_GRPC_CA_FILE", "l"),
+        ];
+        let default = tbmq_service::shell::tree(&Config::default());
+        for (name, value) in values {
+            let one = [(name.to_owned(), value.to_owned())];
+            let config: Config = tbmq_service::config::load_from(&[SETTINGS], None, one.into_iter()).unwrap();
+            assert_ne!(tbmq_service::shell::tree(&config), default, "{name}");
         }
     }
 

@@ -14,6 +14,9 @@ use crate::{
     store::PAGE_ROWS_MAX,
 };
 
+/// How often old entries of the audit log are looked for.
+const AUDIT_PERIOD: Duration = Duration::from_mins(10);
+
 /// How often request ids are forgotten.
 const REQUESTS_PERIOD: Duration = Duration::from_mins(1);
 
@@ -30,12 +33,14 @@ pub(crate) async fn run(relayer: &Relayer) -> Error {
     let events = config.sql.ttl.events.clone();
     let mut parking = interval(Duration::from_secs(cleanup.period.get()));
     let mut retention = interval(Duration::from_millis(events.execution_interval_ms.get()));
+    let mut audit = interval(AUDIT_PERIOD);
     let mut requests = interval(REQUESTS_PERIOD);
     let mut leftovers = interval_at(Instant::now() + LEFTOVERS_FIRST, LEFTOVERS_PERIOD);
     loop {
         tokio::select! {
             _ = parking.tick() => if cleanup.ttl > 0 { park(relayer, cleanup.ttl).await },
             _ = retention.tick() => if events.enabled && events.ttl_sec > 0 { expire(relayer, events.ttl_sec).await },
+            _ = audit.tick() => expire_audit(relayer, config.control.auth.audit_ttl).await,
             _ = requests.tick() => forget(relayer).await,
             _ = leftovers.tick() => match remove_leftovers(relayer, tbmq_service::time::now_ms()).await {
                 Ok(()) => {}
@@ -101,6 +106,29 @@ async fn expire(relayer: &Relayer, ttl_sec: i64) {
         Ok(0) => {}
         Ok(deleted) => tracing::info!(deleted, "old events deleted"),
         Err(error) => tracing::warn!(%error, "can't delete old events"),
+    }
+}
+
+/// Removes entries of the audit log that are older than `ttl`; zero keeps them all.
+async fn expire_audit(relayer: &Relayer, ttl: Duration) {
+    if ttl.is_zero() {
+        return;
+    }
+    let ttl_ms = i64::try_from(ttl.as_millis()).unwrap_or(i64::MAX);
+    let before_ms = tbmq_service::time::now_ms().saturating_sub(ttl_ms);
+    loop {
+        match relayer.plane.store.delete_audit_before(before_ms).await {
+            Ok(PAGE_ROWS_MAX..) => {}
+            Ok(0) => return,
+            Ok(deleted) => {
+                tracing::info!(deleted, "old entries of the audit log deleted");
+                return;
+            }
+            Err(error) => {
+                tracing::warn!(%error, "can't delete old entries of the audit log");
+                return;
+            }
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! | module | what |
 //! |---|---|
+//! | `access` | who may call, TLS, the audit log |
 //! | `api` | gRPC services: requests in, resources and status codes out |
 //! | [`store`] | the only place that speaks SQL |
 //! | `validate` | requests to executors and their replies |
@@ -17,6 +18,7 @@
 //! message topic, subscription record, downlink record. Nothing but SQL and the bus is shared between control planes.
 #![warn(missing_docs)]
 
+mod access;
 mod api;
 mod changes;
 mod claims;
@@ -53,6 +55,7 @@ use tokio::{sync::watch, task::JoinSet};
 
 pub use crate::config::{Config, SETTINGS};
 use crate::{
+    access::Access,
     plane::{Kinds, Plane},
     relayer::only_partition,
 };
@@ -98,12 +101,16 @@ pub struct Running {
 pub async fn start(config: Config, context: Context) -> anyhow::Result<Running> {
     let service_id: ServiceId = context.identity.service_id.parse()?;
     let options = config.store_options()?;
+    config.check_access()?;
     let component = context.health.component("control-plane");
     component.down("starting");
     let store = store::Store::open(&options).await.context("can't open the store")?;
     let kinds = Kinds::new(store.kinds().await?);
     let drain = Drain::new();
-    let plane = Arc::new(Plane::new(config, context, service_id, store, kinds, drain));
+    let metrics = context.metrics.register(metrics::Metrics::register);
+    let access = Access::open(&config.control, &context.identity.service_id, &store, &metrics).await?;
+    let plane =
+        Arc::new(Plane::new(config, context, service_id, store, kinds, Arc::new(access), metrics, drain));
 
     let started = Instant::now();
     let replies_from = loop {
@@ -139,6 +146,13 @@ pub async fn start(config: Config, context: Context) -> anyhow::Result<Running> 
         let plane = plane.clone();
         async move {
             changes::follow(plane).await;
+            Ok(())
+        }
+    });
+    tasks.spawn({
+        let plane = plane.clone();
+        async move {
+            plane.access.run(&plane.drain).await;
             Ok(())
         }
     });
@@ -213,6 +227,17 @@ impl Running {
         vec![("grpc", self.address)]
     }
 
+    /// What a data plane in this process shows to this control plane; good as long as this process lives, and not to be
+    /// shown to anybody.
+    pub fn node_token(&self) -> String {
+        self.plane.access.local_token().to_owned()
+    }
+
+    /// Whether it is to be called by TLS.
+    pub fn serves_tls(&self) -> bool {
+        self.plane.config.control.grpc.tls.pem_cert.is_some()
+    }
+
     /// Completes only if the control plane dies. Cancel-safe.
     pub async fn failed(&mut self) -> anyhow::Error {
         tokio::select! {
@@ -234,7 +259,7 @@ impl Running {
         self.plane.drain.begin();
         // Those that listen for the drain end by themselves; the readers have nothing to finish.
         let ended = async {
-            let listening = 3;
+            let listening = 4;
             for _ in 0..listening {
                 self.tasks.join_next().await;
             }

@@ -36,6 +36,18 @@ pub(crate) struct Metrics {
     pub(crate) watchers_refused: Counter,
     /// Watches cut because their clients took nothing.
     pub(crate) watchers_cut: Counter,
+    /// Calls refused because the caller is not known or lacks the role.
+    pub(crate) calls_refused: Counter,
+    /// Calls that are not in the audit log: too many were refused, or the store was away for long.
+    pub(crate) audit_dropped: Counter,
+    /// Writes of the audit log that failed; they are tried again.
+    pub(crate) audit_failures: Counter,
+    /// Reads of the JWT key set that failed.
+    pub(crate) jwks_failures: Counter,
+    /// Changed certificates that could not be used.
+    pub(crate) tls_reload_failures: Counter,
+    /// TLS handshakes that failed.
+    pub(crate) handshakes_failed: Counter,
 }
 
 impl Metrics {
@@ -56,6 +68,12 @@ impl Metrics {
         counter("nodes_dropped", "Nodes beyond the limit", &metrics.nodes_dropped);
         counter("watchers_refused", "Watches refused at the limit", &metrics.watchers_refused);
         counter("watchers_cut", "Watches cut because nothing was taken", &metrics.watchers_cut);
+        counter("calls_refused", "Calls refused for want of identity or role", &metrics.calls_refused);
+        counter("audit_dropped", "Calls that are not in the audit log", &metrics.audit_dropped);
+        counter("audit_failures", "Failed writes of the audit log", &metrics.audit_failures);
+        counter("jwks_failures", "Failed reads of the JWT key set", &metrics.jwks_failures);
+        counter("tls_reload_failures", "Changed certificates not usable", &metrics.tls_reload_failures);
+        counter("handshakes_failed", "Failed TLS handshakes", &metrics.handshakes_failed);
         registry.register("tbmq_control_watchers", "Open watches", metrics.watchers.clone());
         registry.register("tbmq_control_leading", "1 while holding the lease", metrics.leading.clone());
         metrics

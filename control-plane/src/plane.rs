@@ -16,6 +16,7 @@ use tbmq_service::{drain::Drain, identity::Identity};
 use tokio::sync::{Notify, watch};
 
 use crate::{
+    access::Access,
     changes::Changes,
     claims::Claims,
     config::Config,
@@ -47,6 +48,7 @@ pub(crate) struct Plane {
     pub(crate) claims: Claims,
     pub(crate) validator: Validator,
     pub(crate) metrics: Metrics,
+    pub(crate) access: Arc<Access>,
     pub(crate) drain: Drain,
     /// There may be dirty marks.
     pub(crate) dirty: Notify,
@@ -73,9 +75,10 @@ impl Plane {
         service_id: ServiceId,
         store: Store,
         kinds: Kinds,
+        access: Arc<Access>,
+        metrics: Metrics,
         drain: Drain,
     ) -> Self {
-        let metrics = context.metrics.register(Metrics::register);
         Self {
             validator: Validator::new(
                 config.control.validations_max,
@@ -95,6 +98,7 @@ impl Plane {
             kinds,
             claims: Claims::default(),
             metrics,
+            access,
             drain,
             dirty: Notify::new(),
             restless: Notify::new(),

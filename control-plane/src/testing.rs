@@ -8,6 +8,8 @@ use tbmq_service::{admin::Health, drain::Drain, identity::Identity};
 
 use crate::{
     Config, Context,
+    access::Access,
+    metrics::Metrics,
     plane::{Kinds, Plane},
     relayer::Relayer,
     store::{New, Store},
@@ -26,8 +28,10 @@ pub(crate) async fn plane(folder: &Path, bus: &Arc<MemoryBus>, id: &str) -> Arc<
         metrics: tbmq_service::metrics::Metrics::default(),
         health: Health::default(),
     };
+    let metrics = Metrics::default();
+    let access = Arc::new(Access::open(&config.control, id, &store, &metrics).await.unwrap());
     let id = id.parse().unwrap();
-    Arc::new(Plane::new(config, context, id, store, Kinds::new(Vec::new()), Drain::new()))
+    Arc::new(Plane::new(config, context, id, store, Kinds::new(Vec::new()), access, metrics, Drain::new()))
 }
 
 pub(crate) async fn relayer(plane: &Arc<Plane>) -> Relayer {

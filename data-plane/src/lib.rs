@@ -29,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 mod applied;
 mod config;
 mod connection;
+mod control_access;
 mod listen;
 mod mailbox;
 mod metrics;
@@ -118,8 +119,8 @@ pub async fn start(config: Config, context: Context) -> anyhow::Result<Running> 
         drain.clone(),
     );
     // Bad endpoints are told before anything is served.
-    let endpoints = &config.control.grpc.endpoints;
-    node_session::NodeSession::new(plane.clone(), context.identity.clone(), Vec::new(), endpoints)
+    let control_planes = &config.control.grpc;
+    node_session::NodeSession::new(plane.clone(), context.identity.clone(), Vec::new(), control_planes)
         .map_err(|error| Misconfigured::new(format!("{error:#}")))?;
 
     let subscriptions =
@@ -160,7 +161,7 @@ pub async fn start(config: Config, context: Context) -> anyhow::Result<Running> 
         anyhow::anyhow!("positions are not confirmed any more")
     });
     tasks.spawn(async move { subscriptions.run().await.into() });
-    let session = node_session::NodeSession::new(plane.clone(), context.identity.clone(), urls, endpoints)?;
+    let session = node_session::NodeSession::new(plane.clone(), context.identity.clone(), urls, control_planes)?;
     tasks.spawn(async move { session.run().await.into() });
     Ok(Running { plane, addresses, tasks, accepting, workers, stop_workers, applied, stop_applied })
 }

@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Endpoint;
 
-use crate::plane::Plane;
+use crate::{config::ControlGrpcConfig, control_access::ControlAccess, plane::Plane};
 
 /// Heartbeats before the control plane says how often.
 const HEARTBEAT: Duration = Duration::from_secs(5);
@@ -36,6 +36,7 @@ pub(crate) struct NodeSession {
     identity: Identity,
     addresses: Vec<String>,
     endpoints: Vec<Endpoint>,
+    access: ControlAccess,
 }
 
 impl NodeSession {
@@ -44,9 +45,11 @@ impl NodeSession {
         plane: Arc<Plane>,
         identity: Identity,
         addresses: Vec<String>,
-        endpoints: &[String],
+        config: &ControlGrpcConfig,
     ) -> anyhow::Result<Self> {
-        let endpoints = endpoints
+        let access = ControlAccess::open(config)?;
+        let endpoints = config
+            .endpoints
             .iter()
             .map(|text| {
                 let endpoint = Endpoint::from_shared(text.trim().to_owned()).with_context(|| {
@@ -58,7 +61,7 @@ impl NodeSession {
                     .keep_alive_while_idle(true))
             })
             .collect::<anyhow::Result<_>>()?;
-        Ok(Self { plane, identity, addresses, endpoints })
+        Ok(Self { plane, identity, addresses, endpoints, access })
     }
 
     /// Keeps a session open to one of the control planes; returns only when a newer incarnation took over.
@@ -84,7 +87,7 @@ impl NodeSession {
     }
 
     async fn hold(&self, endpoint: &Endpoint) -> anyhow::Result<Superseded> {
-        let channel = endpoint.connect().await?;
+        let channel = self.access.endpoint(endpoint)?.connect().await?;
         let (sender, receiver) = mpsc::channel(4);
         let hello = Hello {
             service_id: self.identity.service_id.clone(),
@@ -95,7 +98,7 @@ impl NodeSession {
         };
         sender.send(NodeMessage { message: Some(node_message::Message::Hello(hello)) }).await?;
         let mut client = NodeSessionServiceClient::new(channel);
-        let mut answers = client.session(ReceiverStream::new(receiver)).await?.into_inner();
+        let mut answers = client.session(self.access.signed(ReceiverStream::new(receiver))?).await?.into_inner();
         let mut heartbeats = tokio::time::interval(HEARTBEAT);
         loop {
             tokio::select! {

@@ -8,6 +8,7 @@
 mod m0001_integrations;
 mod m0002_shards;
 mod m0003_changes;
+mod m0005_access;
 
 use sea_orm_migration::{
     MigrationTrait, MigratorTrait,
@@ -27,6 +28,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0001_integrations::Migration),
             Box::new(m0002_shards::Migration),
             Box::new(m0003_changes::Migration),
+            Box::new(m0005_access::Migration),
         ]
     }
 }
@@ -69,7 +71,11 @@ mod tests {
         migrate(&connection).await.unwrap();
         migrate(&connection).await.unwrap();
         let manager = SchemaManager::new(&connection);
-        for table in m0001_integrations::TABLES.into_iter().chain([m0003_changes::TABLE]) {
+        let tables = m0001_integrations::TABLES
+            .into_iter()
+            .chain([m0003_changes::TABLE])
+            .chain(m0005_access::TABLES);
+        for table in tables {
             assert!(manager.has_table(table).await.unwrap(), "{table}");
         }
         assert!(manager.has_column("topic_life", "shards").await.unwrap());

@@ -14,6 +14,7 @@ use tbmq_proto::{
 };
 use tbmq_service::{
     bus_config::KafkaSettings,
+    config::Secret,
     identity::Identity,
     shell::{Misconfigured, Running, Shell, ShellConfig},
 };
@@ -63,8 +64,13 @@ pub(crate) fn check(config: &Config, shell: &ShellConfig) -> Result<(), Misconfi
         }
         None => {}
     }
-    if roles != Roles::Executor && config.control_plane.names_store() {
-        config.control_plane.store_options().map_err(|error| Misconfigured::new(error.to_string()))?;
+    if roles != Roles::Executor {
+        let misconfigured =
+            |error: tbmq_control_plane::config::Misconfigured| Misconfigured::new(error.to_string());
+        if config.control_plane.names_store() {
+            config.control_plane.store_options().map_err(misconfigured)?;
+        }
+        config.control_plane.check_access().map_err(misconfigured)?;
     }
     Ok(())
 }
@@ -134,11 +140,13 @@ impl Planes {
             let running = tbmq_control_plane::start(control_plane, context).await;
             let running = running.map_err(misconfigured).context("the control plane can't start")?;
             if data_plane.control.grpc.endpoints.is_empty() {
+                let scheme = if running.serves_tls() { "https" } else { "http" };
                 data_plane.control.grpc.endpoints = running
                     .addresses()
                     .iter()
-                    .map(|(_, address)| format!("http://{}", reachable(*address)))
+                    .map(|(_, address)| format!("{scheme}://{}", reachable(*address)))
                     .collect();
+                data_plane.control.grpc.token = Secret::new(running.node_token());
             }
             self.control_plane = Some(running);
         }

@@ -30,6 +30,7 @@ use uuid::Uuid;
 
 use super::{error, page, status};
 use crate::{
+    access::audit,
     plane::{BUILT_IN_KINDS, Plane},
     secret,
     store::{self, Change, Filter, New, Projection, Row, StatusRow},
@@ -90,6 +91,7 @@ impl IntegrationService for Integrations {
                 IntegrationId(Uuid::nil())
             }),
         };
+        audit::note_resource(resource_name(id));
         let kind = self.read_kind(&integration.r#type, &mut violations);
         let draft = Draft {
             name: integration.display_name,
@@ -201,7 +203,9 @@ impl IntegrationService for Integrations {
             return Err(error::invalid_field("integration", "is missing"));
         };
         let id = parse_name("integration.name", &integration.name)?;
+        audit::note_resource(resource_name(id));
         let stored = self.plane.store.get(id).await?;
+        audit::note_before(resource_name(id), etag(stored.revision));
         if !integration.etag.is_empty() && integration.etag != etag(stored.revision) {
             return Err(error::stale());
         }
@@ -272,6 +276,7 @@ impl IntegrationService for Integrations {
             }
         }
         let id = parse_name("name", &request.name)?;
+        self.note_before(id).await;
         let base = parse_etag(&request.etag)?;
         match self.plane.store.delete(id, base, self.plane.saved(remembered.as_ref())).await {
             Ok(()) => self.plane.committed(),
@@ -302,6 +307,7 @@ impl IntegrationService for Integrations {
         request: Request<RestartIntegrationRequest>,
     ) -> Result<Response<Integration>, Status> {
         let id = parse_name("name", &request.into_inner().name)?;
+        self.note_before(id).await;
         let row = self.plane.store.restart(id, self.plane.saved(None)).await?;
         self.plane.committed();
         self.answer(row).await
@@ -609,6 +615,7 @@ impl Integrations {
             return self.answer(row).await;
         }
         let id = parse_name("name", name)?;
+        self.note_before(id).await;
         let base = parse_etag(etag)?;
         let saved = self.plane.saved(remembered.as_ref());
         match self.plane.store.set_enabled(id, base, enabled, saved).await {
@@ -638,14 +645,24 @@ impl Integrations {
         }
     }
 
+    /// Tells the audit log what is about to change, as it is now.
+    async fn note_before(&self, id: IntegrationId) {
+        audit::note_resource(resource_name(id));
+        // The call itself says what is wrong.
+        if let Ok(row) = self.plane.store.get(id).await {
+            audit::note_before(resource_name(id), etag(row.revision));
+        }
+    }
+
     async fn answer(&self, row: Row) -> Result<Response<Integration>, Status> {
+        audit::note_after(resource_name(row.id), etag(row.revision));
         self.resource(row).await.map(Response::new)
     }
 
     fn preview(&self, new: New) -> Integration {
         let masked = secret::mask(self.schema(&new.kind).as_deref(), &new.configuration);
         Integration {
-            name: format!("integrations/{}", new.id),
+            name: resource_name(new.id),
             uid: new.id.to_string(),
             display_name: new.name,
             r#type: new.kind.to_string(),
@@ -661,6 +678,7 @@ impl Integrations {
     async fn await_applied(&self, row: Row) -> Result<Response<Integration>, Status> {
         let deadline = tokio::time::Instant::now() + self.plane.config.control.apply_timeout;
         let (id, revision) = (row.id, row.revision);
+        audit::note_after(resource_name(id), etag(revision));
         let mut rounds = self.plane.projected.subscribe();
         let projection = loop {
             rounds.borrow_and_update();
@@ -822,9 +840,13 @@ fn apply_mask(
     })
 }
 
+fn resource_name(id: IntegrationId) -> String {
+    format!("integrations/{id}")
+}
+
 fn to_resource(row: Row, configuration_json: String, status: IntegrationStatus) -> Integration {
     Integration {
-        name: format!("integrations/{}", row.id),
+        name: resource_name(row.id),
         uid: row.id.to_string(),
         display_name: row.name,
         r#type: row.kind.to_string(),

@@ -6,6 +6,7 @@ mod error;
 mod event;
 mod forward;
 mod integration;
+mod layers;
 mod node;
 mod node_session;
 mod page;
@@ -38,7 +39,7 @@ use tonic_health::{
     server::{HealthReporter, HealthService},
 };
 
-use crate::plane::Plane;
+use crate::{access::tls::Tls, config::Misconfigured, plane::Plane};
 
 /// Interval and patience of HTTP/2 pings on idle connections.
 const KEEPALIVE: Duration = Duration::from_secs(20);
@@ -96,11 +97,19 @@ impl Server {
             IntegrationServiceServer::new(integration::Integrations::new(plane.clone(), stopping.clone()))
                 .max_decoding_message_size(REQUEST_BYTES_MAX)
                 .max_encoding_message_size(usize::MAX);
-        let server = tonic::transport::Server::builder()
+        let mut server = tonic::transport::Server::builder();
+        if !grpc.max_connection_age.is_zero() {
+            server = server.max_connection_age(grpc.max_connection_age);
+            if !grpc.max_connection_age_grace.is_zero() {
+                server = server.max_connection_age_grace(grpc.max_connection_age_grace);
+            }
+        }
+        let router = server
             .http2_keepalive_interval(Some(KEEPALIVE))
             .http2_keepalive_timeout(Some(KEEPALIVE))
             .concurrency_limit_per_connection(grpc.calls_max.get())
             .load_shed(true)
+            .layer(layers::stack(&plane))
             .add_service(integrations)
             .add_service(EventServiceServer::new(event::Events::new(plane.clone())))
             .add_service(NodeServiceServer::new(node::NodesApi::new(plane.clone())))
@@ -108,14 +117,27 @@ impl Server {
             .add_service(TokenServiceServer::new(token::Tokens::new(plane.clone())))
             .add_service(AuditServiceServer::new(audit::Audit::new(plane.clone())))
             .add_service(NodeForwardServiceServer::new(forward::Forwards::new(plane.clone())))
-            .add_service(NodeSessionServiceServer::new(node_session::Sessions::new(plane, stopping.clone())))
+            .add_service(NodeSessionServiceServer::new(node_session::Sessions::new(plane.clone(), stopping.clone())))
             .add_service(HealthServer::new(HealthService::from_health_reporter(health.clone())))
             .add_service(reflection().build_v1()?)
             .add_service(reflection().build_v1alpha()?);
+        let tls = Tls::open(&grpc.tls).map_err(Misconfigured::Access)?;
+        say_who_may_call(&plane, address, tls.is_some());
         let stopped = stopping.clone();
-        let task = tokio::spawn(async move {
-            server.serve_with_incoming_shutdown(incoming, async move { stopped.begun().await }).await
-        });
+        let stopped = async move { stopped.begun().await };
+        let task = match tls {
+            None => tokio::spawn(router.serve_with_incoming_shutdown(incoming, stopped)),
+            Some(tls) => {
+                let incoming = Box::pin(tls.accept(incoming, plane.metrics.clone()));
+                let metrics = plane.metrics.clone();
+                tokio::spawn(async move {
+                    tokio::select! {
+                        result = router.serve_with_incoming_shutdown(incoming, stopped) => result,
+                        () = tls.follow(metrics) => Ok(()),
+                    }
+                })
+            }
+        };
         Ok(Self { address, stopping, health, task })
     }
 
@@ -143,5 +165,22 @@ impl Server {
             tracing::warn!(?patience, "calls did not end in time and are cut");
             task.abort();
         }
+    }
+}
+
+/// One line at the start.
+fn say_who_may_call(plane: &Plane, address: SocketAddr, tls: bool) {
+    let local = address.ip().is_loopback();
+    match (plane.access.is_open(), local) {
+        (true, true) => tracing::info!(
+            "no authentication: everyone on this machine may do everything through {address} (TBMQ_ADMIN_TOKEN turns it on)"
+        ),
+        (true, false) => tracing::warn!(
+            "no authentication: everyone who reaches {address} may do everything (TBMQ_AUTH_INSECURE is set)"
+        ),
+        (false, false) if !tls => tracing::warn!(
+            "tokens travel in the clear to {address}: set CONTROL_GRPC_TLS_PEM_CERT and CONTROL_GRPC_TLS_PEM_KEY"
+        ),
+        (false, _) => tracing::info!("callers of {address} must show who they are"),
     }
 }

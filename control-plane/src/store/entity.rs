@@ -19,6 +19,36 @@ macro_rules! entity {
     };
 }
 
+entity!(access_key, "access_key" {
+    #[sea_orm(primary_key, auto_increment = false)] name: String,
+    secret: String,
+});
+
+entity!(api_token, "api_token" {
+    #[sea_orm(primary_key, auto_increment = false)] id: Uuid,
+    display_name: String,
+    role: String,
+    hash: String,
+    created_ms: i64,
+    expires_ms: Option<i64>,
+    last_used_ms: Option<i64>,
+});
+
+entity!(audit_entry, "audit_entry" {
+    #[sea_orm(primary_key, auto_increment = false)] id: Uuid,
+    time_ms: i64,
+    principal: String,
+    role: String,
+    peer: String,
+    method: String,
+    resource: String,
+    etag_before: String,
+    etag_after: String,
+    result: String,
+    error: String,
+    service_id: String,
+});
+
 entity!(counter, "counter" {
     #[sea_orm(primary_key, auto_increment = false)] name: String,
     value: i64,

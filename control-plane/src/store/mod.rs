@@ -4,6 +4,7 @@
 //! transaction: revisions become visible in their order. The same transaction writes the dirty mark that the relayer
 //! follows (architecture §4.7, §4.9).
 
+mod audit;
 mod change;
 mod entity;
 mod event;
@@ -11,6 +12,7 @@ mod integration;
 mod lease;
 mod life;
 mod node;
+mod token;
 
 use std::{path::Path, time::Duration};
 
@@ -22,12 +24,14 @@ use sea_orm::{
 use tbmq_proto::ids::IntegrationId;
 
 pub use self::{
+    audit::{AuditFilter, AuditRow},
     change::{ChangeKind, ChangeRow},
     event::{EventBody, EventFilter, EventRow, StatusRow},
     integration::{Change, Filter, New, Request, Row, Saved},
     lease::{Lease, Observed},
     life::{Life, Mark, Projection},
     node::{KindRow, SessionRow},
+    token::TokenRow,
 };
 
 /// Rows that a page or a batch holds at most.
