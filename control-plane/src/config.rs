@@ -534,7 +534,10 @@ mod tests {
         assert_eq!(refused(&|config| config.control.grpc.bind_address = [127, 0, 0, 1].into()), None);
         assert_eq!(refused(&|config| config.control.auth.insecure = true), None);
         assert_eq!(refused(&|config| config.control.auth.enabled = Some(true)), None);
-        assert_eq!(refused(&|config| config.control.auth.admin_token = Secret::new("0123456789abcdef")), None);
+        assert_eq!(
+            refused(&|config| config.control.auth.admin_token = Secret::new("0123456789abcdef")),
+            None
+        );
         let with_token_but_off = |config: &mut Config| {
             config.control.auth.admin_token = Secret::new("0123456789abcdef");
             config.control.auth.enabled = Some(false);

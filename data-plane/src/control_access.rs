@@ -53,9 +53,8 @@ impl ControlAccess {
     fn tls(&self) -> anyhow::Result<ClientTlsConfig> {
         let ControlGrpcConfig { ca_file, cert_file, key_file, .. } = &self.0;
         let mut tls = match ca_file {
-            Some(path) => {
-                ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(path, "CONTROL_GRPC_CA_FILE")?))
-            }
+            Some(path) => ClientTlsConfig::new()
+                .ca_certificate(Certificate::from_pem(read(path, "CONTROL_GRPC_CA_FILE")?)),
             None => ClientTlsConfig::new().with_native_roots(),
         };
         match (cert_file, key_file) {
@@ -64,7 +63,9 @@ impl ControlAccess {
                 tls = tls.identity(Identity::from_pem(chain, read(key, "CONTROL_GRPC_KEY_FILE")?));
             }
             (None, None) => {}
-            _ => anyhow::bail!("CONTROL_GRPC_CERT_FILE and CONTROL_GRPC_KEY_FILE are set together or not at all"),
+            _ => anyhow::bail!(
+                "CONTROL_GRPC_CERT_FILE and CONTROL_GRPC_KEY_FILE are set together or not at all"
+            ),
         }
         Ok(tls)
     }
@@ -106,7 +107,8 @@ mod tests {
         assert!(told(config).contains("CONTROL_GRPC_CA_FILE"));
         let config = ControlGrpcConfig { cert_file: Some("/nowhere".into()), ..ControlGrpcConfig::default() };
         assert!(told(config).contains("CONTROL_GRPC_KEY_FILE"));
-        let config = ControlGrpcConfig { token: Secret::new("secret\n\u{1}"), ..ControlGrpcConfig::default() };
+        let config =
+            ControlGrpcConfig { token: Secret::new("secret\n\u{1}"), ..ControlGrpcConfig::default() };
         let text = told(config);
         assert!(text.contains("CONTROL_GRPC_TOKEN") && !text.contains("secret"), "{text}");
     }

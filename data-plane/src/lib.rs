@@ -161,7 +161,8 @@ pub async fn start(config: Config, context: Context) -> anyhow::Result<Running> 
         anyhow::anyhow!("positions are not confirmed any more")
     });
     tasks.spawn(async move { subscriptions.run().await.into() });
-    let session = node_session::NodeSession::new(plane.clone(), context.identity.clone(), urls, control_planes)?;
+    let session =
+        node_session::NodeSession::new(plane.clone(), context.identity.clone(), urls, control_planes)?;
     tasks.spawn(async move { session.run().await.into() });
     Ok(Running { plane, addresses, tasks, accepting, workers, stop_workers, applied, stop_applied })
 }

@@ -98,7 +98,8 @@ impl NodeSession {
         };
         sender.send(NodeMessage { message: Some(node_message::Message::Hello(hello)) }).await?;
         let mut client = NodeSessionServiceClient::new(channel);
-        let mut answers = client.session(self.access.signed(ReceiverStream::new(receiver))?).await?.into_inner();
+        let mut answers =
+            client.session(self.access.signed(ReceiverStream::new(receiver))?).await?.into_inner();
         let mut heartbeats = tokio::time::interval(HEARTBEAT);
         loop {
             tokio::select! {

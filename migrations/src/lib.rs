@@ -71,10 +71,8 @@ mod tests {
         migrate(&connection).await.unwrap();
         migrate(&connection).await.unwrap();
         let manager = SchemaManager::new(&connection);
-        let tables = m0001_integrations::TABLES
-            .into_iter()
-            .chain([m0003_changes::TABLE])
-            .chain(m0005_access::TABLES);
+        let tables =
+            m0001_integrations::TABLES.into_iter().chain([m0003_changes::TABLE]).chain(m0005_access::TABLES);
         for table in tables {
             assert!(manager.has_table(table).await.unwrap(), "{table}");
         }

@@ -265,7 +265,8 @@ impl Entry {
 impl Drop for Entry {
     fn drop(&mut self) {
         if self.row.is_some() {
-            let gone = Status::cancelled("the caller went away or its deadline was over; it may have been done");
+            let gone =
+                Status::cancelled("the caller went away or its deadline was over; it may have been done");
             self.send(Some(&gone), None);
         }
     }
@@ -381,9 +382,8 @@ mod tests {
     async fn without_room_for_an_entry_nothing_is_changed_and_refusals_are_counted() {
         let folder = tempfile::tempdir().unwrap();
         let audit = audit(folder.path()).await;
-        let places: Vec<_> = (0..QUEUE_MAX)
-            .map(|_| audit.begin(method(), &caller(), "p", Arc::default()).unwrap())
-            .collect();
+        let places: Vec<_> =
+            (0..QUEUE_MAX).map(|_| audit.begin(method(), &caller(), "p", Arc::default()).unwrap()).collect();
         let status = audit.begin(method(), &caller(), "p", Arc::default()).unwrap_err();
         assert_eq!(status.code(), Code::Unavailable);
         audit.refused(method().name, None, "p", &Status::unauthenticated("x"));

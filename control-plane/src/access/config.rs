@@ -169,7 +169,9 @@ impl FromStr for ClientRole {
 
 /// A text is not `name=ROLE`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not name=ROLE, with one * in the name at most and a role of VIEWER, OPERATOR, EDITOR, ADMIN, NODE")]
+#[error(
+    "{0:?} is not name=ROLE, with one * in the name at most and a role of VIEWER, OPERATOR, EDITOR, ADMIN, NODE"
+)]
 pub struct InvalidClientRole(String);
 
 impl TryFrom<String> for ClientRole {
@@ -198,7 +200,8 @@ mod tests {
 
     #[test]
     fn a_pattern_fits_whole_names() {
-        let fits = |pattern: &str, name: &str| format!("{pattern}=NODE").parse::<ClientRole>().unwrap().fits(name);
+        let fits =
+            |pattern: &str, name: &str| format!("{pattern}=NODE").parse::<ClientRole>().unwrap().fits(name);
         for (pattern, name, expected) in [
             ("dp1", "dp1", true),
             ("dp1", "dp10", false),

@@ -76,7 +76,11 @@ where
 }
 
 impl Access {
-    async fn handle<S>(self: Arc<Self>, mut request: http::Request<Body>, mut inner: S) -> http::Response<Body>
+    async fn handle<S>(
+        self: Arc<Self>,
+        mut request: http::Request<Body>,
+        mut inner: S,
+    ) -> http::Response<Body>
     where
         S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible>,
     {
@@ -122,7 +126,10 @@ impl Access {
         let (caller, status) = match self.identify(ways, headers, names).await {
             Ok(caller) if caller.role.reaches(least) => return Ok(caller),
             Ok(caller) => {
-                let text = format!("{} needs the role {least}; {} has {}", method.name, caller.principal, caller.role);
+                let text = format!(
+                    "{} needs the role {least}; {} has {}",
+                    method.name, caller.principal, caller.role
+                );
                 (Some(caller), denied(text, least))
             }
             Err(Unknown::NoRole(principal, text)) => {
@@ -164,7 +171,8 @@ fn into_response(result: Result<http::Response<Body>, Infallible>) -> http::Resp
 /// Refuses a caller that is not known.
 pub(crate) fn unauthenticated(text: &str) -> Status {
     let details = ErrorDetails::with_error_info("UNAUTHENTICATED", "tbmq", HashMap::new());
-    let text = format!("{text}. Send `authorization: Bearer <API token or JWT>` or show a client certificate");
+    let text =
+        format!("{text}. Send `authorization: Bearer <API token or JWT>` or show a client certificate");
     Status::with_error_details(Code::Unauthenticated, text, details)
 }
 
@@ -186,7 +194,8 @@ fn peer_address(extensions: &Extensions) -> String {
 }
 
 fn certificate_names(extensions: &Extensions) -> Vec<String> {
-    let certificates = extensions.get::<TlsConnectInfo<TcpConnectInfo>>().and_then(TlsConnectInfo::peer_certs);
+    let certificates =
+        extensions.get::<TlsConnectInfo<TcpConnectInfo>>().and_then(TlsConnectInfo::peer_certs);
     let own = certificates.as_ref().and_then(|chain| chain.first());
     own.map(|certificate| certificate::names(certificate)).unwrap_or_default()
 }

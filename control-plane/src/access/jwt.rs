@@ -174,7 +174,10 @@ impl Jwt {
                 }
                 Err(error) => {
                     failed();
-                    tracing::warn!(error, "the keys of JWTs (TBMQ_AUTH_JWT_JWKS) can't be read; the old ones stay");
+                    tracing::warn!(
+                        error,
+                        "the keys of JWTs (TBMQ_AUTH_JWT_JWKS) can't be read; the old ones stay"
+                    );
                 }
             }
             tokio::time::sleep(FETCH_PAUSE).await;

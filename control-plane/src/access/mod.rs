@@ -113,7 +113,8 @@ impl Ways {
             Some(path) => file::text(path, "TBMQ_ADMIN_TOKEN_FILE")?.trim().to_owned(),
             None => admin_token.expose().trim().to_owned(),
         };
-        if (admin_token_file.is_some() || !admin.is_empty()) && admin.chars().count() < ADMIN_TOKEN_CHARS_MIN {
+        if (admin_token_file.is_some() || !admin.is_empty()) && admin.chars().count() < ADMIN_TOKEN_CHARS_MIN
+        {
             return Err(format!("TBMQ_ADMIN_TOKEN must have at least {ADMIN_TOKEN_CHARS_MIN} characters"));
         }
         let ways = Self {

@@ -117,7 +117,9 @@ impl Peers {
         let key = file::text(key, "CONTROL_GRPC_TLS_PEM_KEY")?;
         let client = ClientTlsConfig::new().identity(Identity::from_pem(chain, key));
         let client = match &self.ca_file {
-            Some(path) => client.ca_certificate(Certificate::from_pem(file::text(path, "CONTROL_GRPC_CA_FILE")?)),
+            Some(path) => {
+                client.ca_certificate(Certificate::from_pem(file::text(path, "CONTROL_GRPC_CA_FILE")?))
+            }
             None => client.with_native_roots(),
         };
         endpoint.tls_config(client).map_err(|error| error.to_string())

@@ -72,7 +72,9 @@ impl Tls {
         loop {
             tokio::time::sleep(self.config.reload_interval.max(Duration::from_millis(50))).await;
             let config = self.config.clone();
-            let Ok(found) = tokio::task::spawn_blocking(move || Material::read(&config)).await else { return };
+            let Ok(found) = tokio::task::spawn_blocking(move || Material::read(&config)).await else {
+                return;
+            };
             let built = match &found {
                 Ok(found) if *found == self.read => {
                     refused = None;
@@ -90,7 +92,10 @@ impl Tls {
                 }
                 (Err(error), _) if refused.as_ref() != Some(&error) => {
                     metrics.tls_reload_failures.inc();
-                    tracing::warn!(error, "the new certificates of the gRPC server can't be used; the old ones stay");
+                    tracing::warn!(
+                        error,
+                        "the new certificates of the gRPC server can't be used; the old ones stay"
+                    );
                     refused = Some(error);
                 }
                 _ => {}
@@ -110,7 +115,9 @@ impl Tls {
             let metrics = metrics.clone();
             async move {
                 let shaken = match connection {
-                    Ok(connection) => tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(connection)).await,
+                    Ok(connection) => {
+                        tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(connection)).await
+                    }
                     // The server says so and goes on.
                     Err(error) => return Some(Err(error)),
                 };

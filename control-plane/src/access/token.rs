@@ -110,7 +110,8 @@ impl Tokens {
         if row.expires_ms.is_some_and(|expires_ms| expires_ms <= now_ms) {
             return Ok(None);
         }
-        let role = row.role.parse().map_err(|_| store::Error::Corrupt(format!("token role {:?}", row.role)))?;
+        let role =
+            row.role.parse().map_err(|_| store::Error::Corrupt(format!("token role {:?}", row.role)))?;
         self.note_use(&row, now_ms);
         Ok(Some(Known { id: row.id, display_name: row.display_name, role }))
     }

@@ -117,7 +117,10 @@ impl Server {
             .add_service(TokenServiceServer::new(token::Tokens::new(plane.clone())))
             .add_service(AuditServiceServer::new(audit::Audit::new(plane.clone())))
             .add_service(NodeForwardServiceServer::new(forward::Forwards::new(plane.clone())))
-            .add_service(NodeSessionServiceServer::new(node_session::Sessions::new(plane.clone(), stopping.clone())))
+            .add_service(NodeSessionServiceServer::new(node_session::Sessions::new(
+                plane.clone(),
+                stopping.clone(),
+            )))
             .add_service(HealthServer::new(HealthService::from_health_reporter(health.clone())))
             .add_service(reflection().build_v1()?)
             .add_service(reflection().build_v1alpha()?);

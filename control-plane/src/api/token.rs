@@ -49,11 +49,17 @@ impl TokenService for Tokens {
         };
         let name = asked.display_name.trim();
         if name.is_empty() || name.chars().count() > NAME_CHARS_MAX || name.chars().any(char::is_control) {
-            return Err(error::invalid_field("token.display_name", "must have 1 to 255 characters, none of control"));
+            return Err(error::invalid_field(
+                "token.display_name",
+                "must have 1 to 255 characters, none of control",
+            ));
         }
         let role = AccessRole::try_from(asked.role).ok().and_then(Role::from_proto);
         let Some(role) = role else {
-            return Err(error::invalid_field("token.role", "must be VIEWER, OPERATOR, EDITOR, ADMIN or NODE"));
+            return Err(error::invalid_field(
+                "token.role",
+                "must be VIEWER, OPERATOR, EDITOR, ADMIN or NODE",
+            ));
         };
         let expires_ms = asked.expire_time.as_ref().map(to_ms);
         if expires_ms.is_some_and(|expires_ms| expires_ms <= now_ms) {
@@ -110,10 +116,7 @@ impl TokenService for Tokens {
     async fn get_caller(&self, request: Request<GetCallerRequest>) -> Result<Response<Caller>, Status> {
         let caller = request.extensions().get::<access::Caller>();
         let caller = caller.ok_or_else(|| Status::internal("the caller was not noted"))?;
-        Ok(Response::new(Caller {
-            principal: caller.principal.clone(),
-            role: caller.role.to_proto().into(),
-        }))
+        Ok(Response::new(Caller { principal: caller.principal.clone(), role: caller.role.to_proto().into() }))
     }
 }
 

@@ -85,9 +85,7 @@ impl Store {
             });
             // A batch is tried again when nobody knows whether its commit was done.
             let inserted = Entity::insert_many(models)
-                .on_conflict(
-                    sea_orm::sea_query::OnConflict::column(Column::Id).do_nothing().to_owned(),
-                )
+                .on_conflict(sea_orm::sea_query::OnConflict::column(Column::Id).do_nothing().to_owned())
                 .exec_without_returning(&transaction)
                 .await;
             match inserted {

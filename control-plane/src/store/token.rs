@@ -1,7 +1,8 @@
 //! API tokens, of which only a hash is kept, and keys that the replicas share.
 
 use sea_orm::{
-    ActiveValue::Set, ColumnTrait as _, Condition, EntityTrait as _, ExprTrait as _, QueryFilter as _, QueryOrder as _,
+    ActiveValue::Set,
+    ColumnTrait as _, Condition, EntityTrait as _, ExprTrait as _, QueryFilter as _, QueryOrder as _,
     QuerySelect as _,
     sea_query::{Expr, OnConflict},
 };
@@ -128,10 +129,8 @@ impl Store {
             Err(error) if unique_violation(&error).is_some() => {}
             Err(error) => return Err(fault(&error)),
         }
-        let held = Entity::find_by_id(name.to_owned())
-            .one(&self.connection)
-            .await
-            .map_err(|error| fault(&error))?;
+        let held =
+            Entity::find_by_id(name.to_owned()).one(&self.connection).await.map_err(|error| fault(&error))?;
         held.map(|key| key.secret).ok_or_else(|| Error::Corrupt(format!("no key {name}")))
     }
 }

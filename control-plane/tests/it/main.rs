@@ -2,6 +2,7 @@
 //! tests.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod access;
 mod api;
 mod ownership;
 mod postgres;
@@ -10,5 +11,6 @@ mod replicas;
 mod shards;
 mod store;
 mod support;
+mod tls;
 mod topics;
 mod watch;

@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, path::Path};
 
 use tbmq_control_plane::store::{
-    Change, Error, EventBody, EventFilter, EventRow, Filter, KindRow, Mark, New, Options, Projection,
-    Request, Saved, SessionRow, Store,
+    AuditFilter, AuditRow, Change, Error, EventBody, EventFilter, EventRow, Filter, KindRow, Mark, New,
+    Options, Projection, Request, Saved, SessionRow, Store, TokenRow,
 };
 use tbmq_integration::{Millis, cleanup::Stage};
 use tbmq_proto::ids::IntegrationId;
@@ -56,6 +56,68 @@ fn lifecycle(id: IntegrationId, epoch: u64, seq: u64, event: &str, error: Option
     }
 }
 
+async fn tokens_are_found_by_their_hash(store: &Store) {
+    let token = |n: i64| TokenRow {
+        id: Uuid::now_v7(),
+        display_name: format!("t{n}"),
+        role: "VIEWER".to_owned(),
+        hash: format!("{n:064}"),
+        created_ms: n,
+        expires_ms: (n == 2).then_some(9),
+        last_used_ms: None,
+    };
+    let tokens: Vec<_> = (1..=3).map(token).collect();
+    for token in &tokens {
+        store.create_token(token).await.unwrap();
+    }
+    assert!(matches!(store.create_token(&token(1)).await, Err(Error::Refused(_))), "a hash is there once");
+    assert_eq!(store.token_of(&tokens[1].hash).await.unwrap().as_ref(), Some(&tokens[1]));
+    assert_eq!(store.token_of("x").await.unwrap(), None);
+    assert_eq!(store.tokens(None, 2).await.unwrap(), tokens[..2]);
+    assert_eq!(store.tokens(Some((2, tokens[1].id)), 2).await.unwrap(), tokens[2..]);
+    let used = async || store.token_of(&tokens[0].hash).await.unwrap().unwrap().last_used_ms;
+    store.touch_token(tokens[0].id, 60_000).await.unwrap();
+    store.touch_token(tokens[0].id, 1).await.unwrap();
+    assert_eq!(used().await, Some(60_000));
+    assert!(store.delete_token(tokens[0].id).await.unwrap());
+    assert!(!store.delete_token(tokens[0].id).await.unwrap());
+    assert_eq!(store.token_of(&tokens[0].hash).await.unwrap(), None);
+
+    let keys = tokio::join!(store.shared_key("k", "a"), store.shared_key("k", "b"));
+    assert_eq!(keys.0.unwrap(), keys.1.unwrap());
+    assert!(["a", "b"].contains(&store.shared_key("k", "c").await.unwrap().as_str()));
+}
+
+async fn audit_entries_are_kept_once_filtered_and_forgotten(store: &Store) {
+    let row = |time_ms: i64, method: &str| AuditRow {
+        id: Uuid::now_v7(),
+        time_ms,
+        principal: "token:Ci_1".to_owned(),
+        method: method.to_owned(),
+        result: "OK".to_owned(),
+        ..AuditRow::default()
+    };
+    let rows: Vec<_> = [(1, "s/A"), (2, "s/B"), (2, "s/C"), (3, "s/A")].map(|(time, m)| row(time, m)).into();
+    store.add_audit(&rows).await.unwrap();
+    store.add_audit(&rows[2..]).await.unwrap();
+    store.add_audit(&[]).await.unwrap();
+    let found = async |filter: AuditFilter| store.audit(&AuditFilter { limit: 10, ..filter }).await.unwrap();
+    let newest_first: Vec<_> = rows.iter().rev().cloned().collect();
+    assert_eq!(found(AuditFilter::default()).await, newest_first);
+    let place = Some((2, rows[2].id));
+    assert_eq!(found(AuditFilter { before: place, ..AuditFilter::default() }).await, newest_first[2..]);
+    let times = AuditFilter { from_ms: Some(2), to_ms: Some(3), ..AuditFilter::default() };
+    assert_eq!(found(times).await, newest_first[1..3]);
+    let count = async |filter: AuditFilter| found(filter).await.len();
+    assert_eq!(count(AuditFilter { method: "s/a".to_owned(), ..AuditFilter::default() }).await, 2);
+    assert_eq!(count(AuditFilter { principal: "ci_".to_owned(), ..AuditFilter::default() }).await, 4);
+    assert_eq!(count(AuditFilter { principal: "ci%".to_owned(), ..AuditFilter::default() }).await, 0);
+    assert_eq!(count(AuditFilter { result: "ABORTED".to_owned(), ..AuditFilter::default() }).await, 0);
+    assert_eq!(store.delete_audit_before(2).await.unwrap(), 1);
+    assert_eq!(store.delete_audit_before(2).await.unwrap(), 0);
+    assert_eq!(count(AuditFilter::default()).await, 3);
+}
+
 /// Everything that the control plane relies on.
 pub(crate) async fn contract(options: Options) {
     let store = Store::open(&options).await.unwrap();
@@ -69,6 +131,8 @@ pub(crate) async fn contract(options: Options) {
     leases_have_one_holder(&store).await;
     sessions_belong_to_the_newest_incarnation(&store).await;
     kinds_are_kept(&store).await;
+    tokens_are_found_by_their_hash(&store).await;
+    audit_entries_are_kept_once_filtered_and_forgotten(&store).await;
     concurrent_writers_get_distinct_revisions(&store).await;
     a_large_batch_moves_each_status_on_once(&store).await;
     store.close().await;

@@ -1,5 +1,5 @@
 use jsonwebtoken::{EncodingKey, Header};
-use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ED25519};
+use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
 use serde_json::json;
 use tbmq_service::config::Secret;
 use tempfile::TempDir;
@@ -12,8 +12,9 @@ use super::*;
 
 const SECRET: &str = "a secret of thirty-two bytes, or more";
 
-/// An RSA key for tests alone.
+/// Keys for tests alone.
 const RSA: &str = include_str!("test_rsa.pem");
+const ED25519: &str = include_str!("test_ed25519.pem");
 
 fn now_sec() -> i64 {
     tbmq_service::time::now_ms() / 1_000
@@ -47,7 +48,6 @@ fn by_secret(configure: impl FnOnce(&mut JwtConfig)) -> Jwt {
 /// Algorithm, private key, and public key in PEM.
 fn pairs() -> Vec<(Algorithm, EncodingKey, String)> {
     let ec = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
-    let ed = KeyPair::generate_for(&PKCS_ED25519).unwrap();
     let rsa_public = include_str!("test_rsa_public.pem").to_owned();
     vec![
         (
@@ -55,7 +55,11 @@ fn pairs() -> Vec<(Algorithm, EncodingKey, String)> {
             EncodingKey::from_ec_pem(ec.serialize_pem().as_bytes()).unwrap(),
             ec.public_key_pem(),
         ),
-        (Algorithm::EdDSA, EncodingKey::from_ed_der(&ed.serialize_der()), ed.public_key_pem()),
+        (
+            Algorithm::EdDSA,
+            EncodingKey::from_ed_pem(ED25519.as_bytes()).unwrap(),
+            include_str!("test_ed25519_public.pem").to_owned(),
+        ),
         (Algorithm::RS256, EncodingKey::from_rsa_pem(RSA.as_bytes()).unwrap(), rsa_public.clone()),
         (Algorithm::PS384, EncodingKey::from_rsa_pem(RSA.as_bytes()).unwrap(), rsa_public),
     ]
@@ -140,8 +144,7 @@ fn a_public_key_checks_what_its_private_key_signs_and_nothing_else() {
         let good = signed(algorithm, Some("any"), &private, &claims());
         assert_eq!(jwt.check(&good).unwrap().subject, "alice", "{algorithm:?}");
         // The public key is no secret of HS256.
-        let forged =
-            signed(Algorithm::HS256, None, &EncodingKey::from_secret(public.as_bytes()), &claims());
+        let forged = signed(Algorithm::HS256, None, &EncodingKey::from_secret(public.as_bytes()), &claims());
         assert!(jwt.check(&forged).unwrap_err().starts_with("there is no key"), "{algorithm:?}");
     }
     for text in ["", "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n"] {
