@@ -48,7 +48,6 @@ use tbmq_bus::{Bus, WriterConfig};
 use tbmq_proto::{ids::ServiceId, topic::Catalogue};
 use tbmq_service::{
     admin::{Component, Health},
-    drain::Drain,
     identity::Identity,
 };
 use tokio::{sync::watch, task::JoinSet};
@@ -99,6 +98,11 @@ pub struct Running {
 /// # Errors
 /// When the configuration can't be used, the store or the bus can't be reached, or the port is taken.
 pub async fn start(config: Config, context: Context) -> anyhow::Result<Running> {
+    // Callers need not carry the settings in their own futures twice.
+    Box::pin(launch(config, context)).await
+}
+
+async fn launch(config: Config, context: Context) -> anyhow::Result<Running> {
     let service_id: ServiceId = context.identity.service_id.parse()?;
     let options = config.store_options()?;
     config.check_access()?;
@@ -106,11 +110,9 @@ pub async fn start(config: Config, context: Context) -> anyhow::Result<Running> 
     component.down("starting");
     let store = store::Store::open(&options).await.context("can't open the store")?;
     let kinds = Kinds::new(store.kinds().await?);
-    let drain = Drain::new();
     let metrics = context.metrics.register(metrics::Metrics::register);
     let access = Access::open(&config.control, &context.identity.service_id, &store, &metrics).await?;
-    let plane =
-        Arc::new(Plane::new(config, context, service_id, store, kinds, Arc::new(access), metrics, drain));
+    let plane = Arc::new(Plane::new(config, context, service_id, store, kinds, Arc::new(access), metrics));
 
     let started = Instant::now();
     let replies_from = loop {

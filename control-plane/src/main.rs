@@ -34,8 +34,8 @@ fn kafka(settings: &KafkaSettings) -> Result<KafkaConfig, Misconfigured> {
 
 fn check(config: &Config, shell: &ShellConfig) -> Result<(), Misconfigured> {
     config.store_options().map_err(|error| Misconfigured::new(error.to_string()))?;
-    config.check_access().map_err(|error| Misconfigured::new(error.to_string()))?;
-    kafka(&shell.queue.kafka).map(drop)
+    kafka(&shell.queue.kafka)?;
+    config.check_access().map_err(|error| Misconfigured::new(error.to_string()))
 }
 
 async fn start(config: Config, shell: Shell) -> anyhow::Result<Plane> {

@@ -77,7 +77,6 @@ impl Plane {
         kinds: Kinds,
         access: Arc<Access>,
         metrics: Metrics,
-        drain: Drain,
     ) -> Self {
         Self {
             validator: Validator::new(
@@ -99,7 +98,7 @@ impl Plane {
             claims: Claims::default(),
             metrics,
             access,
-            drain,
+            drain: Drain::new(),
             dirty: Notify::new(),
             restless: Notify::new(),
             projected: watch::Sender::new(0),

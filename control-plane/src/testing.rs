@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, num::NonZeroU32, path::Path, sync::Arc};
 
 use tbmq_bus::memory::MemoryBus;
 use tbmq_proto::{ids::IntegrationId, topic::Catalogue};
-use tbmq_service::{admin::Health, drain::Drain, identity::Identity};
+use tbmq_service::{admin::Health, identity::Identity};
 
 use crate::{
     Config, Context,
@@ -31,7 +31,7 @@ pub(crate) async fn plane(folder: &Path, bus: &Arc<MemoryBus>, id: &str) -> Arc<
     let metrics = Metrics::default();
     let access = Arc::new(Access::open(&config.control, id, &store, &metrics).await.unwrap());
     let id = id.parse().unwrap();
-    Arc::new(Plane::new(config, context, id, store, Kinds::new(Vec::new()), access, metrics, Drain::new()))
+    Arc::new(Plane::new(config, context, id, store, Kinds::new(Vec::new()), access, metrics))
 }
 
 pub(crate) async fn relayer(plane: &Arc<Plane>) -> Relayer {
