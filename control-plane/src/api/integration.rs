@@ -225,6 +225,7 @@ impl IntegrationService for Integrations {
             description: draft.description,
         };
         if request.validate_only {
+            let changes = stored.differs(&change);
             let row = Row {
                 name: change.name,
                 enabled: change.enabled,
@@ -233,7 +234,13 @@ impl IntegrationService for Integrations {
                 description: change.description,
                 ..stored
             };
-            return self.answer(row).await;
+            let mut preview = self.resource(row).await?;
+            if changes {
+                // What is not saved has no version yet.
+                preview.revision = 0;
+                preview.etag.clear();
+            }
+            return Ok(Response::new(preview));
         }
         let saved = self.plane.saved(remembered.as_ref());
         match self.plane.store.update(id, stored.revision, change, saved).await {

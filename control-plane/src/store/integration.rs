@@ -57,6 +57,17 @@ impl std::fmt::Debug for Row {
     }
 }
 
+impl Row {
+    /// Whether a change would make it another one.
+    pub fn differs(&self, change: &Change) -> bool {
+        self.name != change.name
+            || self.enabled != change.enabled
+            || self.configuration != change.configuration
+            || self.labels != change.labels
+            || self.description != change.description
+    }
+}
+
 /// A new integration.
 #[derive(Clone)]
 pub struct New {
@@ -242,7 +253,8 @@ impl Store {
         models.into_iter().map(from_model).collect()
     }
 
-    /// Replaces what an update may set, if the integration still has revision `base`.
+    /// Replaces what an update may set, if the integration still has revision `base`. One that is so already stays as
+    /// it is: it gets no revision, and its executor is not disturbed.
     ///
     /// # Errors
     /// `NotFound`, `Stale`, `NameTaken`, `Replayed`, `RequestReused`, or the database's.
@@ -254,13 +266,14 @@ impl Store {
         saved: Saved<'_>,
     ) -> Result<Row, Error> {
         let change = |row: &mut Row| {
+            let differs = row.differs(&change);
             row.name = change.name;
             switch(row, change.enabled, saved.now_ms);
             row.configuration = change.configuration;
             row.labels = change.labels;
             row.description = change.description;
             row.cause = Cause::Updated;
-            Ok(true)
+            Ok(differs)
         };
         self.change(id, Some(base), "UPDATED", saved, change).await
     }

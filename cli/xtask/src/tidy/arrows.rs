@@ -43,6 +43,8 @@ const RESERVED: &[(&str, &[&str])] = &[
     ("rdkafka", &["tbmq-bench", "tbmq-bus", "tbmq-executor"]),
     ("sea-orm", &["tbmq-control-plane"]),
     ("sea-orm-migration", &["tbmq-control-plane", "tbmq-migrations"]),
+    // For TBMQ's database, which is only read.
+    ("sqlx", &["tbmqctl"]),
 ];
 
 /// The workspace as the rules see it.
