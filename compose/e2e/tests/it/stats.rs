@@ -28,7 +28,7 @@ async fn until(
     loop {
         let request = GetIntegrationStatsRequest { name: name.to_owned() };
         let stats = api.integrations.get_integration_stats(request).await?.into_inner();
-        let (counters, lag) = (stats.counters.unwrap_or_default(), stats.lag.clone().unwrap_or_default());
+        let (counters, lag) = (stats.counters.unwrap_or_default(), stats.lag.unwrap_or_default());
         let settled = counters.delivered
             + counters.rejected
             + counters.skipped
