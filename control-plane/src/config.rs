@@ -262,8 +262,12 @@ impl GrpcConfig {
         match &self.advertised_address {
             Some(AdvertisedAddress { scheme: own, authority, has_port }) => {
                 let scheme = own.as_deref().unwrap_or(scheme);
-                if *has_port { format!("{scheme}://{authority}") } else { format!("{scheme}://{authority}:{}", bound.port()) }
-            },
+                if *has_port {
+                    format!("{scheme}://{authority}")
+                } else {
+                    format!("{scheme}://{authority}:{}", bound.port())
+                }
+            }
             None if bound.ip().is_unspecified() => {
                 format!("{scheme}://{}:{}", tbmq_service::identity::host_name(), bound.port())
             }

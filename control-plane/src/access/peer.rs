@@ -109,8 +109,8 @@ impl Peers {
     /// # Errors
     /// A text that says what can't be read, or is no address.
     pub(crate) fn endpoint(&self, url: &str) -> Result<Endpoint, String> {
-        let endpoint =
-            Endpoint::from_shared(url.to_owned()).map_err(|error| format!("{url:?} is no address: {error}"))?;
+        let endpoint = Endpoint::from_shared(url.to_owned())
+            .map_err(|error| format!("{url:?} is no address: {error}"))?;
         if endpoint.uri().scheme_str() != Some("https") {
             return Ok(endpoint);
         }

@@ -101,7 +101,7 @@ async fn every_revision_is_sealed_anew(options: &Options) {
     assert_eq!(store.get(created.id).await.unwrap(), created);
     check(&store.set_enabled(created.id, None, false, saved(2)).await.unwrap());
     check(&store.set_enabled(created.id, None, true, saved(2)).await.unwrap());
-    check(&store.restart(created.id, saved(3)).await.unwrap());
+    check(&store.restart(created.id, None, saved(3)).await.unwrap());
     store.mark_anew(created.id, 4).await.unwrap();
     check(&store.get(created.id).await.unwrap());
     let plain = store.create(new("two", r#"{"clientConfiguration":{}}"#), saved(1)).await.unwrap();

@@ -407,8 +407,8 @@ async fn reordered_and_repeated_events_end_in_the_same_status_whatever_their_clo
             (event.as_str(), 3, newest.time_ms),
             "seed {seed}, round {round}: {sent:?}"
         );
-        let filter = EventFilter { integration: Some(row.id), limit: 100, ..EventFilter::default() };
-        let stored = store.events(&filter).await.unwrap();
+        let filter = EventFilter { integration: Some(row.id), ..EventFilter::default() };
+        let stored = store.events(&filter, None, 100).await.unwrap();
         assert_eq!(stored.iter().filter(|event| event.epoch > 0).count(), 12, "each once");
     }
 }

@@ -9,6 +9,8 @@ use super::*;
 
 fn row() -> Row {
     Row {
+        parted: None,
+        unreadable: None,
         id: IntegrationId(Uuid::nil()),
         name: "Plant 7".to_owned(),
         kind: "HTTP".parse().unwrap(),
