@@ -9,12 +9,14 @@
 //! | `relayer`, `reconcile`, `watchdog`, `jobs` | what is in the store is written to the bus, by one control plane at a time |
 //! | `driver` | readers of events, replies, kinds, owners and nodes |
 //! | `changes` | wakes the watches of this replica, whoever has written |
+//! | `projected` | wakes the calls of this replica that wait for the relayer, whoever that is |
 //! | `nodes` | who lives, and what each node has applied |
 //! | `claims` | which executor has claimed which downlink partition |
 //! | `commands`, `peers` | requests to data planes whose sessions are here, and to control planes that hold the others |
 //! | `secret` | secrets in configuration documents |
 //! | `secret`, [`vault`] | masks that are written back; secrets are sealed before they leave the process |
 //! | [`config`] | settings |
+//! | [`fault`] | places where tests have a control plane die |
 //!
 //! A change is validated by an executor, committed with a dirty mark, and from there on carried by the relayer:
 //! message topic, subscription record, downlink record. Nothing but SQL and the bus is shared between control planes.
@@ -27,11 +29,13 @@ mod claims;
 mod commands;
 pub mod config;
 mod driver;
+pub mod fault;
 mod jobs;
 mod metrics;
 mod nodes;
 mod peers;
 mod plane;
+mod projected;
 mod reconcile;
 mod relayer;
 mod secret;
@@ -58,7 +62,7 @@ use tbmq_service::{
 use tokio::{sync::watch, task::JoinSet};
 
 pub use crate::config::{Config, SETTINGS};
-use crate::{access::Access, plane::Plane, relayer::only_partition, vault::Vault};
+use crate::{access::Access, fault::Faults, plane::Plane, relayer::only_partition, vault::Vault};
 
 /// How long a bus that answers "not yet" is tried again at the start, counted from it.
 const BUS_PATIENCE: Duration = Duration::from_secs(60);
@@ -99,11 +103,19 @@ pub struct Running {
 /// # Errors
 /// When the configuration can't be used, the store or the bus can't be reached, or the port is taken.
 pub async fn start(config: Config, context: Context) -> anyhow::Result<Running> {
-    // Callers need not carry the settings in their own futures twice.
-    Box::pin(launch(config, context)).await
+    start_with(config, context, Faults::default()).await
 }
 
-async fn launch(config: Config, context: Context) -> anyhow::Result<Running> {
+/// As [`start`], for tests that have it die between two steps.
+///
+/// # Errors
+/// As [`start`].
+pub async fn start_with(config: Config, context: Context, faults: Faults) -> anyhow::Result<Running> {
+    // Callers need not carry the settings in their own futures twice.
+    Box::pin(launch(config, context, faults)).await
+}
+
+async fn launch(config: Config, context: Context, faults: Faults) -> anyhow::Result<Running> {
     let service_id: ServiceId = context.identity.service_id.parse()?;
     let options = config.store_options()?;
     config.check_access()?;
@@ -119,12 +131,13 @@ async fn launch(config: Config, context: Context) -> anyhow::Result<Running> {
     }
     let vault = Arc::new(Vault::new(keys));
     let store = store::Store::open_with(&options, vault.clone()).await.context("can't open the store")?;
+    let store = store.with_faults(faults.clone());
     for kind in store.kinds().await? {
         vault.learn(&kind);
     }
     let metrics = context.metrics.register(metrics::Metrics::register);
     let access = Access::open(&config.control, &context.identity.service_id, &store, &metrics).await?;
-    let plane = Arc::new(Plane::new(config, context, service_id, store, Arc::new(access), metrics));
+    let plane = Arc::new(Plane::new(config, context, service_id, store, Arc::new(access), metrics, faults));
 
     let started = Instant::now();
     let replies_from = loop {
@@ -170,6 +183,13 @@ async fn launch(config: Config, context: Context) -> anyhow::Result<Running> {
             Ok(())
         }
     });
+    tasks.spawn({
+        let plane = plane.clone();
+        async move {
+            projected::follow(plane).await;
+            Ok(())
+        }
+    });
     let client = plane.catalogue.client_id("ie-downlink-producer", &plane.service_id);
     let mut writer = WriterConfig::new(client);
     writer.linger = Duration::from_millis(1);
@@ -179,7 +199,7 @@ async fn launch(config: Config, context: Context) -> anyhow::Result<Running> {
     tasks.spawn({
         let plane = plane.clone();
         async move {
-            plane.validator.run(writer).await;
+            plane.validator.run(writer, &plane.faults).await;
             Ok(())
         }
     });

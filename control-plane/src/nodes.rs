@@ -102,6 +102,12 @@ impl Nodes {
         self.changed.subscribe()
     }
 
+    /// How many control planes live, this one included once it has announced itself.
+    pub(crate) fn live_control_planes(&self) -> usize {
+        let nodes = self.nodes.lock();
+        nodes.values().filter(|node| node.applied.role() == Role::ControlPlane && node.is_live()).count()
+    }
+
     pub(crate) fn live_data_planes(&self) -> Vec<Node> {
         let nodes = self.nodes.lock();
         nodes

@@ -13,7 +13,7 @@ use tbmq_proto::{
     topic::{Catalogue, DOWNLINK_PARTITIONS, Topic},
 };
 use tbmq_service::{drain::Drain, identity::Identity};
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 
 use crate::{
     access::Access,
@@ -21,9 +21,11 @@ use crate::{
     claims::Claims,
     commands::Commands,
     config::Config,
+    fault::Faults,
     metrics::Metrics,
     nodes::Nodes,
     peers::Peers,
+    projected::Projected,
     store::{KindRow, Request, Saved, Store},
     validate::Validator,
 };
@@ -54,12 +56,12 @@ pub(crate) struct Plane {
     pub(crate) metrics: Metrics,
     pub(crate) access: Arc<Access>,
     pub(crate) drain: Drain,
+    pub(crate) faults: Faults,
     /// There may be dirty marks.
     pub(crate) dirty: Notify,
     /// There may be topics to move on in their lives.
     pub(crate) restless: Notify,
-    /// Counts the rounds of the relayer that wrote something.
-    pub(crate) projected: watch::Sender<u64>,
+    pub(crate) projected: Projected,
     pub(crate) changes: Changes,
     /// Downlink topics that are known to exist.
     downlinks: Mutex<BTreeMap<Kind, Downlink>>,
@@ -81,6 +83,7 @@ impl Plane {
         store: Store,
         access: Arc<Access>,
         metrics: Metrics,
+        faults: Faults,
     ) -> Self {
         Self {
             validator: Validator::new(
@@ -106,9 +109,10 @@ impl Plane {
             metrics,
             access,
             drain: Drain::new(),
+            faults,
             dirty: Notify::new(),
             restless: Notify::new(),
-            projected: watch::Sender::new(0),
+            projected: Projected::default(),
             downlinks: Mutex::default(),
             advertised: OnceLock::new(),
         }

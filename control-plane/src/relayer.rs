@@ -4,7 +4,7 @@
 //! first reconciles, then follows dirty marks, moves topics on in their lives, and does the jobs of `jobs.rs`.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -30,6 +30,7 @@ use tbmq_proto::{
 use tokio::sync::Mutex;
 
 use crate::{
+    fault::Point,
     jobs,
     plane::Plane,
     store::{self, Lease, Life, Mark, Observed, Projection, Row},
@@ -41,6 +42,10 @@ pub(crate) const LEASE: &str = "relayer";
 
 /// A holder that has not renewed for so long has lost the lease.
 const LEASE_FOR: Duration = Duration::from_secs(10);
+
+/// How often to look for marks that other replicas have left, and without others that are known.
+const LOOK: Duration = Duration::from_millis(20);
+const LOOK_ALONE: Duration = Duration::from_millis(250);
 
 /// Marks that are followed in one round.
 const BATCH_MARKS: u64 = 128;
@@ -199,12 +204,6 @@ struct Marked {
     life: Life,
 }
 
-impl Marked {
-    fn is_without_topic(&self) -> bool {
-        self.life.life.stage == Stage::Create
-    }
-}
-
 /// The records of one integration.
 struct Prepared {
     mark: Mark,
@@ -251,9 +250,10 @@ impl Relayer {
                 Err(error) => return error,
             }
             // Other replicas leave marks without a word.
+            let alone = self.plane.nodes.live_control_planes() < 2;
             tokio::select! {
                 () = self.plane.dirty.notified() => {}
-                () = tokio::time::sleep(Duration::from_millis(250)) => {}
+                () = tokio::time::sleep(if alone { LOOK_ALONE } else { LOOK }) => {}
             }
         }
     }
@@ -271,9 +271,10 @@ impl Relayer {
         if marks.is_empty() {
             return Ok(false);
         }
+        plane.faults.pass(Point::Marked).await;
         let _order = self.order.lock().await;
         let mut ready = Vec::new();
-        for (mark, result) in self.prepare(marks).await {
+        for (mark, result) in self.prepare(marks).await? {
             match result {
                 Ok(Some(prepared)) => ready.push(prepared),
                 Ok(None) => {
@@ -291,9 +292,11 @@ impl Relayer {
         }
         for group in groups(&ready) {
             let done = self.write_group(group, deferred).await?;
+            plane.faults.pass(Point::Written).await;
             plane.store.projected(&done, tbmq_service::time::now_ms()).await?;
+            plane.faults.pass(Point::Noted).await;
             plane.metrics.projections.inc_by(done.len() as u64);
-            plane.projected.send_modify(|rounds| *rounds += 1);
+            plane.projected.told(done.iter().map(|(mark, projection)| (mark.integration, *projection)));
         }
         Ok(true)
     }
@@ -345,74 +348,90 @@ impl Relayer {
     }
 
     /// Makes the topics of marked integrations exist, all together, and their records ready, in the order of the marks.
-    async fn prepare(&self, marks: Vec<Mark>) -> Vec<(Mark, Result<Option<Prepared>, Error>)> {
+    /// `None`: nothing to write, or not now.
+    async fn prepare(&self, marks: Vec<Mark>) -> Result<Vec<(Mark, Result<Option<Prepared>, Error>)>, Error> {
         let plane = &self.plane;
-        let found: Vec<(Mark, Result<Option<Marked>, Error>)> = stream::iter(marks)
-            .map(|mark| async move { (mark, self.marked(mark).await) })
-            .buffered(CALLS)
-            .collect()
-            .await;
-        let missing: Vec<TopicSpec> = found
-            .iter()
-            .filter_map(|(_, found)| found.as_ref().ok()?.as_ref())
-            .filter(|marked| marked.is_without_topic())
-            .map(|marked| plane.spec_of(&plane.catalogue.messages(marked.row.id, marked.life.shards)))
-            .collect();
-        // In the same order as below.
-        let mut created = plane.admin.create_topics(&missing).await.into_iter();
-        let finish = |(mark, found): (Mark, Result<Option<Marked>, Error>)| {
-            let marked = found.as_ref().ok().and_then(Option::as_ref);
-            let created = marked.filter(|marked| marked.is_without_topic()).and_then(|_| created.next());
-            async move {
-                let prepared = match found {
-                    Ok(Some(marked)) => self.prepare_one(mark, marked, created).await,
-                    Ok(None) => Ok(None),
-                    Err(error) => Err(error),
-                };
-                (mark, prepared)
+        let mut marked = self.marked(&marks).await?;
+        let is_without_topic = |marked: &Marked| marked.life.life.stage == Stage::Create;
+        let (mut without, specs): (Vec<Life>, Vec<TopicSpec>) = marked
+            .values()
+            .filter(|marked| is_without_topic(marked))
+            .map(|marked| {
+                let topic = plane.catalogue.messages(marked.row.id, marked.life.shards);
+                (marked.life.clone(), plane.spec_of(&topic))
+            })
+            .unzip();
+        let mut failed: HashMap<IntegrationId, tbmq_bus::Error> = HashMap::new();
+        if !specs.is_empty() {
+            let created = plane.admin.create_topics(&specs).await;
+            plane.faults.pass(Point::TopicsCreated).await;
+            for (life, created) in without.iter_mut().zip(created) {
+                match created {
+                    Ok(_) => life.life.created(),
+                    Err(error) => drop(failed.insert(life.integration, error)),
+                }
             }
-        };
-        stream::iter(found).map(finish).buffered(CALLS).collect().await
-    }
-
-    /// What a mark stands for. `None` when it is deleted.
-    async fn marked(&self, mark: Mark) -> Result<Option<Marked>, Error> {
-        let plane = &self.plane;
-        let (row, life) =
-            tokio::join!(plane.store.find(mark.integration), plane.store.life(mark.integration));
-        if let (Some(row), Some(life)) = (row?, life?) {
-            return Ok(Some(Marked { row, life }));
+            without.retain(|life| !failed.contains_key(&life.integration));
+            let saved = plane.store.save_lives(&mut without).await?;
+            plane.faults.pass(Point::TopicsNoted).await;
+            for (life, is_saved) in without.into_iter().zip(saved) {
+                let id = life.integration;
+                // Changed meanwhile: the mark is looked at again.
+                let Some(marked) = marked.get_mut(&id).filter(|_| is_saved) else {
+                    drop(marked.remove(&id));
+                    continue;
+                };
+                marked.life = life;
+            }
         }
-        // Its life says what is left to do.
-        plane.store.clear_mark(mark).await?;
-        plane.restless.notify_one();
-        Ok(None)
+        let mut all = Vec::with_capacity(marks.len());
+        for mark in marks {
+            let prepared = match (failed.remove(&mark.integration), marked.remove(&mark.integration)) {
+                (Some(error), _) => Err(error.into()),
+                (None, Some(marked)) => self.prepare_one(mark, &marked).await,
+                (None, None) => Ok(None),
+            };
+            all.push((mark, prepared));
+        }
+        Ok(all)
     }
 
-    /// Makes the records of a marked integration ready. `created` says what became of its topic if it had none. `None`:
-    /// not now.
+    /// What these marks stand for. The marks of deleted integrations are cleared.
+    async fn marked(&self, marks: &[Mark]) -> Result<HashMap<IntegrationId, Marked>, Error> {
+        let plane = &self.plane;
+        let ids: Vec<IntegrationId> = marks.iter().map(|mark| mark.integration).collect();
+        let (rows, lives) = tokio::try_join!(plane.store.find_all(&ids), plane.store.lives(&ids))?;
+        let mut lives: HashMap<IntegrationId, Life> =
+            lives.into_iter().map(|life| (life.integration, life)).collect();
+        let mut marked = HashMap::with_capacity(rows.len());
+        for row in rows {
+            if let Some(life) = lives.remove(&row.id) {
+                marked.insert(row.id, Marked { row, life });
+            }
+        }
+        for mark in marks.iter().filter(|mark| !marked.contains_key(&mark.integration)) {
+            // Its life says what is left to do.
+            plane.store.clear_mark(*mark).await?;
+            plane.faults.pass(Point::MarkCleared).await;
+            plane.restless.notify_one();
+        }
+        Ok(marked)
+    }
+
+    /// Makes the records of a marked integration ready. `None`: not now.
     async fn prepare_one(
         &self,
         mark: Mark,
-        Marked { row, mut life }: Marked,
-        created: Option<Result<bool, tbmq_bus::Error>>,
+        Marked { row, life }: &Marked,
     ) -> Result<Option<Prepared>, Error> {
-        let plane = &self.plane;
-        if let Some(created) = created {
-            created?;
-            life.life.created();
-            if !plane.store.save_life(&mut life).await? {
-                return Ok(None);
-            }
-        }
         if life.life.goal == Goal::Keep && life.life.stage == Stage::Delete {
             // The deletion is completed first, then the topic is created anew.
-            plane.restless.notify_one();
+            self.plane.restless.notify_one();
             return Ok(None);
         }
-        plane.ensure_downlink(&row.kind).await?;
-        let mut records = vec![self.subscription(&row, &life)];
-        records.extend(self.desired(&row, &life));
+        self.plane.ensure_downlink(&row.kind).await?;
+        let mut records = vec![self.subscription(row, life)];
+        records.extend(self.desired(row, life));
         Ok(Some(Prepared { mark, revision: row.revision, records }))
     }
 
@@ -543,6 +562,7 @@ impl Relayer {
                     }
                 };
                 let written = self.write(vec![self.subscription_record(id, revision, None)]).await?;
+                plane.faults.pass(Point::Withdrawn).await;
                 life.life.withdrawn(written.first().map_or(0, |written| written.offset + 1));
             }
             Step::AwaitNodes(position) => {
@@ -554,6 +574,7 @@ impl Relayer {
             Step::Dismiss => {
                 plane.ensure_downlink(&life.kind).await?;
                 self.write(self.downlink_records(&life, life.revision, Some(&Change::Deleted))).await?;
+                plane.faults.pass(Point::Dismissed).await;
                 life.life.dismissed(now);
             }
             Step::AwaitStop => {
@@ -572,20 +593,24 @@ impl Relayer {
                     if !plane.store.save_life(&mut life).await? {
                         return Ok(Progress { again: true, waits_for_nodes: false });
                     }
+                    plane.faults.pass(Point::LifeMoved).await;
                 }
                 plane.admin.delete_topic(&plane.catalogue.messages(id, life.shards).name).await?;
+                plane.faults.pass(Point::TopicDeleted).await;
                 life.life.deleted(now);
                 tracing::info!(integration = %id, goal = ?life.life.goal, "message topic deleted");
             }
             Step::Forget => {
                 plane.ensure_downlink(&life.kind).await?;
                 self.write(self.downlink_records(&life, life.revision, None)).await?;
+                plane.faults.pass(Point::Forgotten).await;
                 plane.store.bury(id).await?;
                 return Ok(Progress::default());
             }
             Step::Create | Step::Rest => return Ok(Progress::default()),
         }
         plane.store.save_life(&mut life).await?;
+        plane.faults.pass(Point::LifeMoved).await;
         if life.life.stage == Stage::Create {
             plane.dirty.notify_one();
         }

@@ -9,6 +9,7 @@ use tbmq_service::{admin::Health, identity::Identity};
 use crate::{
     Config, Context,
     access::Access,
+    fault::Faults,
     metrics::Metrics,
     plane::Plane,
     relayer::Relayer,
@@ -31,7 +32,7 @@ pub(crate) async fn plane(folder: &Path, bus: &Arc<MemoryBus>, id: &str) -> Arc<
     let metrics = Metrics::default();
     let access = Arc::new(Access::open(&config.control, id, &store, &metrics).await.unwrap());
     let id = id.parse().unwrap();
-    Arc::new(Plane::new(config, context, id, store, access, metrics))
+    Arc::new(Plane::new(config, context, id, store, access, metrics, Faults::default()))
 }
 
 pub(crate) async fn relayer(plane: &Arc<Plane>) -> Relayer {

@@ -18,7 +18,11 @@ use tbmq_proto::topic::Catalogue;
 use tokio::sync::{Notify, oneshot};
 use uuid::Uuid;
 
-use crate::{metrics::Metrics, vault::Vault};
+use crate::{
+    fault::{Faults, Point},
+    metrics::Metrics,
+    vault::Vault,
+};
 
 /// Tombstones that wait for room in the writer, at most.
 const TOMBSTONES_MAX: usize = 4_096;
@@ -116,7 +120,7 @@ impl Validator {
     }
 
     /// Writes requests and tombstones, and lets time pass. Runs for ever; cancel-safe.
-    pub(crate) async fn run(&self, writer: Arc<dyn Writer>) {
+    pub(crate) async fn run(&self, writer: Arc<dyn Writer>, faults: &Faults) {
         let completions = CompletionQueue::new();
         let mut outcomes = Vec::new();
         // One entry per record in flight, which the writer's budget limits.
@@ -183,7 +187,10 @@ impl Validator {
                                 tracing::debug!(%error, "tombstone of a request was not written");
                                 self.metrics.tombstones_dropped.inc();
                             }
-                            (Ok(_), Some(request)) => self.state.lock().machine.written(request),
+                            (Ok(_), Some(request)) => {
+                                faults.pass(Point::Asked).await;
+                                self.state.lock().machine.written(request);
+                            }
                             (Ok(_), None) => {}
                         }
                     }

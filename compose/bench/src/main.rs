@@ -3,6 +3,7 @@
 #![allow(clippy::print_stdout, reason = "a benchmark prints what it measured")]
 
 mod bus;
+mod control;
 mod e2e;
 mod neighbour;
 mod peer;
@@ -24,6 +25,8 @@ struct Cli {
 enum What {
     /// Produce and consume through the bus at several numbers of topics.
     Bus(bus::Options),
+    /// A control plane with thousands of integrations: creating, listing, watching and changing them, and its start.
+    Control(control::Options),
     /// MQTT QoS 1 → bus → executor → HTTP, all processes on this machine.
     E2e(e2e::Options),
     /// Thousands of integrations: creating them, restoring them after a restart, and what they cost at rest.
@@ -44,6 +47,7 @@ enum What {
 async fn main() -> Result<()> {
     match Cli::parse().what {
         What::Bus(options) => bus::run(options).await,
+        What::Control(options) => control::run(options).await,
         What::E2e(options) => e2e::run(options).await,
         What::Scale(options) => scale::run(options).await,
         What::Sinks(options) => sinks::run(options).await,

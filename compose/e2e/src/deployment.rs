@@ -472,6 +472,16 @@ impl Deployment {
         Api::connect(self.address(instance, "grpc")?)
     }
 
+    /// Runs a statement on the database of the control planes, as [`Postgres::sql`] does.
+    ///
+    /// # Errors
+    /// For the all-in-one, and when `psql` fails.
+    pub fn sql(&self, postgres: &Postgres, statement: &str) -> Result<String> {
+        let servers = self.servers.as_ref().context("the all-in-one has SQLite")?;
+        let database = servers.database.rsplit('/').next().context("no name in the URL")?;
+        postgres.sql(database, statement)
+    }
+
     /// The names of this deployment's topics.
     pub fn catalogue(&self) -> Catalogue {
         self.servers

@@ -34,10 +34,12 @@ use super::{
     draft::{Draft, apply_mask, check_texts},
     error,
     mask::{LAG, ReadMask},
+    pages::Pages,
     status,
 };
 use crate::{
     access::audit,
+    fault::Point,
     plane::{BUILT_IN_KINDS, Plane},
     secret,
     store::{self, Change, New, Projection, Row, StatusRow},
@@ -58,11 +60,12 @@ pub(super) struct Integrations {
     /// Begins when streams are to end.
     pub(super) stopping: Drain,
     pub(super) backlogs: Arc<Backlogs>,
+    pub(super) pages: Arc<Pages>,
 }
 
 impl Integrations {
     pub(super) fn new(plane: Arc<Plane>, stopping: Drain) -> Self {
-        Self { plane, stopping, backlogs: Arc::new(Backlogs::new()) }
+        Self { plane, stopping, backlogs: Arc::new(Backlogs::new()), pages: Arc::default() }
     }
 }
 
@@ -117,7 +120,9 @@ impl IntegrationService for Integrations {
         if self.plane.store.life(id).await?.is_some() {
             return Err(store::Error::IdTaken(id).into());
         }
+        self.plane.faults.pass(Point::Checked).await;
         self.validate(id, &kind, &draft, patience).await?;
+        self.plane.faults.pass(Point::Validated).await;
         let new = New {
             id,
             name: draft.name,
@@ -133,6 +138,7 @@ impl IntegrationService for Integrations {
         }
         match self.plane.store.create_within(max, new, self.plane.saved(remembered.as_ref())).await {
             Ok(row) => {
+                self.plane.faults.pass(Point::Saved).await;
                 self.plane.committed();
                 self.await_applied(row).await
             }
@@ -219,7 +225,9 @@ impl IntegrationService for Integrations {
         // Skipped only when the executor has accepted the same already.
         let accepted = Document::parse(&stored.configuration).ok().map(|held| held.client_configuration);
         if document.map(|document| document.client_configuration) != accepted {
+            self.plane.faults.pass(Point::Checked).await;
             self.validate(id, &stored.kind, &draft, patience).await?;
+            self.plane.faults.pass(Point::Validated).await;
         }
         let change = Change {
             name: draft.name,
@@ -249,6 +257,7 @@ impl IntegrationService for Integrations {
         let saved = self.plane.saved(remembered.as_ref());
         match self.plane.store.update(id, stored.revision, change, saved).await {
             Ok(row) => {
+                self.plane.faults.pass(Point::Saved).await;
                 self.plane.committed();
                 self.await_applied(row).await
             }
@@ -275,10 +284,14 @@ impl IntegrationService for Integrations {
         self.note_before(id).await;
         let base = parse_etag(&request.etag)?;
         match self.plane.store.delete(id, base, self.plane.saved(remembered.as_ref())).await {
-            Ok(()) => self.plane.committed(),
+            Ok(()) => {
+                self.plane.faults.pass(Point::Saved).await;
+                self.plane.committed();
+            }
             Err(store::Error::Replayed(_)) => {}
             Err(error) => return Err(error.into()),
         }
+        self.plane.faults.pass(Point::Answering).await;
         Ok(Response::new(()))
     }
 
@@ -689,23 +702,9 @@ impl Integrations {
         let deadline = tokio::time::Instant::now() + self.plane.config.control.apply_timeout;
         let (id, revision) = (row.id, row.revision);
         audit::note_after(resource_name(id), etag(revision));
-        let mut rounds = self.plane.projected.subscribe();
-        let projection = loop {
-            rounds.borrow_and_update();
-            // What is saved is saved: from here on nothing makes the call fail.
-            let found = self.plane.store.projection(id).await.ok().flatten();
-            match found.filter(|projection| projection.revision >= revision) {
-                Some(projection) => break Some(projection),
-                None if tokio::time::Instant::now() >= deadline => break None,
-                None => {}
-            }
-            let check = deadline.min(tokio::time::Instant::now() + Duration::from_millis(50));
-            tokio::select! {
-                changed = rounds.changed() => if changed.is_err() { break None },
-                // The relayer may be another control plane.
-                () = tokio::time::sleep_until(check) => {}
-            }
-        };
+        // What is saved is saved: from here on nothing makes the call fail.
+        let projection =
+            tokio::time::timeout_at(deadline, self.plane.projected.reached(id, revision)).await.ok();
         let silent = match projection {
             Some(projection) => {
                 let topic = self.plane.catalogue.integration_subscriptions().name;
@@ -715,6 +714,7 @@ impl Integrations {
                 self.plane.nodes.live_data_planes().into_iter().map(|node| node.applied.service_id).collect()
             }
         };
+        self.plane.faults.pass(Point::Answering).await;
         let mut integration = self.resource(row).await?;
         for holder in integration.status.iter_mut().flat_map(|status| &mut status.holders) {
             if silent.contains(&holder.service_id) {

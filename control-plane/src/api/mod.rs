@@ -19,6 +19,7 @@ mod node;
 mod node_session;
 mod overload;
 mod page;
+mod pages;
 mod rates;
 mod reach;
 mod session;

@@ -2,9 +2,10 @@
 //! wrote them.
 //!
 //! A watch holds its place and one page, whatever happens: several changes of an integration within a page become one
-//! message, and what the client does not take in time is not kept for it.
+//! message, and what the client does not take in time is not kept for it. Watches that are at one place, as all are that
+//! wait for the next change, share their page.
 
-use std::{collections::HashMap, convert::Infallible, time::Duration};
+use std::{collections::HashMap, convert::Infallible, sync::Arc, time::Duration};
 
 use tbmq_proto::{
     control::{
@@ -18,6 +19,7 @@ use tonic::{Response, Status};
 use super::{
     error,
     integration::{Integrations, parse_name},
+    pages::{Page, Told},
     stream::{self, End, Outbox},
 };
 use crate::store::{ChangeKind, ChangeRow};
@@ -27,6 +29,9 @@ const PAGE_CHANGES: u64 = 500;
 
 /// Integrations loaded at once; each may have a document of 900 KB.
 const CHUNK: usize = 50;
+
+/// Bytes of a page at most, unless one chunk alone has more.
+const PAGE_BYTES: usize = 4 << 20;
 
 /// The stream of a watch.
 pub(crate) type Watching = stream::Watching<WatchIntegrationsResponse>;
@@ -60,6 +65,49 @@ impl Integrations {
             Watcher { api, of, place, resume, head, outbox, bookmarks }.serve().await
         })?;
         Ok(Response::new(watching))
+    }
+}
+
+impl Integrations {
+    /// Reads changes after `place`, to `head` at least, unless there is more than a page may hold.
+    async fn read(&self, of: Option<IntegrationId>, place: u64, head: u64) -> Result<Page, Status> {
+        let rows = self.plane.store.changes_after(place, of, PAGE_CHANGES).await?;
+        let last = rows.last().map_or(place, |row| row.seq);
+        // Every change up to the head was there to be read.
+        let through = if rows.len() as u64 == PAGE_CHANGES { last } else { last.max(head) };
+        let mut page = Page { told: Vec::new(), through };
+        let changes = coalesce(&rows);
+        let mut chunks = changes.chunks(CHUNK);
+        while let Some(chunk) = chunks.next() {
+            self.tell(chunk, &mut page.told).await?;
+            if page.bytes() > PAGE_BYTES && chunks.len() > 0 {
+                page.through = chunk.last().map_or(place, |change| change.seq);
+                break;
+            }
+        }
+        Ok(page)
+    }
+
+    async fn tell(&self, changes: &[Coalesced], told: &mut Vec<Told>) -> Result<(), Status> {
+        let ids: Vec<IntegrationId> =
+            changes.iter().filter(|change| change.what != Type::Deleted).map(|change| change.id).collect();
+        let rows = if ids.is_empty() { Vec::new() } else { self.plane.store.find_all(&ids).await? };
+        let mut found: HashMap<String, Integration> = HashMap::with_capacity(rows.len());
+        for integration in self.resources(rows).await? {
+            found.insert(integration.uid.clone(), integration);
+        }
+        for Coalesced { id, what, seq } in changes.iter().copied() {
+            let uid = id.to_string();
+            let integration = if what == Type::Deleted {
+                Integration { name: format!("integrations/{uid}"), uid, ..Integration::default() }
+            } else {
+                // Deleted since: that is a later change.
+                let Some(integration) = found.get(&uid) else { continue };
+                integration.clone()
+            };
+            told.push(Told { what, integration, seq });
+        }
+        Ok(())
     }
 }
 
@@ -118,39 +166,15 @@ impl Watcher {
     /// Sends all changes up to `head`, and those after it that are seen on the way.
     async fn catch_up(&mut self, head: u64) -> Result<(), End> {
         while self.place < head {
-            let rows = self.api.plane.store.changes_after(self.place, self.of, PAGE_CHANGES).await?;
-            let last = rows.last().map_or(self.place, |row| row.seq);
-            // Every change up to the head was there to be read.
-            let through = if rows.len() as u64 == PAGE_CHANGES { last } else { last.max(head) };
-            for chunk in coalesce(&rows).chunks(CHUNK) {
-                self.send_changes(chunk).await?;
-            }
-            self.place = through;
-        }
-        Ok(())
-    }
-
-    async fn send_changes(&mut self, changes: &[Coalesced]) -> Result<(), End> {
-        let ids: Vec<IntegrationId> =
-            changes.iter().filter(|change| change.what != Type::Deleted).map(|change| change.id).collect();
-        let rows = if ids.is_empty() { Vec::new() } else { self.api.plane.store.find_all(&ids).await? };
-        let found: HashMap<String, Integration> = self
-            .api
-            .resources(rows)
-            .await?
-            .into_iter()
-            .map(|integration| (integration.uid.clone(), integration))
-            .collect();
-        for change in changes {
-            let uid = change.id.to_string();
-            let integration = if change.what == Type::Deleted {
-                Integration { name: format!("integrations/{uid}"), uid, ..Integration::default() }
-            } else {
-                // Deleted since: that is a later change.
-                let Some(integration) = found.get(&uid) else { continue };
-                integration.clone()
+            let read = || self.api.read(self.of, self.place, head);
+            let page = match self.of {
+                None => self.api.pages.at(self.place, head, read).await?,
+                Some(_) => Arc::new(read().await?),
             };
-            self.send(change.what, Some(integration), change.seq).await?;
+            for told in &page.told {
+                self.send(told.what, Some(told.integration.clone()), told.seq).await?;
+            }
+            self.place = page.through;
         }
         Ok(())
     }

@@ -14,6 +14,8 @@ use tbmq_integration::{
 use tbmq_proto::ids::{IntegrationId, Kind};
 use uuid::Uuid;
 
+use crate::fault::Point;
+
 use super::{
     Error, PAGE_ROWS_MAX, Store, change, change::ChangeKind, entity, event::EventBody, event::EventRow,
     fault, life, next_revision, unique_violation,
@@ -188,10 +190,6 @@ impl Store {
             updated_ms: saved.now_ms,
             disconnected_ms: (!new.enabled).then_some(saved.now_ms),
         };
-        // An id that is being removed still has a topic and records.
-        if life::find(&transaction, row.id).await?.is_some() {
-            return Err(Error::IdTaken(row.id));
-        }
         self.seal(&mut row)?;
         entity::integration::Entity::insert(self.model(&row))
             .exec_without_returning(&transaction)
@@ -201,6 +199,7 @@ impl Store {
         life::mark(&transaction, row.id, revision, saved.now_ms).await?;
         note(&transaction, &row, "CREATED", saved).await?;
         change::record(&transaction, revision, row.id, ChangeKind::Created, saved.now_ms).await?;
+        self.faults.pass(Point::Saving).await;
         transaction.commit().await.map_err(|error| fault(&error))?;
         Ok(row)
     }
@@ -352,6 +351,7 @@ impl Store {
         life::mark(&transaction, id, revision, saved.now_ms).await?;
         note(&transaction, &Row { revision: revision as u64, ..row }, "DELETED", saved).await?;
         change::record(&transaction, revision, id, ChangeKind::Deleted, saved.now_ms).await?;
+        self.faults.pass(Point::Saving).await;
         transaction.commit().await.map_err(|error| fault(&error))
     }
 
@@ -421,6 +421,7 @@ impl Store {
         life::mark(&transaction, id, revision, saved.now_ms).await?;
         note(&transaction, &row, event, saved).await?;
         change::record(&transaction, revision, id, ChangeKind::Modified, saved.now_ms).await?;
+        self.faults.pass(Point::Saving).await;
         transaction.commit().await.map_err(|error| fault(&error))?;
         Ok(row)
     }

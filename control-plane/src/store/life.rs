@@ -1,10 +1,12 @@
 //! Lives of message topics, dirty marks, and what has been projected.
 
+use std::collections::BTreeSet;
+
 use sea_orm::{
     ActiveValue::Set,
-    ColumnTrait as _, ConnectionTrait, DatabaseTransaction, EntityTrait as _, QueryFilter as _,
-    QueryOrder as _, QuerySelect as _,
-    sea_query::{Expr, OnConflict},
+    ColumnTrait as _, Condition, ConnectionTrait, DatabaseTransaction, DbErr, EntityTrait as _,
+    QueryFilter as _, QueryOrder as _, QuerySelect as _,
+    sea_query::{Expr, OnConflict, Query},
 };
 use tbmq_integration::{
     Millis,
@@ -12,7 +14,10 @@ use tbmq_integration::{
 };
 use tbmq_proto::ids::{IntegrationId, Kind};
 
-use super::{Error, PAGE_ROWS_MAX, Store, entity, fault, next_revision};
+use super::{Error, PAGE_ROWS_MAX, Store, entity, fault, next_revision, unique_violation};
+
+/// Pairs that one statement compares at most: SQLite's conditions are at most 1,000 deep.
+const PAIRS_MAX: usize = 200;
 
 /// The stored life of a message topic.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,14 +125,14 @@ impl Store {
             return Ok(());
         }
         let transaction = self.begin().await?;
-        for (mark, projected) in done {
-            let model = projection::ActiveModel {
+        for chunk in done.chunks(PAIRS_MAX) {
+            let models = chunk.iter().map(|(mark, projected)| projection::ActiveModel {
                 integration_id: Set(mark.integration.0),
                 revision: Set(projected.revision as i64),
                 position: Set(projected.position as i64),
                 time_ms: Set(now_ms),
-            };
-            projection::Entity::insert(model)
+            });
+            projection::Entity::insert_many(models)
                 .on_conflict(
                     OnConflict::column(projection::Column::IntegrationId)
                         .update_columns([
@@ -145,7 +150,7 @@ impl Store {
                 .exec_without_returning(&transaction)
                 .await
                 .map_err(|error| fault(&error))?;
-            clear_mark(&transaction, *mark).await?;
+            clear_marks(&transaction, chunk.iter().map(|(mark, _)| *mark)).await?;
         }
         transaction.commit().await.map_err(|error| fault(&error))
     }
@@ -155,7 +160,7 @@ impl Store {
     /// # Errors
     /// The database's.
     pub async fn clear_mark(&self, mark: Mark) -> Result<(), Error> {
-        clear_mark(&self.connection, mark).await
+        clear_marks(&self.connection, [mark]).await
     }
 
     /// What has been projected of an integration.
@@ -256,6 +261,53 @@ impl Store {
         Ok(saved)
     }
 
+    /// As [`Store::save_life`] for lives of different integrations; by one statement for neighbours that are at the same
+    /// place of their lives. Tells of each whether it was saved.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn save_lives(&self, lives: &mut [Life]) -> Result<Vec<bool>, Error> {
+        use entity::topic_life::{Column, Entity};
+        let mut all = Vec::with_capacity(lives.len());
+        for chunk in
+            lives.chunk_by_mut(|one, next| one.life == next.life).flat_map(|some| some.chunks_mut(PAIRS_MAX))
+        {
+            let Some(first) = chunk.first() else { continue };
+            let (goal, stage, position, deadline) = to_columns(&first.life);
+            let each = chunk.iter().map(|life| {
+                Condition::all()
+                    .add(Column::IntegrationId.eq(life.integration.0))
+                    .add(Column::Version.eq(life.version))
+            });
+            let version = sea_orm::ExprTrait::add(Expr::col(Column::Version), 1);
+            let saving = Query::update()
+                .table(Entity)
+                .values([
+                    (Column::Goal, goal.into()),
+                    (Column::Stage, stage.into()),
+                    (Column::Position, (position as i64).into()),
+                    (Column::DeadlineMs, (deadline as i64).into()),
+                    (Column::Generation, (first.life.generation as i64).into()),
+                    (Column::Version, version),
+                ])
+                .cond_where(each.fold(Condition::any(), Condition::add))
+                .returning_col(Column::IntegrationId)
+                .to_owned();
+            let saved = self.connection.query_all(&saving).await.map_err(|error| fault(&error))?;
+            let saved: BTreeSet<uuid::Uuid> = saved
+                .iter()
+                .map(|row| row.try_get("", "integration_id"))
+                .collect::<Result<_, _>>()
+                .map_err(|error| fault(&error))?;
+            for life in chunk {
+                let is_saved = saved.contains(&life.integration.0);
+                life.version += i64::from(is_saved);
+                all.push(is_saved);
+            }
+        }
+        Ok(all)
+    }
+
     /// Begins to park the topics of integrations that have been disabled since before `before_ms`, [`PAGE_ROWS_MAX`] of
     /// them at most; tells how many.
     ///
@@ -273,7 +325,7 @@ impl Store {
             .filter(integration::Column::DisconnectedMs.lt(before_ms))
             .filter(
                 integration::Column::Id.in_subquery(
-                    sea_orm::sea_query::Query::select()
+                    Query::select()
                         .column(topic_life::Column::IntegrationId)
                         .from(topic_life::Entity)
                         .and_where(topic_life::Column::Stage.eq("LIVE"))
@@ -339,10 +391,18 @@ pub(super) async fn mark(
     Ok(())
 }
 
-async fn clear_mark(connection: &impl ConnectionTrait, mark: Mark) -> Result<(), Error> {
+async fn clear_marks(
+    connection: &impl ConnectionTrait,
+    marks: impl IntoIterator<Item = Mark>,
+) -> Result<(), Error> {
+    use entity::outbox::Column;
+    let each = marks.into_iter().map(|mark| {
+        Condition::all()
+            .add(Column::IntegrationId.eq(mark.integration.0))
+            .add(Column::Revision.eq(mark.revision as i64))
+    });
     entity::outbox::Entity::delete_many()
-        .filter(entity::outbox::Column::IntegrationId.eq(mark.integration.0))
-        .filter(entity::outbox::Column::Revision.eq(mark.revision as i64))
+        .filter(each.fold(Condition::any(), Condition::add))
         .exec(connection)
         .await
         .map_err(|error| fault(&error))?;
@@ -364,10 +424,13 @@ pub(super) async fn insert(
         shards: shards.max(1),
         version: 0,
     };
-    entity::topic_life::Entity::insert(to_model(&life))
-        .exec_without_returning(transaction)
-        .await
-        .map_err(|error| fault(&error))?;
+    // An id that is being removed still has a topic and records.
+    let taken = |error: DbErr| match unique_violation(&error) {
+        Some(_) => Error::IdTaken(id),
+        None => fault(&error),
+    };
+    let inserting = entity::topic_life::Entity::insert(to_model(&life)).exec_without_returning(transaction);
+    inserting.await.map_err(taken)?;
     Ok(())
 }
 
@@ -412,8 +475,9 @@ pub(super) async fn change(
     }
 }
 
-fn to_model(life: &Life) -> entity::topic_life::ActiveModel {
-    let (stage, position, deadline) = match life.life.stage {
+/// Goal, stage, position and deadline as they are stored.
+fn to_columns(life: &TopicLife) -> (&'static str, &'static str, u64, u64) {
+    let (stage, position, deadline) = match life.stage {
         Stage::Create => ("CREATE", 0, 0),
         Stage::Live => ("LIVE", 0, 0),
         Stage::Withdraw => ("WITHDRAW", 0, 0),
@@ -425,11 +489,16 @@ fn to_model(life: &Life) -> entity::topic_life::ActiveModel {
         Stage::AwaitTombstone { at } => ("AWAIT_TOMBSTONE", 0, at.0),
         Stage::Gone => ("GONE", 0, 0),
     };
-    let goal = match life.life.goal {
+    let goal = match life.goal {
         Goal::Keep => "KEEP",
         Goal::Park => "PARK",
         Goal::Remove => "REMOVE",
     };
+    (goal, stage, position, deadline)
+}
+
+fn to_model(life: &Life) -> entity::topic_life::ActiveModel {
+    let (goal, stage, position, deadline) = to_columns(&life.life);
     entity::topic_life::ActiveModel {
         integration_id: Set(life.integration.0),
         kind: Set(life.kind.to_string()),

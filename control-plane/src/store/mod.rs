@@ -28,6 +28,8 @@ use sea_orm::{
 use tbmq_integration::seal::{NoRandomness, Unreadable};
 use tbmq_proto::ids::IntegrationId;
 
+use crate::fault::Faults;
+
 pub use self::{
     audit::{AuditFilter, AuditRow},
     change::{ChangeKind, ChangeRow},
@@ -58,6 +60,7 @@ const REVISION: &str = "revision";
 pub struct Store {
     connection: DatabaseConnection,
     vault: Arc<Vault>,
+    faults: Faults,
 }
 
 /// Why something was not read or not saved, by what the caller can do.
@@ -166,11 +169,17 @@ impl Store {
         tbmq_migrations::migrate(&migrator).await.map_err(|error| fault(&error))?;
         migrator.close().await.map_err(|error| fault(&error))?;
         let connection = Database::connect(connect_options(options)).await.map_err(|error| fault(&error))?;
-        Ok(Self { connection, vault })
+        Ok(Self { connection, vault, faults: Faults::default() })
     }
 
     pub(crate) fn vault(&self) -> &Arc<Vault> {
         &self.vault
+    }
+
+    /// The same store, for tests that have it die between two steps.
+    #[must_use]
+    pub fn with_faults(self, faults: Faults) -> Self {
+        Self { faults, ..self }
     }
 
     /// Closes all connections.

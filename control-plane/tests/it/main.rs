@@ -4,6 +4,7 @@
 
 mod access;
 mod api;
+mod crash;
 mod event_log;
 mod events;
 mod fuzz;
@@ -22,3 +23,4 @@ mod tls;
 mod topics;
 mod uplink;
 mod watch;
+mod watch_cut;

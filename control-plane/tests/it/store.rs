@@ -132,6 +132,7 @@ pub(crate) async fn contract(options: Options) {
     events_are_stored_once_and_ordered_by_owner(&store).await;
     reordered_and_repeated_events_end_in_the_same_status_whatever_their_clocks(&store).await;
     lives_go_on_and_park(&store).await;
+    many_lives_are_saved_at_once_but_those_that_others_have_changed(&store).await;
     leases_have_one_holder(&store).await;
     sessions_belong_to_the_newest_incarnation(&store).await;
     kinds_are_kept(&store).await;
@@ -477,6 +478,46 @@ async fn lives_go_on_and_park(store: &Store) {
     store.delete(row.id, None, saved(201)).await.unwrap();
     store.bury(row.id).await.unwrap();
     assert_eq!(store.life(row.id).await.unwrap(), None);
+}
+
+async fn many_lives_are_saved_at_once_but_those_that_others_have_changed(store: &Store) {
+    let mut lives = Vec::new();
+    for i in 0..450 {
+        let row = store.create(new(&format!("many {i}")), saved(1)).await.unwrap();
+        lives.push(store.life(row.id).await.unwrap().unwrap());
+    }
+    let gone = [3, 449];
+    for index in gone {
+        store.delete(lives[index].integration, None, saved(2)).await.unwrap();
+    }
+    for life in &mut lives {
+        life.life.created();
+    }
+    lives[7].life.stage = Stage::AwaitNodes { position: 7 };
+    let is_saved = store.save_lives(&mut lives).await.unwrap();
+    let refused: Vec<usize> = (0..lives.len()).filter(|index| !is_saved[*index]).collect();
+    assert_eq!((is_saved.len(), refused), (lives.len(), gone.to_vec()));
+    for (index, life) in lives.iter_mut().enumerate().filter(|(index, _)| !gone.contains(index)) {
+        assert_eq!(store.life(life.integration).await.unwrap().as_ref(), Some(&*life), "{index}");
+        // It may be saved on.
+        life.life.stage = Stage::Live;
+    }
+    let again = store.save_lives(&mut lives).await.unwrap();
+    assert_eq!(again, is_saved);
+    let marks = store.marks(1_000).await.unwrap();
+    let projection = |revision| Projection { revision, position: 1 };
+    let done: Vec<_> = marks.iter().map(|mark| (*mark, projection(mark.revision))).collect();
+    store.projected(&done, 1).await.unwrap();
+    assert!(store.marks(1_000).await.unwrap().is_empty());
+    let ids: Vec<IntegrationId> = marks.iter().map(|mark| mark.integration).collect();
+    assert_eq!(store.projections(&ids).await.unwrap().len(), marks.len());
+    for life in &lives {
+        store.delete(life.integration, None, saved(2)).await.ok();
+        store.bury(life.integration).await.unwrap();
+    }
+    for mark in store.marks(1_000).await.unwrap() {
+        store.clear_mark(mark).await.unwrap();
+    }
 }
 
 async fn leases_have_one_holder(store: &Store) {

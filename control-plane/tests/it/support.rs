@@ -103,7 +103,7 @@ impl Cluster {
             metrics: metrics.clone(),
             health: Health::default(),
         };
-        let running = tbmq_control_plane::start(config, context).await.unwrap();
+        let running = Box::pin(tbmq_control_plane::start(config, context)).await.unwrap();
         let (_, address) = running.addresses()[0];
         let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect_lazy();
         ControlPlane {

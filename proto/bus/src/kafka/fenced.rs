@@ -6,7 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use async_trait::async_trait;
@@ -23,6 +23,9 @@ use crate::{BatchRecord, Error, FencedWriter, Written};
 
 /// How long a step of a transaction may take.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How often to look for the outcomes of a batch.
+const LOOK_EVERY: Duration = Duration::from_millis(1);
 
 /// Outcomes of one batch: an entry for each record.
 type Outcomes = Arc<Mutex<Vec<Option<Result<Written, RDKafkaErrorCode>>>>>;
@@ -116,7 +119,12 @@ fn send(producer: &BaseProducer<Context>, batch: &[BatchRecord], outcomes: &Outc
         }
         producer.send(native).map_err(|(failure, _)| error(&record.topic, &failure))?;
     }
-    producer.flush(PATIENCE).map_err(|failure| error("writing a batch", &failure))
+    // `flush` would look every 100 ms only. What has no outcome in the end is told as such.
+    let deadline = Instant::now() + PATIENCE;
+    while outcomes.lock().iter().any(Option::is_none) && Instant::now() < deadline {
+        producer.poll(LOOK_EVERY);
+    }
+    Ok(())
 }
 
 /// One transaction.
