@@ -14,8 +14,9 @@ use tbmq_service::system::{Load, Meter};
 
 use crate::executor::Shared;
 
-/// Applied positions are written at most so often, and at least so often.
-const APPLIED_EVERY: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(5));
+/// Applied positions are written at most so often, and at least so often. Nobody waits for them, as calls do for those of
+/// data planes, and every node reads them.
+const APPLIED_EVERY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
 /// Executors that an announcement names, at most.
 const EXECUTORS_MAX: usize = 1_024;
