@@ -178,7 +178,7 @@ impl Default for ControlConfig {
             auth: AuthConfig::default(),
             validation_timeout: Duration::from_secs(30),
             validations_max: NonZeroUsize::new(1_000).expect("1000 is not 0"),
-            integrations_max: 10_000,
+            integrations_max: 100_000,
             watchers_max: NonZeroUsize::new(1_000).expect("1000 is not 0"),
             watch_patience: Duration::from_secs(10),
             watch_bookmarks: Duration::from_secs(5),
