@@ -13,8 +13,10 @@ pub(super) const DOMAIN: &str = "tbmq";
 
 /// Details travel in a header, which clients limit to 16 KiB or less.
 const VIOLATIONS_MAX: usize = 40;
-const VIOLATION_CHARS_MAX: usize = 200;
-const TEXT_CHARS_MAX: usize = 2_000;
+const PART_BYTES_MAX: usize = 300;
+const VIOLATIONS_BYTES_MAX: usize = 7_000;
+/// Percent encoding makes three bytes of one.
+const TEXT_BYTES_MAX: usize = 1_000;
 
 /// Of a request for a data plane whose session is not here.
 pub(super) const NOT_HELD: &str = "NOT_HELD";
@@ -31,14 +33,12 @@ fn details(reason: &str) -> ErrorDetails {
 }
 
 fn with_details(code: Code, text: impl Into<String>, details: ErrorDetails) -> Status {
-    Status::with_error_details(code, shorten(&text.into(), TEXT_CHARS_MAX), details)
+    Status::with_error_details(code, shorten(&text.into(), TEXT_BYTES_MAX), details)
 }
 
 fn shorten(text: &str, max: usize) -> String {
-    match text.char_indices().nth(max) {
-        Some((at, _)) => format!("{}...", &text[..at]),
-        None => text.to_owned(),
-    }
+    let end = text.floor_char_boundary(max);
+    if end < text.len() { format!("{}...", &text[..end]) } else { text.to_owned() }
 }
 
 /// Violations of a document as fields of a request.
@@ -55,11 +55,16 @@ pub(super) fn in_document(violations: Vec<Violation>) -> Vec<Violation> {
 fn fields(violations: &[Violation]) -> Vec<FieldViolation> {
     let field = |violation: &Violation| {
         FieldViolation::new(
-            shorten(&violation.path, VIOLATION_CHARS_MAX),
-            shorten(&violation.text, VIOLATION_CHARS_MAX),
+            shorten(&violation.path, PART_BYTES_MAX),
+            shorten(&violation.text, PART_BYTES_MAX),
         )
     };
-    violations.iter().take(VIOLATIONS_MAX).map(field).collect()
+    let mut bytes = 0;
+    let fits = |field: &FieldViolation| {
+        bytes += field.field.len() + field.description.len();
+        bytes <= VIOLATIONS_BYTES_MAX
+    };
+    violations.iter().take(VIOLATIONS_MAX).map(field).take_while(fits).collect()
 }
 
 /// A malformed request, with every problem at once.
@@ -95,6 +100,7 @@ pub(super) fn not_found(name: &str) -> Status {
 /// There is no such resource.
 pub(super) fn absent(resource_type: &str, name: &str) -> Status {
     let mut details = details("NOT_FOUND");
+    let name = shorten(name, PART_BYTES_MAX);
     let text = format!("{name} does not exist");
     details.set_resource_info(resource_type, name, "", &text);
     with_details(Code::NotFound, text, details)

@@ -222,7 +222,8 @@ async fn what_was_written_is_settled_in_one_way_or_waits_over_all_shards() {
     assert_eq!(counters.written, settled + lag.messages);
     // No commit told the time of what waits: it was read.
     let now_ms = ms_of(told.time);
-    assert!(lag.seconds >= 0.0 && lag.seconds <= (now_ms - before_ms) as f64 / 1_000.0, "{lag:?}");
+    // The bus has a clock of its own.
+    assert!(lag.seconds >= 0.0 && lag.seconds <= (now_ms - before_ms + 10) as f64 / 1_000.0, "{lag:?}");
     let oldest_ms = now_ms - (lag.seconds * 1_000.0).round() as i64;
     assert_eq!(ms_of(lag.kept_until), oldest_ms + 604_800_000, "a week later");
     assert_eq!((lag.topic_removal_time, lag.time_to_drain), (None, None));
