@@ -106,7 +106,7 @@ impl KafkaReader {
             .set("fetch.message.max.bytes", config.partition_budget_bytes.clamp(1, 1_000_000_000).to_string())
             .set("fetch.max.bytes", config.budget_bytes.clamp(16_777_216, 2_147_483_135).to_string())
             .set("message.max.bytes", "16777216")
-            .set("fetch.wait.max.ms", "100")
+            .set("fetch.wait.max.ms", wait_ms(0, 0).to_string())
             .set("fetch.queue.backoff.ms", "1")
             .set("fetch.error.backoff.ms", "100");
         let client = kafka.finish(client);
@@ -125,6 +125,7 @@ impl KafkaReader {
             fresh: BTreeSet::new(),
             known: HashMap::new(),
             renew_at: None,
+            wait_ms: wait_ms(0, 0),
             next_look: Instant::now() + LOOK_EVERY,
         };
         std::thread::Builder::new()
@@ -353,6 +354,8 @@ struct Poller {
     known: HashMap<Arc<str>, String>,
     /// When the consumer is to be replaced.
     renew_at: Option<Instant>,
+    /// How long the broker may keep a fetch that finds nothing.
+    wait_ms: u32,
     next_look: Instant,
 }
 
@@ -469,7 +472,7 @@ impl Poller {
                 return;
             }
         };
-        tracing::info!(partitions = list.count(), "a topic was created anew; reading with a new consumer");
+        tracing::info!(partitions = list.count(), wait_ms = self.wait_ms, "reading with a new consumer");
         let batches = std::mem::replace(&mut self.batches, Batches::of(&consumer, self.records));
         let former = std::mem::replace(&mut self.consumer, Arc::clone(&consumer));
         *self.current.lock() = consumer;
@@ -486,6 +489,12 @@ impl Poller {
     /// Looks whether the topics are still there, and the same: librdkafka tells a consumer of records nothing about
     /// that, and reads on in a topic that was created anew.
     fn look(&mut self) -> bool {
+        let wait_ms = wait_ms(self.partitions.len(), self.wait_ms);
+        if wait_ms != self.wait_ms {
+            self.wait_ms = wait_ms;
+            self.client.set("fetch.wait.max.ms", wait_ms.to_string());
+            self.renew_at.get_or_insert_with(Instant::now);
+        }
         let topics: BTreeSet<Arc<str>> = self.partitions.keys().map(|at| Arc::clone(&at.topic)).collect();
         let found = self.describe(&topics);
         // Takes 30 µs a topic.
@@ -663,6 +672,19 @@ impl Poller {
     }
 }
 
+/// How long the broker may keep a fetch that finds nothing. A partition that is added waits as long; but each fetch names
+/// all partitions, so that a thousand of them, looked for ten times a second, cost a sixth of a core at each end.
+fn wait_ms(partitions: usize, now_ms: u32) -> u32 {
+    let of = |partitions| match partitions {
+        0..1_000 => 100,
+        1_000..4_000 => 300,
+        _ => 1_000,
+    };
+    // The consumer is replaced for this: not at each swing around a limit.
+    let (wanted, with_twice) = (of(partitions), of(2 * partitions));
+    if wanted < now_ms { with_twice.min(now_ms) } else { wanted }
+}
+
 /// First and last position, as a reader of committed records sees them.
 pub(super) fn bounds<C: rdkafka::consumer::ConsumerContext>(
     consumer: &BaseConsumer<C>,
@@ -673,4 +695,19 @@ pub(super) fn bounds<C: rdkafka::consumer::ConsumerContext>(
         .fetch_watermarks(&at.topic, at.partition as i32, patience)
         .map_err(|failure| error(&at.to_string(), &failure))?;
     Ok(Bounds { start: start.max(0) as u64, end: end.max(0) as u64 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fetches_of_many_partitions_wait_longer_and_not_back_and_forth() {
+        let mut now_ms = 0;
+        let waits = [0, 999, 1_000, 600, 499, 3_999, 4_000, 2_500, 1_999, 499, 9_000, 0].map(|partitions| {
+            now_ms = wait_ms(partitions, now_ms);
+            now_ms
+        });
+        assert_eq!(waits, [100, 100, 300, 300, 100, 300, 1_000, 1_000, 300, 100, 1_000, 100]);
+    }
 }
