@@ -1,9 +1,10 @@
 //! One follower per replica looks how far changes and events have come, and wakes the watches of this replica.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use prometheus_client::metrics::gauge::Gauge;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Notify, watch};
 
 use crate::{plane::Plane, store};
 
@@ -20,7 +21,15 @@ pub(crate) struct Changes {
     pub(crate) integrations: Head,
     /// How far events have come.
     pub(crate) events: Head,
-    seats: Arc<Semaphore>,
+    seats: Arc<Seats>,
+}
+
+/// The places for watches, and how many each client has.
+#[derive(Debug)]
+struct Seats {
+    max: usize,
+    per_client_max: usize,
+    taken: Mutex<BTreeMap<String, usize>>,
 }
 
 /// How far something has come whose numbers count up.
@@ -35,22 +44,39 @@ pub(crate) struct Head {
 /// A place among the watches of this replica, given back when dropped.
 #[derive(Debug)]
 pub(crate) struct Seat {
-    _permit: OwnedSemaphorePermit,
+    seats: Arc<Seats>,
+    client: String,
     taken: Gauge,
+}
+
+/// Why there is no place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NoSeat {
+    /// All are taken.
+    Full,
+    /// This client has as many as one may have.
+    ClientFull,
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
         self.taken.dec();
+        let mut taken = self.seats.taken.lock();
+        if let Some(count) = taken.get_mut(&self.client) {
+            *count -= 1;
+            if *count == 0 {
+                taken.remove(&self.client);
+            }
+        }
     }
 }
 
 impl Changes {
-    pub(crate) fn new(watchers_max: usize) -> Self {
+    pub(crate) fn new(max: usize, per_client_max: usize) -> Self {
         Self {
             integrations: Head::new(),
             events: Head::new(),
-            seats: Arc::new(Semaphore::new(watchers_max.min(Semaphore::MAX_PERMITS))),
+            seats: Arc::new(Seats { max, per_client_max, taken: Mutex::default() }),
         }
     }
 
@@ -60,11 +86,20 @@ impl Changes {
         self.events.nudge();
     }
 
-    /// A seat, unless all are taken.
-    pub(crate) fn take_seat(&self, taken: &Gauge) -> Option<Seat> {
-        let permit = self.seats.clone().try_acquire_owned().ok()?;
-        taken.inc();
-        Some(Seat { _permit: permit, taken: taken.clone() })
+    /// A seat for a client, which is given back when it is dropped. Does not wait.
+    pub(crate) fn take_seat(&self, client: String, gauge: &Gauge) -> Result<Seat, NoSeat> {
+        let mut taken = self.seats.taken.lock();
+        if taken.values().sum::<usize>() >= self.seats.max {
+            return Err(NoSeat::Full);
+        }
+        let count = taken.entry(client.clone()).or_default();
+        if *count >= self.seats.per_client_max {
+            return Err(NoSeat::ClientFull);
+        }
+        *count += 1;
+        drop(taken);
+        gauge.inc();
+        Ok(Seat { seats: self.seats.clone(), client, taken: gauge.clone() })
     }
 }
 
@@ -127,5 +162,24 @@ pub(crate) async fn compact(plane: &Plane) {
         Ok(0) => {}
         Ok(removed) => tracing::debug!(removed, "old changes removed"),
         Err(error) => tracing::warn!(%error, "can't remove old changes"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_client_takes_the_seats_of_all() {
+        let (changes, gauge) = (Changes::new(3, 2), Gauge::default());
+        let take = |client: &str| changes.take_seat(client.to_owned(), &gauge);
+        let first = take("a").unwrap();
+        let _second = take("a").unwrap();
+        assert_eq!(take("a").err(), Some(NoSeat::ClientFull));
+        let _other = take("b").unwrap();
+        assert_eq!((take("b").err(), gauge.get()), (Some(NoSeat::Full), 3));
+        drop(first);
+        assert_eq!(gauge.get(), 2);
+        take("a").unwrap();
     }
 }

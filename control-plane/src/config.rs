@@ -37,6 +37,7 @@ pub const SETTINGS: &[Setting] = &[
     Setting { env: "TBMQ_STREAMS_MAX", key: "control.calls.streams-max" },
     Setting { env: "TBMQ_INTEGRATIONS_MAX", key: "control.integrations-max" },
     Setting { env: "TBMQ_WATCHERS_MAX", key: "control.watchers-max" },
+    Setting { env: "TBMQ_WATCHERS_PER_CLIENT_MAX", key: "control.watchers-per-client-max" },
     Setting { env: "TBMQ_WATCH_PATIENCE", key: "control.watch-patience" },
     Setting { env: "TBMQ_WATCH_BOOKMARKS", key: "control.watch-bookmarks" },
     SecretsConfig::KEYS,
@@ -156,6 +157,9 @@ pub struct ControlConfig {
     pub integrations_max: u64,
     /// Watches that may be open at once; more are refused with `RESOURCE_EXHAUSTED`.
     pub watchers_max: NonZeroUsize,
+    /// Watches of one client that may be open at once: of a token, a certificate or a JWT's subject; of an address when
+    /// nobody is asked who they are.
+    pub watchers_per_client_max: NonZeroUsize,
     /// How long the client of a watch may take nothing before it is cut.
     #[serde(with = "humantime_serde")]
     pub watch_patience: Duration,
@@ -180,6 +184,7 @@ impl Default for ControlConfig {
             validations_max: NonZeroUsize::new(1_000).expect("1000 is not 0"),
             integrations_max: 100_000,
             watchers_max: NonZeroUsize::new(1_000).expect("1000 is not 0"),
+            watchers_per_client_max: NonZeroUsize::new(200).expect("200 is not 0"),
             watch_patience: Duration::from_secs(10),
             watch_bookmarks: Duration::from_secs(5),
             apply_timeout: Duration::from_secs(5),

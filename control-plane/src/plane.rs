@@ -92,7 +92,10 @@ impl Plane {
                 store.vault().clone(),
                 metrics.clone(),
             ),
-            changes: Changes::new(config.control.watchers_max.get()),
+            changes: Changes::new(
+                config.control.watchers_max.get(),
+                config.control.watchers_per_client_max.get(),
+            ),
             config,
             identity: context.identity,
             service_id,

@@ -67,7 +67,8 @@ impl EventService for Events {
         &self,
         request: Request<WatchEventsRequest>,
     ) -> Result<Response<Self::WatchEventsStream>, Status> {
-        self.watch(request.into_inner()).await
+        let client = super::stream::client_of(&request);
+        self.watch(request.into_inner(), client).await
     }
 
     async fn clear_events(

@@ -24,10 +24,14 @@ pub(crate) type Watching = stream::Watching<WatchEventsResponse>;
 
 impl Events {
     /// Begins to watch. What can be refused is refused here; afterwards only the stream speaks.
-    pub(super) async fn watch(&self, request: WatchEventsRequest) -> Result<Response<Watching>, Status> {
+    pub(super) async fn watch(
+        &self,
+        request: WatchEventsRequest,
+        client: String,
+    ) -> Result<Response<Watching>, Status> {
         let filter = filter(&request.integration, request.r#type, request.filter)?;
         let plane = self.plane.clone();
-        let seat = stream::take_seat(&plane)?;
+        let seat = stream::take_seat(&plane, client)?;
         let present = plane.store.event_sequence().await?;
         if let Some(after) = request.after_sequence {
             if after > present {

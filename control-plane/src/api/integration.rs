@@ -35,7 +35,7 @@ use super::{
     error,
     mask::{LAG, ReadMask},
     pages::Pages,
-    status,
+    status, stream,
 };
 use crate::{
     access::audit,
@@ -384,7 +384,8 @@ impl IntegrationService for Integrations {
         &self,
         request: Request<proto::WatchIntegrationsRequest>,
     ) -> Result<Response<Self::WatchIntegrationsStream>, Status> {
-        self.watch(request.into_inner()).await
+        let client = stream::client_of(&request);
+        self.watch(request.into_inner(), client).await
     }
 }
 

@@ -13,10 +13,14 @@ use prometheus_client::metrics::counter::Counter;
 use tbmq_service::drain::Drain;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Status;
+use tonic::{Request, Status};
 
 use super::error;
-use crate::{changes::Seat, plane::Plane};
+use crate::{
+    access::{ANONYMOUS, Caller},
+    changes::{NoSeat, Seat},
+    plane::Plane,
+};
 
 /// Messages that wait for the client to take them.
 const OUTBOX: usize = 16;
@@ -78,14 +82,28 @@ impl<M> Outbox<M> {
     }
 }
 
+/// Whose watches are counted together: those of a principal, or of an address when nobody is asked who they are.
+pub(super) fn client_of<T>(request: &Request<T>) -> String {
+    match request.extensions().get::<Caller>() {
+        Some(caller) if caller.principal != ANONYMOUS => caller.principal.clone(),
+        _ => request.remote_addr().map_or_else(String::new, |peer| peer.ip().to_string()),
+    }
+}
+
 /// A seat among the watches of this replica.
-pub(super) fn take_seat(plane: &Plane) -> Result<Seat, Status> {
-    plane.changes.take_seat(&plane.metrics.watchers).ok_or_else(|| {
+pub(super) fn take_seat(plane: &Plane, client: String) -> Result<Seat, Status> {
+    plane.changes.take_seat(client, &plane.metrics.watchers).map_err(|none| {
         plane.metrics.watchers_refused.inc();
-        error::limit_reached(format!(
-            "this control plane has {} watches already (control.watchers-max)",
-            plane.config.control.watchers_max
-        ))
+        let control = &plane.config.control;
+        error::limit_reached(match none {
+            NoSeat::Full => {
+                format!("this control plane has {} watches already (TBMQ_WATCHERS_MAX)", control.watchers_max)
+            }
+            NoSeat::ClientFull => format!(
+                "this client has {} watches here already (TBMQ_WATCHERS_PER_CLIENT_MAX)",
+                control.watchers_per_client_max
+            ),
+        })
     })
 }
 

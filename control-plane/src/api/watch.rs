@@ -41,13 +41,14 @@ impl Integrations {
     pub(super) async fn watch(
         &self,
         request: WatchIntegrationsRequest,
+        client: String,
     ) -> Result<Response<Watching>, Status> {
         let of = match request.name.as_str() {
             "" => None,
             name => Some(parse_name("name", name)?),
         };
         let plane = &self.plane;
-        let seat = stream::take_seat(plane)?;
+        let seat = stream::take_seat(plane, client)?;
         // Before anything is listed: what changes from now on comes as a change.
         let present = plane.store.revision().await?;
         if let Some(after) = request.after_revision {
