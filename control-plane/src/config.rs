@@ -9,7 +9,11 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use tbmq_service::config::{Secret, Setting};
+use tbmq_integration::seal::Keys;
+use tbmq_service::{
+    config::{Secret, Setting},
+    secrets_config::SecretsConfig,
+};
 
 use crate::store;
 
@@ -22,6 +26,9 @@ pub const SETTINGS: &[Setting] = &[
     Setting { env: "TBMQ_WATCHERS_MAX", key: "control.watchers-max" },
     Setting { env: "TBMQ_WATCH_PATIENCE", key: "control.watch-patience" },
     Setting { env: "TBMQ_WATCH_BOOKMARKS", key: "control.watch-bookmarks" },
+    SecretsConfig::KEYS,
+    SecretsConfig::KEY,
+    SecretsConfig::KEY_FILE,
     Setting { env: "DATABASE_URL", key: "database.url" },
     Setting { env: "SPRING_DATASOURCE_URL", key: "spring.datasource.url" },
     Setting { env: "SPRING_DATASOURCE_USERNAME", key: "spring.datasource.username" },
@@ -50,6 +57,8 @@ pub const SETTINGS: &[Setting] = &[
 pub struct Config {
     /// The gRPC server and validation.
     pub control: ControlConfig,
+    /// The keys that the secrets of integrations are encrypted with; the executors need the same.
+    pub secrets: SecretsConfig,
     /// Where the store is.
     pub database: DatabaseConfig,
     /// The same under TBMQ's names.
@@ -309,6 +318,9 @@ pub enum Misconfigured {
         /// The URL, its password hidden.
         url: String,
     },
+    /// The keys of secrets.
+    #[error(transparent)]
+    Secrets(#[from] tbmq_service::secrets_config::Invalid),
 }
 
 impl Config {
@@ -320,6 +332,14 @@ impl Config {
     /// Names a SQLite file as the store.
     pub fn use_sqlite(&mut self, path: &Path) {
         self.database.url = Some(DatabaseUrl(store::Options::sqlite(path).url));
+    }
+
+    /// The keys of secrets; reads their file.
+    ///
+    /// # Errors
+    /// When they can't be read or used.
+    pub fn keys(&self) -> Result<Keys, Misconfigured> {
+        Ok(self.secrets.read(Keys::parse)?)
     }
 
     /// How to open the store.

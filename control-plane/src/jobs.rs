@@ -1,7 +1,7 @@
-//! Periodic jobs of the relayer: parking of long-disabled integrations, retention of events and request ids, and removal
-//! of what nodes that are gone have left behind.
+//! Periodic jobs of the relayer: parking of long-disabled integrations, retention of events and request ids, removal of
+//! what nodes that are gone have left behind, and sealing of secrets with the first key.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use bytes::Bytes;
 use tbmq_bus::BatchRecord;
@@ -23,6 +23,12 @@ const LEFTOVERS_PERIOD: Duration = Duration::from_hours(1);
 /// When they are looked for at first: what lives has said so by then.
 const LEFTOVERS_FIRST: Duration = Duration::from_mins(1);
 
+/// How often secrets are looked for that are not sealed with the first key.
+const SEALING_PERIOD: Duration = Duration::from_secs(10);
+
+/// Pause between two batches of that: other changes go first.
+const SEALING_PAUSE: Duration = Duration::from_millis(20);
+
 /// Runs the jobs while the lease is held; never ends by itself.
 pub(crate) async fn run(relayer: &Relayer) -> Error {
     let config = &relayer.plane.config;
@@ -32,8 +38,11 @@ pub(crate) async fn run(relayer: &Relayer) -> Error {
     let mut retention = interval(Duration::from_millis(events.execution_interval_ms.get()));
     let mut requests = interval(REQUESTS_PERIOD);
     let mut leftovers = interval_at(Instant::now() + LEFTOVERS_FIRST, LEFTOVERS_PERIOD);
+    let mut sealing = interval(SEALING_PERIOD);
+    let mut sealed = BTreeMap::new();
     loop {
         tokio::select! {
+            _ = sealing.tick() => seal(relayer, &mut sealed).await,
             _ = parking.tick() => if cleanup.ttl > 0 { park(relayer, cleanup.ttl).await },
             _ = retention.tick() => if events.enabled && events.ttl_sec > 0 { expire(relayer, events.ttl_sec).await },
             _ = requests.tick() => forget(relayer).await,
@@ -93,6 +102,57 @@ async fn remove_leftovers(relayer: &Relayer, now_ms: i64) -> Result<(), Error> {
         tracing::info!(node = id, "what a node left behind was removed; it was not seen for a week");
     }
     Ok(())
+}
+
+/// Seals what is not sealed with the first key, and counts by key. `known` is what was counted before.
+pub(crate) async fn seal(relayer: &Relayer, known: &mut BTreeMap<String, u64>) {
+    let plane = &relayer.plane;
+    let (mut after, mut sealed, mut unreadable) = (None, 0, 0);
+    loop {
+        match plane.store.seal_batch(after, tbmq_service::time::now_ms()).await {
+            Ok(done) => {
+                sealed += done.sealed;
+                unreadable += done.unreadable;
+                if done.sealed > 0 {
+                    plane.dirty.notify_one();
+                }
+                match done.last {
+                    Some(last) => after = Some(last),
+                    None => break,
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "can't seal secrets; trying again soon");
+                break;
+            }
+        }
+        tokio::time::sleep(SEALING_PAUSE).await;
+    }
+    let counted = match plane.store.sealed_by_key().await {
+        Ok(counted) => counted,
+        Err(error) => return tracing::warn!(%error, "can't count the integrations of each key"),
+    };
+    let vault = plane.store.vault();
+    if vault.first().is_none() {
+        unreadable = counted.values().sum();
+    }
+    plane.metrics.unreadable.set(unreadable as i64);
+    // A key that is configured and not used any more shows 0: it may be removed.
+    let configured = vault.key_ids().map(|id| (id.to_owned(), 0));
+    let counted: BTreeMap<String, u64> = configured.chain(counted).collect();
+    if *known != counted {
+        let used = |counts: &BTreeMap<String, u64>| -> Vec<String> {
+            counts.iter().filter(|(_, count)| **count > 0).map(|(id, _)| id.clone()).collect()
+        };
+        if used(known) != used(&counted) {
+            tracing::info!(integrations = ?counted, sealed, unreadable, "secrets are sealed with these keys");
+        }
+        plane.metrics.sealed.clear();
+        for (id, count) in &counted {
+            plane.metrics.sealed.get_or_create(&[("key", id.clone())]).set(*count as i64);
+        }
+        *known = counted;
+    }
 }
 
 async fn expire(relayer: &Relayer, ttl_sec: i64) {

@@ -10,7 +10,7 @@
 //! | `changes` | wakes the watches of this replica, whoever has written |
 //! | `nodes` | who lives, and what each node has applied |
 //! | `claims` | which executor has claimed which downlink partition |
-//! | `secret` | secrets in configuration documents |
+//! | `secret`, [`vault`] | masks that are written back; secrets are sealed before they leave the process |
 //! | [`config`] | settings |
 //!
 //! A change is validated by an executor, committed with a dirty mark, and from there on carried by the relayer:
@@ -33,6 +33,7 @@ pub mod store;
 #[cfg(test)]
 mod testing;
 mod validate;
+pub mod vault;
 mod watchdog;
 
 use std::{
@@ -52,10 +53,7 @@ use tbmq_service::{
 use tokio::{sync::watch, task::JoinSet};
 
 pub use crate::config::{Config, SETTINGS};
-use crate::{
-    plane::{Kinds, Plane},
-    relayer::only_partition,
-};
+use crate::{plane::Plane, relayer::only_partition, vault::Vault};
 
 /// How long a bus that answers "not yet" is tried again at the start, counted from it.
 const BUS_PATIENCE: Duration = Duration::from_secs(60);
@@ -100,10 +98,21 @@ pub async fn start(config: Config, context: Context) -> anyhow::Result<Running> 
     let options = config.store_options()?;
     let component = context.health.component("control-plane");
     component.down("starting");
-    let store = store::Store::open(&options).await.context("can't open the store")?;
-    let kinds = Kinds::new(store.kinds().await?);
+    let keys = config.keys()?;
+    if keys.is_empty() {
+        tracing::warn!(
+            "no key is configured (TBMQ_SECRETS_KEYS): secrets of integrations are stored and sent in plain text"
+        );
+    } else {
+        tracing::info!(?keys, "secrets of integrations are sealed with the first of these keys");
+    }
+    let vault = Arc::new(Vault::new(keys));
+    let store = store::Store::open_with(&options, vault.clone()).await.context("can't open the store")?;
+    for kind in store.kinds().await? {
+        vault.learn(&kind);
+    }
     let drain = Drain::new();
-    let plane = Arc::new(Plane::new(config, context, service_id, store, kinds, drain));
+    let plane = Arc::new(Plane::new(config, context, service_id, store, drain));
 
     let started = Instant::now();
     let replies_from = loop {

@@ -34,6 +34,7 @@ fn kafka(settings: &KafkaSettings) -> Result<KafkaConfig, Misconfigured> {
 
 fn check(config: &Config, shell: &ShellConfig) -> Result<(), Misconfigured> {
     config.store_options().map_err(|error| Misconfigured::new(error.to_string()))?;
+    config.keys().map_err(|error| Misconfigured::new(error.to_string()))?;
     kafka(&shell.queue.kafka).map(drop)
 }
 

@@ -1,7 +1,7 @@
 //! What the control plane measures.
 
 use prometheus_client::{
-    metrics::{counter::Counter, gauge::Gauge},
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::Registry,
 };
 
@@ -28,6 +28,10 @@ pub(crate) struct Metrics {
     pub(crate) relay_failures: Counter,
     /// 1 while this control plane holds the lease.
     pub(crate) leading: Gauge,
+    /// Integrations whose secrets are sealed, by key; on the control plane that holds the lease.
+    pub(crate) sealed: Family<[(&'static str, String); 1], Gauge>,
+    /// Integrations whose secrets can't be opened; on the control plane that holds the lease.
+    pub(crate) unreadable: Gauge,
     /// Nodes that are not remembered because there are too many.
     pub(crate) nodes_dropped: Counter,
     /// Watches that are open.
@@ -56,6 +60,16 @@ impl Metrics {
         counter("nodes_dropped", "Nodes beyond the limit", &metrics.nodes_dropped);
         counter("watchers_refused", "Watches refused at the limit", &metrics.watchers_refused);
         counter("watchers_cut", "Watches cut because nothing was taken", &metrics.watchers_cut);
+        registry.register(
+            "tbmq_control_sealed_integrations",
+            "Integrations whose secrets are sealed, by key",
+            metrics.sealed.clone(),
+        );
+        registry.register(
+            "tbmq_control_unreadable_integrations",
+            "Integrations whose secrets can't be opened",
+            metrics.unreadable.clone(),
+        );
         registry.register("tbmq_control_watchers", "Open watches", metrics.watchers.clone());
         registry.register("tbmq_control_leading", "1 while holding the lease", metrics.leading.clone());
         metrics

@@ -43,7 +43,7 @@ pub(crate) struct Plane {
     pub(crate) replication_factor: u16,
     pub(crate) store: Store,
     pub(crate) nodes: Nodes,
-    pub(crate) kinds: Kinds,
+    pub(crate) kinds: Arc<Kinds>,
     pub(crate) claims: Claims,
     pub(crate) validator: Validator,
     pub(crate) metrics: Metrics,
@@ -72,7 +72,6 @@ impl Plane {
         context: crate::Context,
         service_id: ServiceId,
         store: Store,
-        kinds: Kinds,
         drain: Drain,
     ) -> Self {
         let metrics = context.metrics.register(Metrics::register);
@@ -80,6 +79,7 @@ impl Plane {
             validator: Validator::new(
                 config.control.validations_max,
                 context.catalogue.clone(),
+                store.vault().clone(),
                 metrics.clone(),
             ),
             changes: Changes::new(config.control.watchers_max.get()),
@@ -90,9 +90,9 @@ impl Plane {
             bus: context.bus,
             catalogue: context.catalogue,
             replication_factor: context.replication_factor,
+            kinds: store.vault().kinds(),
             store,
             nodes: Nodes::new(),
-            kinds,
             claims: Claims::default(),
             metrics,
             drain,
@@ -168,7 +168,7 @@ impl Plane {
 }
 
 /// The kinds that were announced, as kept in the store.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Kinds {
     kinds: RwLock<BTreeMap<String, KnownKind>>,
 }
@@ -181,14 +181,6 @@ pub(crate) struct KnownKind {
 }
 
 impl Kinds {
-    pub(crate) fn new(rows: Vec<KindRow>) -> Self {
-        let kinds = Self { kinds: RwLock::default() };
-        for row in rows {
-            kinds.put(&row);
-        }
-        kinds
-    }
-
     /// Takes a kind; `false` when its schema is no JSON, or there are too many kinds.
     pub(crate) fn put(&self, row: &KindRow) -> bool {
         let Ok(schema) = serde_json::from_str::<Value>(&row.json_schema) else { return false };

@@ -439,11 +439,12 @@ impl Relayer {
 
     /// The downlink records that a row stands for, in the order of shards.
     pub(crate) fn desired(&self, row: &Row, life: &Life) -> Vec<BatchRecord> {
-        let target = Target {
-            name: row.name.as_str().into(),
-            enabled: row.enabled,
-            configuration: row.configuration.as_str().into(),
+        // As it is stored: the same row makes the same bytes.
+        let (configuration, sealed) = match &row.parted {
+            Some(parted) => (parted.plain.clone(), Some(parted.sealed.clone())),
+            None => (row.configuration.as_str().into(), None),
         };
+        let target = Target { name: row.name.as_str().into(), enabled: row.enabled, configuration, sealed };
         let change = Change::Apply { cause: row.cause, target };
         self.downlink_records(life, row.revision, Some(&change))
     }

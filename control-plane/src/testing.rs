@@ -8,7 +8,7 @@ use tbmq_service::{admin::Health, drain::Drain, identity::Identity};
 
 use crate::{
     Config, Context,
-    plane::{Kinds, Plane},
+    plane::Plane,
     relayer::Relayer,
     store::{New, Store},
 };
@@ -27,7 +27,7 @@ pub(crate) async fn plane(folder: &Path, bus: &Arc<MemoryBus>, id: &str) -> Arc<
         health: Health::default(),
     };
     let id = id.parse().unwrap();
-    Arc::new(Plane::new(config, context, id, store, Kinds::new(Vec::new()), Drain::new()))
+    Arc::new(Plane::new(config, context, id, store, Drain::new()))
 }
 
 pub(crate) async fn relayer(plane: &Arc<Plane>) -> Relayer {

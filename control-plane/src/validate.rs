@@ -18,7 +18,7 @@ use tbmq_proto::topic::Catalogue;
 use tokio::sync::{Notify, oneshot};
 use uuid::Uuid;
 
-use crate::metrics::Metrics;
+use crate::{metrics::Metrics, vault::Vault};
 
 /// Tombstones that wait for room in the writer, at most.
 const TOMBSTONES_MAX: usize = 4_096;
@@ -29,6 +29,7 @@ pub(crate) struct Validator {
     changed: Notify,
     began: Instant,
     catalogue: Catalogue,
+    vault: Arc<Vault>,
     metrics: Metrics,
 }
 
@@ -59,10 +60,22 @@ impl std::fmt::Debug for Validator {
 }
 
 impl Validator {
-    pub(crate) fn new(limit: std::num::NonZeroUsize, catalogue: Catalogue, metrics: Metrics) -> Self {
+    pub(crate) fn new(
+        limit: std::num::NonZeroUsize,
+        catalogue: Catalogue,
+        vault: Arc<Vault>,
+        metrics: Metrics,
+    ) -> Self {
         let state =
             State { machine: Validations::new(limit), callers: BTreeMap::new(), tombstones: VecDeque::new() };
-        Self { state: Mutex::new(state), changed: Notify::new(), began: Instant::now(), catalogue, metrics }
+        Self {
+            state: Mutex::new(state),
+            changed: Notify::new(),
+            began: Instant::now(),
+            catalogue,
+            vault,
+            metrics,
+        }
     }
 
     fn now(&self) -> Millis {
@@ -115,9 +128,15 @@ impl Validator {
             let mut full = false;
             for write in writes {
                 let (kind, id, value) = match &write {
-                    Write::Request(request) => {
-                        (request.kind.as_str(), request.id, Some(wire::encode_request(request)))
-                    }
+                    Write::Request(request) => match self.vault.sealed(request) {
+                        Ok(sealed) => {
+                            (request.kind.as_str(), request.id, Some(wire::encode_request(&sealed)))
+                        }
+                        Err(error) => {
+                            self.failed(request.id, &error.to_string());
+                            continue;
+                        }
+                    },
                     Write::Tombstone(kind, id) => (kind.as_str(), *id, None),
                 };
                 if !handles.contains_key(kind) {

@@ -111,12 +111,12 @@ async fn announce(
     held: &mut BTreeMap<Kind, KindAnnouncement>,
 ) {
     let own = &shared.identity.service_id;
-    for (kind, sink) in &shared.kinds {
+    for (kind, served) in &shared.kinds {
         let others = held.get(kind);
         if others.is_some_and(|announcement| announcement.service_ids.contains(own)) {
             continue;
         }
-        let json_schema = sink.schema().to_string();
+        let json_schema = served.schema.to_string();
         let schema_hash = format!("{:x}", Sha256::digest(json_schema.as_bytes()));
         let mut service_ids = others.map(|others| others.service_ids.clone()).unwrap_or_default();
         // The oldest give way: they are told again if they still live.

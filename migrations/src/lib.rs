@@ -8,6 +8,7 @@
 mod m0001_integrations;
 mod m0002_shards;
 mod m0003_changes;
+mod m0006_sealed;
 
 use sea_orm_migration::{
     MigrationTrait, MigratorTrait,
@@ -27,6 +28,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0001_integrations::Migration),
             Box::new(m0002_shards::Migration),
             Box::new(m0003_changes::Migration),
+            Box::new(m0006_sealed::Migration),
         ]
     }
 }
@@ -73,6 +75,7 @@ mod tests {
             assert!(manager.has_table(table).await.unwrap(), "{table}");
         }
         assert!(manager.has_column("topic_life", "shards").await.unwrap());
+        assert!(manager.has_column("integration", "sealed_key").await.unwrap());
         assert!(Migrator::get_pending_migrations(&connection).await.unwrap().is_empty());
     }
 }

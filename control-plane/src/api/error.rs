@@ -151,6 +151,10 @@ impl From<store::Error> for Status {
                 status(Code::OutOfRange, "REVISION_COMPACTED", text)
             }
             store::Error::RequestReused(_) => invalid_field("request_id", error.to_string()),
+            store::Error::Unreadable(..) => {
+                status(Code::FailedPrecondition, "SECRETS_UNREADABLE", error.to_string())
+            }
+            store::Error::NotSealed(_) => unavailable(error),
             // Answered where it arises.
             store::Error::Replayed(_) => status(Code::Aborted, "REPLAYED", error.to_string()),
             store::Error::Corrupt(_) | store::Error::Refused(_) => {

@@ -440,8 +440,7 @@ impl Integrations {
             return (draft, None);
         }
         if let Some(kind) = kind {
-            let held = stored.map(|row| row.configuration.as_str());
-            match secret::unmask(self.schema(kind).as_deref(), &draft.configuration, held) {
+            match secret::unmask(self.schema(kind).as_deref(), &draft.configuration, stored) {
                 Ok(whole) => draft.configuration = whole,
                 Err(problems) => violations.extend(error::in_document(problems)),
             }
@@ -503,6 +502,7 @@ impl Integrations {
             name: draft.name.clone(),
             enabled: draft.enabled,
             configuration: draft.configuration.clone(),
+            sealed: None,
             created_ms: 0,
             deadline_ms: 0,
         };
@@ -553,6 +553,9 @@ impl Integrations {
                     "neither an integration nor a name is given",
                 ));
             };
+            if let Some(unreadable) = row.unreadable {
+                return Err(store::Error::Unreadable(row.id, unreadable).into());
+            }
             let draft = Draft {
                 name: row.name,
                 enabled: row.enabled,
@@ -578,8 +581,7 @@ impl Integrations {
             let text = format!("has {} bytes, more than {DOCUMENT_BYTES_MAX}", draft.configuration.len());
             violations.push(Violation::new(error::DOCUMENT, text));
         } else if let Some(kind) = &kind {
-            let held = stored.as_ref().map(|row| row.configuration.as_str());
-            match secret::unmask(self.schema(kind).as_deref(), &draft.configuration, held) {
+            match secret::unmask(self.schema(kind).as_deref(), &draft.configuration, stored.as_ref()) {
                 Ok(whole) => draft.configuration = whole,
                 Err(problems) => violations.extend(error::in_document(problems)),
             }

@@ -31,6 +31,9 @@ struct Shard<'a> {
     claim: Option<Claim>,
 }
 
+/// Reason of a status: the control plane that tells it can't open the secrets.
+const SECRETS_UNREADABLE: &str = "SECRETS_UNREADABLE";
+
 /// Reason of a status: it runs, but nothing gets through.
 const STALLED: &str = "STALLED";
 
@@ -79,6 +82,8 @@ fn status_of<'a>(
     let any = |state| shards.iter().any(|(of, _)| *of == state);
     let (phase, reason) = if !row.enabled {
         (Phase::Disabled, "DISABLED")
+    } else if row.unreadable.is_some() {
+        (Phase::Failed, SECRETS_UNREADABLE)
     } else if any(State::Failed) {
         (Phase::Failed, "EXECUTOR_FAILED")
     } else if shards.iter().all(|(state, _)| matches!(state, State::Running | State::Stalled)) {
@@ -97,6 +102,9 @@ fn status_of<'a>(
     let failed = shards.iter().find(|(state, _)| *state == wrong);
     if let (true, Some((_, Some(holder)))) = (phase == Phase::Failed || reason == STALLED, failed) {
         status.error.clone_from(&holder.error);
+    }
+    if let Some(unreadable) = &row.unreadable {
+        status.error = unreadable.to_string();
     }
     let latest = || {
         let time = |holder: &&Holder| holder.update_time.map_or((0, 0), |time| (time.seconds, time.nanos));
@@ -213,6 +221,8 @@ mod tests {
             kind: "HTTP".parse().unwrap(),
             enabled,
             configuration: String::new(),
+            parted: None,
+            unreadable: None,
             labels: BTreeMap::new(),
             description: String::new(),
             revision: 7,

@@ -30,6 +30,8 @@ entity!(integration, "integration" {
     kind: String,
     enabled: bool,
     configuration: String,
+    sealed: Option<String>,
+    sealed_key: Option<String>,
     labels: String,
     description: String,
     revision: i64,

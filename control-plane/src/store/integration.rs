@@ -1,13 +1,17 @@
 //! Integrations: rows, changes, idempotency of requests.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
+use bytes::Bytes;
 use sea_orm::{
     ActiveValue::Set, ColumnTrait as _, DatabaseTransaction, EntityTrait as _, ExprTrait as _,
     PaginatorTrait as _, QueryFilter as _, QueryOrder as _, QuerySelect as _, sea_query::Expr,
     sea_query::Func, sea_query::OnConflict,
 };
-use tbmq_integration::wire::Cause;
+use tbmq_integration::{
+    seal::{Parted, Purpose, Sealed, Unreadable},
+    wire::Cause,
+};
 use tbmq_proto::ids::{IntegrationId, Kind};
 use uuid::Uuid;
 
@@ -15,6 +19,7 @@ use super::{
     Error, PAGE_ROWS_MAX, Store, change, change::ChangeKind, entity, event::EventBody, event::EventRow,
     fault, life, next_revision, unique_violation,
 };
+use crate::vault;
 
 /// A stored integration.
 #[derive(Clone, PartialEq, Eq)]
@@ -29,6 +34,10 @@ pub struct Row {
     pub enabled: bool,
     /// The configuration document, byte for byte; may hold secrets.
     pub configuration: String,
+    /// The same as it is stored and sent, if its secrets are sealed.
+    pub parted: Option<Arc<Parted>>,
+    /// Why the secrets can't be opened: then masks stand in their places in `configuration`.
+    pub unreadable: Option<Unreadable>,
     /// Labels.
     pub labels: BTreeMap<String, String>,
     /// Description.
@@ -164,12 +173,14 @@ impl Store {
         let transaction = self.begin().await?;
         let revision = next_revision(&transaction).await?;
         remember(&transaction, saved, new.id).await?;
-        let row = Row {
+        let mut row = Row {
             id: new.id,
             name: new.name,
             kind: new.kind,
             enabled: new.enabled,
             configuration: new.configuration,
+            parted: None,
+            unreadable: None,
             labels: new.labels,
             description: new.description,
             revision: revision as u64,
@@ -182,7 +193,8 @@ impl Store {
         if life::find(&transaction, row.id).await?.is_some() {
             return Err(Error::IdTaken(row.id));
         }
-        entity::integration::Entity::insert(to_model(&row))
+        self.seal(&mut row)?;
+        entity::integration::Entity::insert(self.model(&row))
             .exec_without_returning(&transaction)
             .await
             .map_err(|error| taken(&error, &row))?;
@@ -211,7 +223,7 @@ impl Store {
             .one(&self.connection)
             .await
             .map_err(|error| fault(&error))?;
-        model.map(from_model).transpose()
+        model.map(|model| self.row(model)).transpose()
     }
 
     /// Whether a name is used by another integration than `except`.
@@ -256,7 +268,7 @@ impl Store {
             .all(&self.connection)
             .await
             .map_err(|error| fault(&error))?;
-        Ok((models.into_iter().map(from_model).collect::<Result<_, _>>()?, total))
+        Ok((models.into_iter().map(|model| self.row(model)).collect::<Result<_, _>>()?, total))
     }
 
     /// All integrations in the order of ids, in pages: those after `after`.
@@ -275,7 +287,7 @@ impl Store {
             .all(&self.connection)
             .await
             .map_err(|error| fault(&error))?;
-        models.into_iter().map(from_model).collect()
+        models.into_iter().map(|model| self.row(model)).collect()
     }
 
     /// Replaces what an update may set, if the integration still has revision `base`. One that is so already stays as
@@ -295,6 +307,7 @@ impl Store {
             row.name = change.name;
             switch(row, change.enabled, saved.now_ms);
             row.configuration = change.configuration;
+            row.unreadable = None;
             row.labels = change.labels;
             row.description = change.description;
             row.cause = Cause::Updated;
@@ -346,7 +359,7 @@ impl Store {
         let transaction = self.begin().await?;
         let revision = next_revision(&transaction).await?;
         remember(&transaction, saved, id).await?;
-        let row = locked(&transaction, id, base).await?;
+        let row = self.locked(&transaction, id, base).await?;
         entity::integration::Entity::delete_by_id(id.0)
             .exec(&transaction)
             .await
@@ -402,7 +415,7 @@ impl Store {
         let transaction = self.begin().await?;
         let revision = next_revision(&transaction).await?;
         remember(&transaction, saved, id).await?;
-        let before = locked(&transaction, id, base).await?;
+        let before = self.locked(&transaction, id, base).await?;
         let mut row = before.clone();
         if !change(&mut row)? {
             // The request is remembered all the same, the revision is given back.
@@ -413,7 +426,8 @@ impl Store {
         }
         row.revision = revision as u64;
         row.updated_ms = saved.now_ms;
-        entity::integration::Entity::update(to_model(&row))
+        self.seal(&mut row)?;
+        entity::integration::Entity::update(self.model(&row))
             .exec(&transaction)
             .await
             .map_err(|error| taken(&error, &row))?;
@@ -430,28 +444,123 @@ impl Store {
         transaction.commit().await.map_err(|error| fault(&error))?;
         Ok(row)
     }
+
+    async fn locked(
+        &self,
+        transaction: &DatabaseTransaction,
+        id: IntegrationId,
+        base: Option<u64>,
+    ) -> Result<Row, Error> {
+        let model = entity::integration::Entity::find_by_id(id.0)
+            .one(transaction)
+            .await
+            .map_err(|error| fault(&error))?
+            .ok_or(Error::NotFound(id))?;
+        let row = self.row(model)?;
+        match base {
+            Some(expected) if expected != row.revision => {
+                Err(Error::Stale { expected, actual: row.revision })
+            }
+            _ => Ok(row),
+        }
+    }
+
+    /// Seals the secrets of a row for its revision. What can't be opened stays as it is.
+    pub(super) fn seal(&self, row: &mut Row) -> Result<(), Error> {
+        if row.unreadable.is_none() {
+            let purpose = Purpose::Revision(row.revision);
+            row.parted = self.vault.part(row.id, &row.kind, purpose, &row.configuration)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn model(&self, row: &Row) -> entity::integration::ActiveModel {
+        let parted = row.parted.as_deref();
+        let looked_through = match (parted, &row.unreadable) {
+            (Some(parted), Some(_)) => Some(parted.sealed.key_id.as_str()),
+            _ => self.vault.first(),
+        };
+        entity::integration::ActiveModel {
+            id: Set(row.id.0),
+            name: Set(row.name.clone()),
+            kind: Set(row.kind.to_string()),
+            enabled: Set(row.enabled),
+            configuration: Set(
+                parted.map_or_else(|| row.configuration.clone(), |parted| parted.plain.to_string())
+            ),
+            sealed: Set(parted.map(|parted| vault::to_text(&parted.sealed))),
+            sealed_key: Set(looked_through.map(ToOwned::to_owned)),
+            labels: Set(serde_json::to_string(&row.labels).expect("a map of texts is always JSON")),
+            description: Set(row.description.clone()),
+            revision: Set(row.revision as i64),
+            cause: Set(cause_text(row.cause).to_owned()),
+            created_ms: Set(row.created_ms),
+            updated_ms: Set(row.updated_ms),
+            disconnected_ms: Set(row.disconnected_ms),
+        }
+    }
+
+    pub(super) fn row(&self, model: entity::integration::Model) -> Result<Row, Error> {
+        let id = IntegrationId(model.id);
+        let corrupt = |what: &str| Error::Corrupt(format!("{what} of integration {id} that can't be read"));
+        let (configuration, parted, unreadable) = self.opened(id, model.configuration, model.sealed);
+        Ok(Row {
+            id,
+            kind: model.kind.parse().map_err(|_| corrupt("a kind"))?,
+            labels: serde_json::from_str(&model.labels).map_err(|_| corrupt("labels"))?,
+            cause: match model.cause.as_str() {
+                "CREATED" => Cause::Created,
+                "UPDATED" => Cause::Updated,
+                "REINIT" => Cause::Reinit,
+                _ => return Err(corrupt("a cause")),
+            },
+            name: model.name,
+            enabled: model.enabled,
+            configuration,
+            parted,
+            unreadable,
+            description: model.description,
+            revision: model.revision as u64,
+            created_ms: model.created_ms,
+            updated_ms: model.updated_ms,
+            disconnected_ms: model.disconnected_ms,
+        })
+    }
+
+    /// The whole document if it can be opened, how it is stored, and why it can't be opened.
+    fn opened(
+        &self,
+        id: IntegrationId,
+        plain: String,
+        sealed: Option<String>,
+    ) -> (String, Option<Arc<Parted>>, Option<Unreadable>) {
+        let Some(sealed) = sealed else { return (plain, None, None) };
+        let (sealed, malformed) = match vault::from_text(&sealed) {
+            Ok(sealed) => (sealed, None),
+            // Something that nobody can open takes its place: masks must not pass for secrets.
+            Err(error) => (
+                Sealed {
+                    key_id: String::new(),
+                    purpose: Purpose::Revision(0),
+                    nonce: [0; 12],
+                    ciphertext: Bytes::new(),
+                },
+                Some(error),
+            ),
+        };
+        let parted = Parted { plain: plain.as_str().into(), sealed };
+        let opened = malformed.map_or_else(|| self.vault.open(id, &parted), Err);
+        let (configuration, unreadable) = match opened {
+            Ok(whole) => (whole, None),
+            Err(error) => (plain, Some(error)),
+        };
+        (configuration, Some(Arc::new(parted)), unreadable)
+    }
 }
 
 fn switch(row: &mut Row, enabled: bool, now_ms: i64) {
     row.disconnected_ms = if enabled { None } else { row.disconnected_ms.or(Some(now_ms)) };
     row.enabled = enabled;
-}
-
-async fn locked(
-    transaction: &DatabaseTransaction,
-    id: IntegrationId,
-    base: Option<u64>,
-) -> Result<Row, Error> {
-    let model = entity::integration::Entity::find_by_id(id.0)
-        .one(transaction)
-        .await
-        .map_err(|error| fault(&error))?
-        .ok_or(Error::NotFound(id))?;
-    let row = from_model(model)?;
-    match base {
-        Some(expected) if expected != row.revision => Err(Error::Stale { expected, actual: row.revision }),
-        _ => Ok(row),
-    }
 }
 
 async fn remember(
@@ -532,45 +641,4 @@ fn cause_text(cause: Cause) -> &'static str {
         Cause::Updated => "UPDATED",
         Cause::Reinit => "REINIT",
     }
-}
-
-fn to_model(row: &Row) -> entity::integration::ActiveModel {
-    entity::integration::ActiveModel {
-        id: Set(row.id.0),
-        name: Set(row.name.clone()),
-        kind: Set(row.kind.to_string()),
-        enabled: Set(row.enabled),
-        configuration: Set(row.configuration.clone()),
-        labels: Set(serde_json::to_string(&row.labels).expect("a map of texts is always JSON")),
-        description: Set(row.description.clone()),
-        revision: Set(row.revision as i64),
-        cause: Set(cause_text(row.cause).to_owned()),
-        created_ms: Set(row.created_ms),
-        updated_ms: Set(row.updated_ms),
-        disconnected_ms: Set(row.disconnected_ms),
-    }
-}
-
-pub(super) fn from_model(model: entity::integration::Model) -> Result<Row, Error> {
-    let id = IntegrationId(model.id);
-    let corrupt = |what: &str| Error::Corrupt(format!("{what} of integration {id} that can't be read"));
-    Ok(Row {
-        id,
-        kind: model.kind.parse().map_err(|_| corrupt("a kind"))?,
-        labels: serde_json::from_str(&model.labels).map_err(|_| corrupt("labels"))?,
-        cause: match model.cause.as_str() {
-            "CREATED" => Cause::Created,
-            "UPDATED" => Cause::Updated,
-            "REINIT" => Cause::Reinit,
-            _ => return Err(corrupt("a cause")),
-        },
-        name: model.name,
-        enabled: model.enabled,
-        configuration: model.configuration,
-        description: model.description,
-        revision: model.revision as u64,
-        created_ms: model.created_ms,
-        updated_ms: model.updated_ms,
-        disconnected_ms: model.disconnected_ms,
-    })
 }

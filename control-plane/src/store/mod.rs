@@ -11,14 +11,16 @@ mod integration;
 mod lease;
 mod life;
 mod node;
+mod sealed;
 
-use std::{path::Path, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use sea_orm::{
     ColumnTrait as _, ConnectOptions, Database, DatabaseConnection, DatabaseTransaction, DbErr,
     EntityTrait as _, ExprTrait as _, QueryFilter as _, RuntimeErr, SqlErr, SqliteTransactionMode,
     TransactionOptions, TransactionTrait as _, sea_query::Expr,
 };
+use tbmq_integration::seal::{NoRandomness, Unreadable};
 use tbmq_proto::ids::IntegrationId;
 
 pub use self::{
@@ -28,7 +30,9 @@ pub use self::{
     lease::{Lease, Observed},
     life::{Life, Mark, Projection},
     node::{KindRow, SessionRow},
+    sealed::Sealing,
 };
+use crate::vault::Vault;
 
 /// Rows that a page or a batch holds at most.
 pub const PAGE_ROWS_MAX: u64 = 1_000;
@@ -43,6 +47,7 @@ const REVISION: &str = "revision";
 #[derive(Clone, Debug)]
 pub struct Store {
     connection: DatabaseConnection,
+    vault: Arc<Vault>,
 }
 
 /// Why something was not read or not saved, by what the caller can do.
@@ -83,6 +88,12 @@ pub enum Error {
         /// All changes after this revision are kept.
         floor: u64,
     },
+    /// The integration's secrets can't be opened here.
+    #[error("integration {0}: {1}")]
+    Unreadable(IntegrationId, Unreadable),
+    /// The secrets were not sealed, and nothing was saved.
+    #[error(transparent)]
+    NotSealed(#[from] NoRandomness),
     /// A row holds what this version can't read.
     #[error("the database holds {0}")]
     Corrupt(String),
@@ -114,18 +125,30 @@ impl Options {
 }
 
 impl Store {
-    /// Connects and brings the schema up to date.
+    /// As [`Store::open_with`], without keys: secrets are kept in plain text.
     ///
     /// # Errors
     /// When the database can't be reached or migrated.
     pub async fn open(options: &Options) -> Result<Self, Error> {
+        Self::open_with(options, Arc::default()).await
+    }
+
+    /// Connects and brings the schema up to date. Secrets are sealed and opened by `vault`.
+    ///
+    /// # Errors
+    /// When the database can't be reached or migrated.
+    pub async fn open_with(options: &Options, vault: Arc<Vault>) -> Result<Self, Error> {
         let mut single = connect_options(options);
         single.max_connections(1).min_connections(1);
         let migrator = Database::connect(single).await.map_err(|error| fault(&error))?;
         tbmq_migrations::migrate(&migrator).await.map_err(|error| fault(&error))?;
         migrator.close().await.map_err(|error| fault(&error))?;
         let connection = Database::connect(connect_options(options)).await.map_err(|error| fault(&error))?;
-        Ok(Self { connection })
+        Ok(Self { connection, vault })
+    }
+
+    pub(crate) fn vault(&self) -> &Arc<Vault> {
+        &self.vault
     }
 
     /// Closes all connections.

@@ -79,7 +79,7 @@ impl Store {
             .exec_without_returning(&self.connection)
             .await
             .map_err(|error| fault(&error))?;
-        Ok(())
+        self.look_again(&kind.name).await
     }
 
     /// Takes a session over unless a newer incarnation of the data plane has one; then that one is returned.

@@ -7,6 +7,7 @@ mod ownership;
 mod postgres;
 mod relay;
 mod replicas;
+mod sealed;
 mod shards;
 mod store;
 mod support;

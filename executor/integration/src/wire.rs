@@ -3,7 +3,7 @@
 //! Reading never panics and never guesses: a record that can't be understood is an [`Error`] for the driver to log
 //! with topic, partition and offset, to count, and to skip.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use bytes::Bytes;
 use prost::Message as _;
@@ -14,7 +14,10 @@ use tbmq_proto::{
 };
 use uuid::Uuid;
 
-use crate::entity::Violation;
+use crate::{
+    entity::Violation,
+    seal::{Purpose, Sealed},
+};
 
 /// A record that can't be understood.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -95,14 +98,28 @@ pub enum Cause {
 }
 
 /// What is to run.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Target {
     /// Name of the integration.
     pub name: Arc<str>,
     /// Whether it is to run at all.
     pub enabled: bool,
-    /// The configuration document, JSON text.
+    /// The configuration document, JSON text; with masks in the places of what is sealed.
     pub configuration: Arc<str>,
+    /// The secrets of the document, if they are encrypted.
+    pub sealed: Option<Sealed>,
+}
+
+impl fmt::Debug for Target {
+    // The configuration may hold secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, enabled, sealed, .. } = self;
+        f.debug_struct("Target")
+            .field("name", name)
+            .field("enabled", enabled)
+            .field("sealed", sealed)
+            .finish_non_exhaustive()
+    }
 }
 
 /// What an executor is asked.
@@ -124,7 +141,7 @@ impl RequestType {
 }
 
 /// A request to an executor.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct ValidationRequest {
     /// Correlation id, and key of the record.
     pub id: Uuid,
@@ -140,12 +157,27 @@ pub struct ValidationRequest {
     pub name: String,
     /// Whether it is to be enabled.
     pub enabled: bool,
-    /// The configuration document, JSON text.
+    /// The configuration document, JSON text; with masks in the places of what is sealed.
     pub configuration: String,
+    /// The secrets of the document, if they are encrypted.
+    pub sealed: Option<Sealed>,
     /// Epoch ms of creation.
     pub created_ms: i64,
     /// Epoch ms after which no reply is expected; 0 or less: none.
     pub deadline_ms: i64,
+}
+
+impl fmt::Debug for ValidationRequest {
+    // The configuration may hold secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ValidationRequest")
+            .field("id", &self.id)
+            .field("request_type", &self.request_type)
+            .field("integration", &self.integration)
+            .field("kind", &self.kind)
+            .field("sealed", &self.sealed)
+            .finish_non_exhaustive()
+    }
 }
 
 /// An executor's answer.
@@ -218,6 +250,7 @@ fn decode_desired(message: proto::IntegrationMsgProto, revision: Option<&str>) -
                     .configuration
                     .ok_or_else(|| Error::Field { field: "configuration", problem: "is missing".to_owned() })?
                     .into(),
+                sealed: sealed(message.sealed, Purpose::Revision(message.revision))?,
             },
         },
     };
@@ -251,8 +284,9 @@ fn decode_request(request: proto::IntegrationValidationRequestProto) -> Result<V
     let entity = request
         .configuration
         .ok_or_else(|| Error::Field { field: "configuration", problem: "is missing".to_owned() })?;
+    let id = uuid(request.id_msb, request.id_lsb);
     Ok(ValidationRequest {
-        id: uuid(request.id_msb, request.id_lsb),
+        id,
         reply_to: request.service_id,
         request_type,
         integration: IntegrationId::from_halves(entity.integration_id_msb, entity.integration_id_lsb),
@@ -260,9 +294,27 @@ fn decode_request(request: proto::IntegrationValidationRequestProto) -> Result<V
         name: entity.name,
         enabled: entity.enabled,
         configuration: entity.configuration,
+        sealed: sealed(entity.sealed, Purpose::Request(id))?,
         created_ms: request.timestamp,
         deadline_ms: request.deadline,
     })
+}
+
+fn sealed(message: Option<proto::SealedProto>, purpose: Purpose) -> Result<Option<Sealed>, Error> {
+    let Some(proto::SealedProto { key_id, nonce, ciphertext }) = message else { return Ok(None) };
+    let nonce = nonce.as_ref().try_into().map_err(|_| Error::Field {
+        field: "nonce",
+        problem: format!("has {} bytes instead of 12", nonce.len()),
+    })?;
+    Ok(Some(Sealed { key_id, purpose, nonce, ciphertext }))
+}
+
+fn encode_sealed(sealed: &Sealed) -> proto::SealedProto {
+    proto::SealedProto {
+        key_id: sealed.key_id.clone(),
+        nonce: Bytes::copy_from_slice(&sealed.nonce),
+        ciphertext: sealed.ciphertext.clone(),
+    }
 }
 
 fn kind(text: &str) -> Result<Kind, Error> {
@@ -286,6 +338,7 @@ pub fn encode_desired(desired: &Desired) -> Bytes {
         Change::Apply { cause: Cause::Updated, target } => (Event::Updated, Some(target)),
         Change::Apply { cause: Cause::Reinit, target } => (Event::Reinit, Some(target)),
     };
+    let sealed = target.and_then(|target| target.sealed.as_ref());
     let message = proto::IntegrationMsgProto {
         integration_id_msb: msb,
         integration_id_lsb: lsb,
@@ -298,8 +351,12 @@ pub fn encode_desired(desired: &Desired) -> Bytes {
         shard: desired.shard.index,
         // One shard is TBMQ's own form: the field stays away.
         shard_count: if desired.shard_count > 1 { desired.shard_count } else { 0 },
-        sealed: None,
-        revision: 0,
+        sealed: sealed.map(encode_sealed),
+        revision: match sealed.map(|sealed| sealed.purpose) {
+            Some(Purpose::Revision(revision)) => revision,
+            // Without secrets it is TBMQ's own form; the header tells the revision.
+            Some(Purpose::Request(_)) | None => 0,
+        },
     };
     let message =
         proto::DownlinkIntegrationMsgProto { integration_msg: Some(message), validation_request_msg: None };
@@ -323,7 +380,7 @@ pub fn encode_request(request: &ValidationRequest) -> Bytes {
             enabled: request.enabled,
             configuration: request.configuration.clone(),
             additional_info: None,
-            sealed: None,
+            sealed: request.sealed.as_ref().map(encode_sealed),
         }),
         r#type: request.request_type.as_str().to_owned(),
         timestamp: request.created_ms,
@@ -485,12 +542,63 @@ mod tests {
 
     #[test]
     fn a_desired_state_survives_the_wire() {
-        let target = Target { name: "n".into(), enabled: false, configuration: "{}".into() };
-        for change in [Change::Deleted, Change::Apply { cause: Cause::Reinit, target }] {
+        let target = Target { name: "n".into(), enabled: false, configuration: "{}".into(), sealed: None };
+        let secrets = Target { sealed: Some(sealed_for(Purpose::Revision(41))), ..target.clone() };
+        for change in [
+            Change::Deleted,
+            Change::Apply { cause: Cause::Reinit, target },
+            Change::Apply { cause: Cause::Updated, target: secrets },
+        ] {
             let before = desired(change);
             let bytes = encode_desired(&before);
             assert_eq!(decode_downlink(Some(&bytes), Some("42")), Ok(Downlink::Desired(before)));
         }
+    }
+
+    fn sealed_for(purpose: Purpose) -> Sealed {
+        let ciphertext = Bytes::from_static(b"text and tag");
+        Sealed { key_id: "k".to_owned(), purpose, nonce: [7; 12], ciphertext }
+    }
+
+    fn request(id: Uuid) -> ValidationRequest {
+        ValidationRequest {
+            id,
+            reply_to: "cp1".to_owned(),
+            request_type: RequestType::CheckConnection,
+            integration: IntegrationId(Uuid::from_u128(7)),
+            kind: "HTTP".parse().unwrap(),
+            name: "n".to_owned(),
+            enabled: true,
+            configuration: "planted".to_owned(),
+            sealed: Some(sealed_for(Purpose::Request(id))),
+            created_ms: 1,
+            deadline_ms: 2,
+        }
+    }
+
+    #[test]
+    fn a_request_survives_the_wire() {
+        let before = request(Uuid::from_u128(9));
+        let bytes = encode_request(&before);
+        assert_eq!(decode_downlink(Some(&bytes), None), Ok(Downlink::Request(before)));
+    }
+
+    #[test]
+    fn a_nonce_of_another_length_is_a_bad_record() {
+        let mut message = proto::IntegrationMsgProto { r#type: "HTTP".to_owned(), ..Default::default() };
+        message.configuration = Some("{}".to_owned());
+        message.sealed = Some(proto::SealedProto { nonce: Bytes::from_static(b"1"), ..Default::default() });
+        let error = decode_desired(message, None).unwrap_err();
+        assert_eq!(error.to_string(), "nonce has 1 bytes instead of 12");
+    }
+
+    #[test]
+    fn what_is_to_run_is_not_printed() {
+        let target =
+            Target { name: "n".into(), enabled: true, configuration: "planted".into(), sealed: None };
+        let desired = desired(Change::Apply { cause: Cause::Created, target });
+        let printed = format!("{desired:?} {:?}", request(Uuid::nil()));
+        assert!(!printed.contains("planted"), "{printed}");
     }
 
     #[test]

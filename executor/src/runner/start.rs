@@ -7,7 +7,7 @@ use tbmq_bus::{Error, Start, TopicPartition, TopicSpec, spec_of};
 use tbmq_integration::{
     entity::{Document, Violation},
     pack,
-    wire::{Change, CommitMetadata, Desired},
+    wire::{Change, CommitMetadata, Desired, Target},
 };
 use tbmq_proto::ids::{IntegrationId, ShardId};
 
@@ -42,6 +42,22 @@ pub(super) async fn start(
     restart: Restart,
 ) -> Result<Started, String> {
     let Change::Apply { target, .. } = &desired.change else { return Err("deleted".to_owned()) };
+    let target = shared.open(shard.integration, target)?;
+    let redactor = shared.redactor(&desired.kind, &target.configuration);
+    let started = start_opened(shared, shard, &desired, target, restart).await;
+    let mut started = started.map_err(|text| redactor.clean(text))?;
+    started.sink = redactor.wrap(started.sink);
+    Ok(started)
+}
+
+/// As [`start`], with the whole configuration; what it says may hold secrets.
+async fn start_opened(
+    shared: Arc<Shared>,
+    shard: ShardId,
+    desired: &Desired,
+    target: Target,
+    restart: Restart,
+) -> Result<Started, String> {
     let kind = shared.kind(&desired.kind)?.clone();
     let document = read(&*kind, &target.configuration).map_err(|violations| listed(&violations))?;
     let settings = shared.config.pack(&document.delivery, &*kind);
@@ -55,8 +71,8 @@ pub(super) async fn start(
     let context = SinkContext {
         shard,
         topic: found.info.name.as_str().into(),
-        target: target.clone(),
         metadata: Arc::new(metadata(&target.name, &document)),
+        target,
         executor_id: shared.executor_id.clone(),
         window: settings.window_messages,
     };

@@ -187,7 +187,8 @@ impl Sim {
             }
             let enabled = roll > 5;
             let strategy = ["SKIP_ALL", "RETRY_ALL"].choose(&mut self.rng).expect("there are two");
-            let target = Target { name: "n".into(), enabled, configuration: (*strategy).into() };
+            let target =
+                Target { name: "n".into(), enabled, configuration: (*strategy).into(), sealed: None };
             let cause = if roll == 19 { Cause::Reinit } else { Cause::Updated };
             Change::Apply { cause, target }
         };
