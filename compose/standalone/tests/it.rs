@@ -168,6 +168,30 @@ fn planes_that_run_apart_need_kafka() {
 }
 
 #[test]
+fn the_key_of_secrets_is_made_once_and_a_configured_one_is_added_to_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("secrets.key");
+    assert_eq!(Started::new(&mut tbmq(folder.path())).stop(), Some(0));
+    let key = std::fs::read_to_string(&file).unwrap();
+    let (id, _) = key.split_once(':').unwrap();
+    let own = format!("own:{}=", "A".repeat(43));
+    for (keys, expected) in [("", format!("[\"{id}\"]")), (own.as_str(), format!("[\"own\", \"{id}\"]"))] {
+        let mut command = tbmq(folder.path());
+        let mut started = Started::new(command.env("TBMQ_SECRETS_KEYS", keys).stderr(Stdio::piped()));
+        let mut log = started.child.stderr.take().unwrap();
+        assert_eq!(started.stop(), Some(0));
+        let mut text = String::new();
+        log.read_to_string(&mut text).unwrap();
+        assert!(text.contains(&expected) && text.contains("are sealed"), "{text}");
+        assert!(!text.contains(key.trim()) && !text.contains(&own), "{text}");
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), key);
+    }
+    let output = tbmq(folder.path()).env("TBMQ_SECRETS_KEYS", "own:AAAA").output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    assert!(stderr(&output).contains("TBMQ_SECRETS_KEYS: key 1 has 3 bytes"), "{}", stderr(&output));
+}
+
+#[test]
 fn an_address_that_is_taken_ends_it_with_the_address() {
     let folder = tempfile::tempdir().unwrap();
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
