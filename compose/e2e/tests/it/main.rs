@@ -13,6 +13,7 @@ mod planted;
 mod replicas;
 mod rolling;
 mod scenarios;
+mod secrets;
 mod several;
 mod sinks;
 mod storm;
