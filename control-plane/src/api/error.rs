@@ -126,6 +126,18 @@ pub(super) fn overloaded(error: impl Display) -> Status {
     with_details(Code::ResourceExhausted, error.to_string(), details)
 }
 
+/// A message that is none of its type is the caller's fault; tonic calls that an internal error.
+pub(super) fn readable(error: Status) -> Status {
+    let says = |text| error.message().contains(text);
+    let is_malformed = error.code() == Code::Internal
+        && (says("decode Protobuf") || says("Missing request message") || says("compression flag"));
+    if !is_malformed {
+        return error;
+    }
+    let text = format!("the request is not a message of its type: {}", error.message());
+    status(Code::InvalidArgument, "MALFORMED_REQUEST", text)
+}
+
 /// A limit of this replica; another one may have room.
 pub(super) fn limit_reached(text: String) -> Status {
     let mut details = details("LIMIT_REACHED");

@@ -89,7 +89,7 @@ impl Session {
 
     async fn serve(&self, inbound: &mut Streaming<NodeMessage>) -> Result<(), Status> {
         let first = tokio::time::timeout(LIVE_FOR, inbound.message()).await;
-        let first = first.map_err(|_| Status::deadline_exceeded("no hello"))??;
+        let first = first.map_err(|_| Status::deadline_exceeded("no hello"))?.map_err(error::readable)?;
         let Some(NodeMessage { message: Some(node_message::Message::Hello(hello)) }) = first else {
             return Err(error::invalid_field("hello", "must be the first message of a session"));
         };
@@ -147,7 +147,7 @@ impl Session {
         loop {
             tokio::select! {
                 message = tokio::time::timeout(LIVE_FOR, inbound.message()) => {
-                    let message = message.map_err(|_| Status::deadline_exceeded("no heartbeat"))??;
+                    let message = message.map_err(|_| Status::deadline_exceeded("no heartbeat"))?.map_err(error::readable)?;
                     let Some(NodeMessage { message }) = message else { return Ok(()) };
                     match message {
                         Some(node_message::Message::Heartbeat(heartbeat)) => {

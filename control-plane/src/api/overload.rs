@@ -192,17 +192,12 @@ fn too_late(patience: Duration) -> Status {
     error::status(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", text)
 }
 
-/// A request that is no message of its type is the caller's fault; tonic calls it an internal error.
+/// The response, its status [`error::readable`].
 fn readable(response: Response<Body>) -> Response<Body> {
-    let Some(status) = Status::from_header_map(response.headers()) else { return response };
-    let says = |text| status.message().contains(text);
-    let is_unreadable = status.code() == Code::Internal
-        && (says("decode Protobuf") || says("Missing request message") || says("compression flag"));
-    if !is_unreadable {
-        return response;
+    match Status::from_header_map(response.headers()) {
+        Some(status) if status.code() == Code::Internal => error::readable(status).into_http(),
+        _ => response,
     }
-    let text = format!("the request is not a message of its type: {}", status.message());
-    error::status(Code::InvalidArgument, "MALFORMED_REQUEST", text).into_http()
 }
 
 /// The code of a call that has ended, or of a stream that has begun.

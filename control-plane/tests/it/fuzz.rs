@@ -10,14 +10,14 @@ use prost_reflect::{
     MethodDescriptor, Value,
 };
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
-use tbmq_proto::control::ListIntegrationsRequest;
+use tbmq_proto::control::{CreateIntegrationRequest, ListIntegrationsRequest};
 use tonic::{
     Code, Request, Status,
     codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
     transport::Channel,
 };
 
-use crate::support::{Cluster, DOCUMENT, Verdict, eventually, id_of};
+use crate::support::{Cluster, DOCUMENT, Verdict, eventually, id_of, integration};
 
 /// Calls of each method.
 const CALLS: usize = 120;
@@ -132,9 +132,16 @@ impl Random {
         }
     }
 
-    /// The message as bytes; one in three is damaged.
+    /// The message as bytes; one in three is damaged. Some are of the kind that is done.
     fn bytes(&mut self, of: &MessageDescriptor) -> Bytes {
-        let mut bytes = self.message(of, 0).encode_to_vec();
+        let mut bytes = match (self.rng.random_range(0..5), of.name()) {
+            (0, "CreateIntegrationRequest") => {
+                let integration = Some(integration(&format!("random {}", self.rng.random::<u32>())));
+                CreateIntegrationRequest { integration, ..Default::default() }.encode_to_vec()
+            }
+            (0, _) => Vec::new(),
+            _ => self.message(of, 0).encode_to_vec(),
+        };
         if !bytes.is_empty() && self.rng.random_bool(0.33) {
             for _ in 0..self.rng.random_range(1..4) {
                 let at = self.rng.random_range(0..bytes.len());
