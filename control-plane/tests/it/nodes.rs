@@ -406,15 +406,15 @@ async fn a_silent_data_plane_is_named_before_the_callers_time_is_over() {
     let mut played = Played::register(&first, "dp1", &["commands"]).await;
     for plane in [&first, &second] {
         let mut request = Request::new(ListSessionsRequest::default());
-        request.set_timeout(Duration::from_secs(1));
+        request.set_timeout(Duration::from_secs(3));
         let page = sessions(plane).list_sessions(request).await.unwrap().into_inner();
         assert_eq!((page.sessions, page.silent_nodes), (vec![], vec!["dp1".to_owned()]));
         let asked = played.request().await;
-        assert!((1..1_000).contains(&asked.timeout_ms), "the caller's time: {}", asked.timeout_ms);
+        assert!((1..3_000).contains(&asked.timeout_ms), "the caller's time: {}", asked.timeout_ms);
         // Too late: the next question gets its own answer.
         played.answer(asked.id, Reply::Draining(Draining { connections: 99 })).await;
         let mut request = Request::new(DrainNodeRequest { service_id: "dp1".to_owned() });
-        request.set_timeout(Duration::from_secs(1));
+        request.set_timeout(Duration::from_secs(3));
         let status = plane.nodes.clone().drain_node(request).await.unwrap_err();
         assert_eq!(reason(&status), (Code::DeadlineExceeded, "NODE_TIMEOUT".to_owned()));
         let late = played.request().await;
