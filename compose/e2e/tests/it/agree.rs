@@ -133,7 +133,7 @@ impl World {
         let [first, second] = controls();
         Ok(Arc::new(Caller {
             planes: [self.deployment.api_of(first)?, self.deployment.api_of(second)?],
-            down: Default::default(),
+            down: [AtomicBool::new(false), AtomicBool::new(false)],
             versions: (0..self.ids.len())
                 .map(|number| (0..VERSIONS).map(|to| version(&self.sink, number, to)).collect())
                 .collect(),
