@@ -2,26 +2,67 @@
 
 use std::{
     fmt,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     num::{NonZeroU32, NonZeroU64, NonZeroUsize},
-    path::Path,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
-use tbmq_service::config::{Secret, Setting};
+use tbmq_integration::seal::Keys;
+use tbmq_service::{
+    config::{Secret, Setting},
+    secrets_config::SecretsConfig,
+};
+use tonic::transport::Uri;
 
-use crate::store;
+pub use crate::access::config::{
+    AuthConfig, ClientAuth, ClientRole, InvalidClientRole, JwtConfig, TlsConfig,
+};
+use crate::{access, store};
 
 /// Environment names of [`Config`].
 pub const SETTINGS: &[Setting] = &[
     Setting { env: "CONTROL_GRPC_BIND_ADDRESS", key: "control.grpc.bind-address" },
     Setting { env: "CONTROL_GRPC_BIND_PORT", key: "control.grpc.bind-port" },
+    Setting { env: "CONTROL_GRPC_ADVERTISED_ADDRESS", key: "control.grpc.advertised-address" },
+    Setting { env: "CONTROL_GRPC_MAX_CONNECTION_AGE", key: "control.grpc.max-connection-age" },
+    Setting { env: "CONTROL_GRPC_MAX_CONNECTION_AGE_GRACE", key: "control.grpc.max-connection-age-grace" },
     Setting { env: "TBMQ_VALIDATION_TIMEOUT", key: "control.validation-timeout" },
     Setting { env: "TBMQ_VALIDATIONS_MAX", key: "control.validations-max" },
+    Setting { env: "TBMQ_READS_MAX", key: "control.calls.reads-max" },
+    Setting { env: "TBMQ_WRITES_MAX", key: "control.calls.writes-max" },
+    Setting { env: "TBMQ_CHECKS_MAX", key: "control.calls.checks-max" },
+    Setting { env: "TBMQ_CALL_DEADLINE", key: "control.calls.deadline" },
+    Setting { env: "TBMQ_STREAMS_MAX", key: "control.calls.streams-max" },
+    Setting { env: "TBMQ_INTEGRATIONS_MAX", key: "control.integrations-max" },
     Setting { env: "TBMQ_WATCHERS_MAX", key: "control.watchers-max" },
+    Setting { env: "TBMQ_WATCHERS_PER_CLIENT_MAX", key: "control.watchers-per-client-max" },
     Setting { env: "TBMQ_WATCH_PATIENCE", key: "control.watch-patience" },
     Setting { env: "TBMQ_WATCH_BOOKMARKS", key: "control.watch-bookmarks" },
+    SecretsConfig::KEYS,
+    SecretsConfig::KEY,
+    SecretsConfig::KEY_FILE,
+    Setting { env: "TBMQ_AUTH_ENABLED", key: "control.auth.enabled" },
+    Setting { env: "TBMQ_AUTH_INSECURE", key: "control.auth.insecure" },
+    Setting { env: "TBMQ_ADMIN_TOKEN", key: "control.auth.admin-token" },
+    Setting { env: "TBMQ_ADMIN_TOKEN_FILE", key: "control.auth.admin-token-file" },
+    Setting { env: "TBMQ_AUTH_JWT_SECRET", key: "control.auth.jwt.secret" },
+    Setting { env: "TBMQ_AUTH_JWT_SECRET_FILE", key: "control.auth.jwt.secret-file" },
+    Setting { env: "TBMQ_AUTH_JWT_KEY_FILE", key: "control.auth.jwt.key-file" },
+    Setting { env: "TBMQ_AUTH_JWT_JWKS", key: "control.auth.jwt.jwks" },
+    Setting { env: "TBMQ_AUTH_JWT_JWKS_REFRESH", key: "control.auth.jwt.jwks-refresh" },
+    Setting { env: "TBMQ_AUTH_JWT_ISSUER", key: "control.auth.jwt.issuer" },
+    Setting { env: "TBMQ_AUTH_JWT_AUDIENCE", key: "control.auth.jwt.audience" },
+    Setting { env: "TBMQ_AUTH_JWT_ROLE_CLAIM", key: "control.auth.jwt.role-claim" },
+    Setting { env: "TBMQ_AUDIT_TTL", key: "control.auth.audit-ttl" },
+    Setting { env: "CONTROL_GRPC_TLS_PEM_CERT", key: "control.grpc.tls.pem-cert" },
+    Setting { env: "CONTROL_GRPC_TLS_PEM_KEY", key: "control.grpc.tls.pem-key" },
+    Setting { env: "CONTROL_GRPC_TLS_CLIENT_CA", key: "control.grpc.tls.client-ca" },
+    Setting { env: "CONTROL_GRPC_TLS_CLIENT_AUTH", key: "control.grpc.tls.client-auth" },
+    Setting { env: "CONTROL_GRPC_TLS_CLIENT_ROLES", key: "control.grpc.tls.client-roles" },
+    Setting { env: "CONTROL_GRPC_TLS_RELOAD_INTERVAL", key: "control.grpc.tls.reload-interval" },
+    Setting { env: "CONTROL_GRPC_CA_FILE", key: "control.grpc.ca-file" },
     Setting { env: "DATABASE_URL", key: "database.url" },
     Setting { env: "SPRING_DATASOURCE_URL", key: "spring.datasource.url" },
     Setting { env: "SPRING_DATASOURCE_USERNAME", key: "spring.datasource.username" },
@@ -34,6 +75,7 @@ pub const SETTINGS: &[Setting] = &[
     Setting { env: "INTEGRATIONS_CLEANUP_PERIOD_SEC", key: "integrations.cleanup.period" },
     Setting { env: "INTEGRATIONS_CLEANUP_TTL_SEC", key: "integrations.cleanup.ttl" },
     Setting { env: "SQL_EVENTS_MAX_SYMBOLS", key: "sql.events.max-symbols" },
+    Setting { env: "SQL_EVENTS_REGULAR_PARTITION_SIZE_HOURS", key: "sql.events.partition-size" },
     Setting { env: "SQL_TTL_EVENTS_ENABLED", key: "sql.ttl.events.enabled" },
     Setting { env: "SQL_TTL_EVENTS_EXECUTION_INTERVAL_MS", key: "sql.ttl.events.execution-interval-ms" },
     Setting { env: "SQL_TTL_EVENTS_TTL_SEC", key: "sql.ttl.events.ttl-sec" },
@@ -50,6 +92,8 @@ pub const SETTINGS: &[Setting] = &[
 pub struct Config {
     /// The gRPC server and validation.
     pub control: ControlConfig,
+    /// The keys that the secrets of integrations are encrypted with; the executors need the same.
+    pub secrets: SecretsConfig,
     /// Where the store is.
     pub database: DatabaseConfig,
     /// The same under TBMQ's names.
@@ -100,13 +144,22 @@ impl Default for SubscriptionConfig {
 pub struct ControlConfig {
     /// Where to listen.
     pub grpc: GrpcConfig,
+    /// How much may be asked at once.
+    pub calls: CallsConfig,
+    /// Who may call.
+    pub auth: AuthConfig,
     /// How long Create and Update wait for an executor's answer.
     #[serde(with = "humantime_serde")]
     pub validation_timeout: Duration,
     /// Validations that may be pending at once; more are refused with `RESOURCE_EXHAUSTED`.
     pub validations_max: NonZeroUsize,
+    /// Integrations that may exist; more are refused with `RESOURCE_EXHAUSTED`. 0: no limit.
+    pub integrations_max: u64,
     /// Watches that may be open at once; more are refused with `RESOURCE_EXHAUSTED`.
     pub watchers_max: NonZeroUsize,
+    /// Watches of one client that may be open at once: of a token, a certificate or a JWT's subject; of an address when
+    /// nobody is asked who they are.
+    pub watchers_per_client_max: NonZeroUsize,
     /// How long the client of a watch may take nothing before it is cut.
     #[serde(with = "humantime_serde")]
     pub watch_patience: Duration,
@@ -125,13 +178,46 @@ impl Default for ControlConfig {
     fn default() -> Self {
         Self {
             grpc: GrpcConfig::default(),
+            calls: CallsConfig::default(),
+            auth: AuthConfig::default(),
             validation_timeout: Duration::from_secs(30),
             validations_max: NonZeroUsize::new(1_000).expect("1000 is not 0"),
+            integrations_max: 100_000,
             watchers_max: NonZeroUsize::new(1_000).expect("1000 is not 0"),
+            watchers_per_client_max: NonZeroUsize::new(200).expect("200 is not 0"),
             watch_patience: Duration::from_secs(10),
             watch_bookmarks: Duration::from_secs(5),
             apply_timeout: Duration::from_secs(5),
             drain_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// How much may be asked at once, over all connections; more is refused with `RESOURCE_EXHAUSTED`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct CallsConfig {
+    /// Calls that read.
+    pub reads_max: NonZeroUsize,
+    /// Calls that change something.
+    pub writes_max: NonZeroUsize,
+    /// Connection checks. Fewer than validations, so that they leave some of those to Create and Update.
+    pub checks_max: NonZeroUsize,
+    /// How long a call may take, whatever its caller allows; streams may stay.
+    #[serde(with = "humantime_serde")]
+    pub deadline: Duration,
+    /// Streams of one HTTP/2 connection.
+    pub streams_max: NonZeroU32,
+}
+
+impl Default for CallsConfig {
+    fn default() -> Self {
+        Self {
+            reads_max: NonZeroUsize::new(1_000).expect("1000 is not 0"),
+            writes_max: NonZeroUsize::new(1_000).expect("1000 is not 0"),
+            checks_max: NonZeroUsize::new(200).expect("200 is not 0"),
+            deadline: Duration::from_secs(60),
+            streams_max: NonZeroU32::new(2_000).expect("2000 is not 0"),
         }
     }
 }
@@ -144,8 +230,20 @@ pub struct GrpcConfig {
     pub bind_address: IpAddr,
     /// Port to bind; 0 picks a free one.
     pub bind_port: u16,
-    /// Calls in work at once over all connections; more are refused with `RESOURCE_EXHAUSTED`.
-    pub calls_max: NonZeroUsize,
+    /// Where other control planes reach this one: `host`, `host:port` or a URL. Absent: the address that is bound, or
+    /// the host's name when that is every address.
+    pub advertised_address: Option<AdvertisedAddress>,
+    /// TLS.
+    pub tls: TlsConfig,
+    /// File with the authorities that the other control planes' certificates are of, in PEM; absent: what the system
+    /// trusts.
+    pub ca_file: Option<PathBuf>,
+    /// After how long a client is asked to connect anew, so that load spreads over replicas; 0: never.
+    #[serde(with = "humantime_serde")]
+    pub max_connection_age: Duration,
+    /// How long calls in work may go on after this before they are cut; 0: as long as they like.
+    #[serde(with = "humantime_serde")]
+    pub max_connection_age_grace: Duration,
 }
 
 impl Default for GrpcConfig {
@@ -153,7 +251,85 @@ impl Default for GrpcConfig {
         Self {
             bind_address: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
             bind_port: 9090,
-            calls_max: NonZeroUsize::new(2_000).expect("2000 is not 0"),
+            advertised_address: None,
+            tls: TlsConfig::default(),
+            ca_file: None,
+            max_connection_age: Duration::ZERO,
+            max_connection_age_grace: Duration::ZERO,
+        }
+    }
+}
+
+impl GrpcConfig {
+    /// The URL under which other control planes reach this one, which listens on `bound`.
+    pub(crate) fn advertised(&self, bound: SocketAddr) -> String {
+        let scheme = if self.tls.pem_cert.is_some() { "https" } else { "http" };
+        match &self.advertised_address {
+            Some(AdvertisedAddress { scheme: own, authority, has_port }) => {
+                let scheme = own.as_deref().unwrap_or(scheme);
+                if *has_port {
+                    format!("{scheme}://{authority}")
+                } else {
+                    format!("{scheme}://{authority}:{}", bound.port())
+                }
+            }
+            None if bound.ip().is_unspecified() => {
+                format!("{scheme}://{}:{}", tbmq_service::identity::host_name(), bound.port())
+            }
+            None => format!("{scheme}://{bound}"),
+        }
+    }
+}
+
+/// Bytes of an advertised address; the store keeps it.
+const ADDRESS_BYTES_MAX: usize = 512 - ":65535".len();
+
+/// A host with or without a port, which others can connect to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct AdvertisedAddress {
+    /// Absent: as this one is served.
+    scheme: Option<String>,
+    /// Host, and port if it has one.
+    authority: String,
+    has_port: bool,
+}
+
+impl TryFrom<String> for AdvertisedAddress {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let text = text.trim();
+        let wrong = |why: &str| format!("{text:?} is not an address like control-plane-1:9090: {why}");
+        let url = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
+        let uri: Uri = url.parse().map_err(|error| wrong(&format!("{error}")))?;
+        if !matches!(uri.scheme_str(), Some("http" | "https")) {
+            return Err(wrong("the scheme is http or https"));
+        }
+        if uri.path() != "/" || uri.query().is_some() {
+            return Err(wrong("it has a path"));
+        }
+        let host = uri.host().unwrap_or_default();
+        if host.is_empty() || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified()) {
+            return Err(wrong("others can't connect to it"));
+        }
+        if url.len() > ADDRESS_BYTES_MAX {
+            return Err(wrong("it is too long"));
+        }
+        let (scheme, authority) = url.split_once("://").unwrap_or_default();
+        Ok(Self {
+            scheme: text.contains("://").then(|| scheme.to_owned()),
+            authority: authority.trim_end_matches('/').to_owned(),
+            has_port: uri.port().is_some(),
+        })
+    }
+}
+
+impl From<AdvertisedAddress> for String {
+    fn from(address: AdvertisedAddress) -> Self {
+        match address.scheme {
+            Some(scheme) => format!("{scheme}://{}", address.authority),
+            None => address.authority,
         }
     }
 }
@@ -255,11 +431,14 @@ pub struct SqlConfig {
 pub struct EventsConfig {
     /// Symbols kept of an error text; 0 or negative: all.
     pub max_symbols: i64,
+    /// How much time a partition of events holds on PostgreSQL, hours. Partitions are dropped whole: an event lives up
+    /// to so much longer than its TTL. Those that are there stay as they are.
+    pub partition_size: NonZeroU32,
 }
 
 impl Default for EventsConfig {
     fn default() -> Self {
-        Self { max_symbols: 4096 }
+        Self { max_symbols: 4096, partition_size: NonZeroU32::new(168).expect("168 is not 0") }
     }
 }
 
@@ -309,9 +488,36 @@ pub enum Misconfigured {
         /// The URL, its password hidden.
         url: String,
     },
+    /// The keys of secrets.
+    #[error(transparent)]
+    Secrets(#[from] tbmq_service::secrets_config::Invalid),
+    /// Other machines would be served, and nobody asked who they are.
+    #[error(
+        "the control API would be open to other machines on {0}, without authentication. Set TBMQ_ADMIN_TOKEN (or \
+         TBMQ_AUTH_JWT_KEY_FILE, TBMQ_AUTH_JWT_JWKS, CONTROL_GRPC_TLS_CLIENT_ROLES), or listen on this machine alone with \
+         CONTROL_GRPC_BIND_ADDRESS=127.0.0.1; TBMQ_AUTH_INSECURE=true opens it all the same"
+    )]
+    Public(IpAddr),
+    /// What says who may call, or secures connections, can't be used.
+    #[error("{0}")]
+    Access(String),
 }
 
 impl Config {
+    /// Says what does not fit together, or can't be read, of who may call.
+    ///
+    /// # Errors
+    /// The first problem.
+    pub fn check_access(&self) -> Result<(), Misconfigured> {
+        let address = self.control.grpc.bind_address;
+        if !address.is_loopback() && !access::is_on(&self.control) && !self.control.auth.insecure {
+            return Err(Misconfigured::Public(address));
+        }
+        access::Ways::open(&self.control).map_err(Misconfigured::Access)?;
+        access::tls::Tls::open(&self.control.grpc.tls).map_err(Misconfigured::Access)?;
+        Ok(())
+    }
+
     /// Whether a store is named.
     pub fn names_store(&self) -> bool {
         self.database.url.is_some() || self.spring.datasource.url.is_some()
@@ -320,6 +526,14 @@ impl Config {
     /// Names a SQLite file as the store.
     pub fn use_sqlite(&mut self, path: &Path) {
         self.database.url = Some(DatabaseUrl(store::Options::sqlite(path).url));
+    }
+
+    /// The keys of secrets; reads their file.
+    ///
+    /// # Errors
+    /// When they can't be read or used.
+    pub fn keys(&self) -> Result<Keys, Misconfigured> {
+        Ok(self.secrets.read(Keys::parse)?)
     }
 
     /// How to open the store.
@@ -449,6 +663,117 @@ mod tests {
         for url in ["postgres://u:secret@h:1/d", "jdbc:postgresql://h/d?user=u&password=secret&x=1"] {
             let shown = format!("{:?}", DatabaseUrl::new(url));
             assert!(!shown.contains("secret") && shown.contains("***"), "{shown}");
+        }
+    }
+
+    #[test]
+    fn others_are_told_an_address_that_they_can_use() {
+        let advertised = |text: Option<&str>, bound: &str| {
+            let advertised_address = text.map(|text| text.to_owned().try_into().unwrap());
+            GrpcConfig { advertised_address, ..GrpcConfig::default() }.advertised(bound.parse().unwrap())
+        };
+        assert_eq!(advertised(None, "127.0.0.1:9090"), "http://127.0.0.1:9090");
+        assert_eq!(advertised(None, "[::1]:9090"), "http://[::1]:9090");
+        let host = tbmq_service::identity::host_name();
+        assert_eq!(advertised(None, "0.0.0.0:7"), format!("http://{host}:7"));
+        assert_eq!(advertised(Some("cp1"), "0.0.0.0:7"), "http://cp1:7");
+        assert_eq!(advertised(Some("cp1:443"), "0.0.0.0:7"), "http://cp1:443");
+        assert_eq!(advertised(Some("https://cp1/"), "0.0.0.0:7"), "https://cp1:7");
+        assert_eq!(advertised(Some("[::1]:5"), "0.0.0.0:7"), "http://[::1]:5");
+        for bad in ["", "0.0.0.0:9090", "ftp://x", "cp1:9090/path", "a b"] {
+            let error = AdvertisedAddress::try_from(bad.to_owned()).unwrap_err();
+            assert!(error.contains("control-plane-1:9090"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_bad_advertised_address_is_named_with_its_variable() {
+        let one = [("CONTROL_GRPC_ADVERTISED_ADDRESS".to_owned(), "0.0.0.0".to_owned())];
+        let error =
+            tbmq_service::config::load_from::<Config>(&[SETTINGS], None, one.into_iter()).unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("CONTROL_GRPC_ADVERTISED_ADDRESS") && text.contains("0.0.0.0"), "{text}");
+    }
+
+    #[test]
+    fn other_machines_are_served_only_with_authentication_or_when_forced() {
+        let refused = |configure: &dyn Fn(&mut Config)| {
+            let mut config = Config::default();
+            configure(&mut config);
+            config.check_access().err()
+        };
+        let error = refused(&|_| {}).unwrap();
+        let text = error.to_string();
+        for setting in ["TBMQ_ADMIN_TOKEN", "CONTROL_GRPC_BIND_ADDRESS", "TBMQ_AUTH_INSECURE"] {
+            assert!(text.contains(setting), "{text}");
+        }
+        assert_eq!(refused(&|config| config.control.grpc.bind_address = [127, 0, 0, 1].into()), None);
+        assert_eq!(refused(&|config| config.control.auth.insecure = true), None);
+        assert_eq!(refused(&|config| config.control.auth.enabled = Some(true)), None);
+        assert_eq!(
+            refused(&|config| config.control.auth.admin_token = Secret::new("0123456789abcdef")),
+            None
+        );
+        let with_token_but_off = |config: &mut Config| {
+            config.control.auth.admin_token = Secret::new("0123456789abcdef");
+            config.control.auth.enabled = Some(false);
+        };
+        assert_eq!(refused(&with_token_but_off), Some(error));
+    }
+
+    #[test]
+    fn settings_of_access_that_do_not_fit_are_told_by_name() {
+        type Configure = fn(&mut ControlConfig);
+        let cases: [(Configure, &str); 7] = [
+            (|control| control.auth.admin_token = Secret::new("short"), "TBMQ_ADMIN_TOKEN"),
+            (|control| control.auth.admin_token_file = Some("/nowhere".into()), "TBMQ_ADMIN_TOKEN_FILE"),
+            (|control| control.auth.jwt.secret = Secret::new("short"), "TBMQ_AUTH_JWT_SECRET"),
+            (|control| control.auth.jwt.jwks = Some("/nowhere".to_owned()), "TBMQ_AUTH_JWT_JWKS"),
+            (|control| control.grpc.tls.pem_cert = Some("/nowhere".into()), "CONTROL_GRPC_TLS_PEM_CERT"),
+            (|control| control.grpc.tls.client_ca = Some("/nowhere".into()), "CONTROL_GRPC_TLS_PEM_CERT"),
+            (
+                |control| control.grpc.tls.client_roles = vec!["a=ADMIN".parse().unwrap()],
+                "CONTROL_GRPC_TLS_CLIENT_CA",
+            ),
+        ];
+        for (configure, setting) in cases {
+            let mut config = Config::default();
+            config.control.grpc.bind_address = [127, 0, 0, 1].into();
+            configure(&mut config.control);
+            let text = config.check_access().unwrap_err().to_string();
+            assert!(text.contains(setting) && !text.contains("short"), "{text}");
+        }
+    }
+
+    #[test]
+    fn every_environment_name_of_access_reaches_its_field() {
+        let values = [
+            ("TBMQ_AUTH_ENABLED", "true"),
+            ("TBMQ_AUTH_INSECURE", "true"),
+            ("TBMQ_ADMIN_TOKEN", "0123456789abcdef"),
+            ("TBMQ_ADMIN_TOKEN_FILE", "a"),
+            ("TBMQ_AUTH_JWT_SECRET", "b"),
+            ("TBMQ_AUTH_JWT_SECRET_FILE", "c"),
+            ("TBMQ_AUTH_JWT_KEY_FILE", "d"),
+            ("TBMQ_AUTH_JWT_JWKS", "https://x/jwks"),
+            ("TBMQ_AUTH_JWT_JWKS_REFRESH", "1m"),
+            ("TBMQ_AUTH_JWT_ISSUER", "e"),
+            ("TBMQ_AUTH_JWT_AUDIENCE", "f,g"),
+            ("TBMQ_AUTH_JWT_ROLE_CLAIM", "h"),
+            ("TBMQ_AUDIT_TTL", "1d"),
+            ("CONTROL_GRPC_TLS_PEM_CERT", "i"),
+            ("CONTROL_GRPC_TLS_PEM_KEY", "j"),
+            ("CONTROL_GRPC_TLS_CLIENT_CA", "k"),
+            ("CONTROL_GRPC_TLS_CLIENT_AUTH", "optional"),
+            ("CONTROL_GRPC_TLS_CLIENT_ROLES", "dp*=NODE,*=VIEWER"),
+            ("CONTROL_GRPC_TLS_RELOAD_INTERVAL", "1s"),
+            ("CONTROL_GRPC_CA_FILE", "l"),
+        ];
+        let default = tbmq_service::shell::tree(&Config::default());
+        for (name, value) in values {
+            let one = [(name.to_owned(), value.to_owned())];
+            let config: Config = tbmq_service::config::load_from(&[SETTINGS], None, one.into_iter()).unwrap();
+            assert_ne!(tbmq_service::shell::tree(&config), default, "{name}");
         }
     }
 

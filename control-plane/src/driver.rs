@@ -15,7 +15,7 @@ use tbmq_proto::{
     topic::Topic,
     wire::{KindAnnouncement, NodeApplied, Role},
 };
-use tbmq_service::identity::Superseded;
+use tbmq_service::{identity::Superseded, system::Meter};
 use tokio::sync::watch;
 use uuid::Uuid;
 
@@ -27,6 +27,9 @@ use crate::{
 
 /// How often a control plane says that it lives.
 const ANNOUNCE_EVERY: Duration = Duration::from_secs(5);
+
+/// Times that the API can speak of: years 1970 to 9999.
+const TIMES_MS: std::ops::RangeInclusive<i64> = 0..=253_402_300_799_999;
 
 /// A newer process that has taken over tells of itself within this time.
 const NEWER_PATIENCE: Duration = Duration::from_secs(7);
@@ -338,9 +341,10 @@ async fn store_events(plane: &Arc<Plane>, partition: &TopicPartition, records: &
             }
         }
     }
+    plane.changes.events.nudge();
     if rows.iter().any(|row| matches!(row.body, EventBody::Lifecycle { .. })) {
         plane.restless.notify_one();
-        plane.changes.nudge();
+        plane.changes.integrations.nudge();
     }
 }
 
@@ -393,6 +397,9 @@ fn to_row(integration: IntegrationId, event: NativeEvent, max_symbols: i64) -> R
             Err(format!("{field} can't be stored"))
         }
     };
+    if !TIMES_MS.contains(&event.time_ms) {
+        return Err(format!("time_ms {} is no time", event.time_ms));
+    }
     if event.shard >= SHARDS_MAX {
         return Err(format!("shard {} is beyond {SHARDS_MAX}", event.shard));
     }
@@ -428,6 +435,7 @@ pub(crate) async fn announce(plane: Arc<Plane>, address: String) -> anyhow::Resu
     let client = plane.catalogue.client_id("node-applied-producer", &plane.service_id);
     let writer = plane.bus.writer(WriterConfig::new(client)).await?;
     let handle = writer.topic(&topic.name);
+    let mut meter = Meter::new();
     loop {
         let leaving = plane.drain.is_draining();
         let applied = NodeApplied {
@@ -441,7 +449,7 @@ pub(crate) async fn announce(plane: Arc<Plane>, address: String) -> anyhow::Resu
             addresses: vec![address.clone()],
             kinds: Vec::new(),
             leaving,
-            system_info: None,
+            system_info: Some(meter.load().into()),
         };
         let value = applied.encode_to_vec();
         let record = Outgoing {

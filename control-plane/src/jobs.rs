@@ -1,7 +1,7 @@
-//! Periodic jobs of the relayer: parking of long-disabled integrations, retention of events and request ids, and removal
-//! of what nodes that are gone have left behind.
+//! Periodic jobs of the relayer: parking of long-disabled integrations, retention of events and request ids, removal of
+//! what nodes that are gone have left behind, and sealing of secrets with the first key.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use bytes::Bytes;
 use tbmq_bus::BatchRecord;
@@ -11,8 +11,11 @@ use tokio::time::{Instant, interval, interval_at};
 use crate::{
     nodes::FORGET_AFTER,
     relayer::{Error, Relayer},
-    store::PAGE_ROWS_MAX,
+    store::{Expired, PAGE_ROWS_MAX},
 };
+
+/// How often old entries of the audit log are looked for.
+const AUDIT_PERIOD: Duration = Duration::from_mins(10);
 
 /// How often request ids are forgotten.
 const REQUESTS_PERIOD: Duration = Duration::from_mins(1);
@@ -23,6 +26,12 @@ const LEFTOVERS_PERIOD: Duration = Duration::from_hours(1);
 /// When they are looked for at first: what lives has said so by then.
 const LEFTOVERS_FIRST: Duration = Duration::from_mins(1);
 
+/// How often secrets are looked for that are not sealed with the first key.
+const SEALING_PERIOD: Duration = Duration::from_secs(10);
+
+/// Pause between two batches of that: other changes go first.
+const SEALING_PAUSE: Duration = Duration::from_millis(20);
+
 /// Runs the jobs while the lease is held; never ends by itself.
 pub(crate) async fn run(relayer: &Relayer) -> Error {
     let config = &relayer.plane.config;
@@ -30,12 +39,18 @@ pub(crate) async fn run(relayer: &Relayer) -> Error {
     let events = config.sql.ttl.events.clone();
     let mut parking = interval(Duration::from_secs(cleanup.period.get()));
     let mut retention = interval(Duration::from_millis(events.execution_interval_ms.get()));
+    let mut audit = interval(AUDIT_PERIOD);
     let mut requests = interval(REQUESTS_PERIOD);
     let mut leftovers = interval_at(Instant::now() + LEFTOVERS_FIRST, LEFTOVERS_PERIOD);
+    let mut sealing = interval(SEALING_PERIOD);
+    let mut sealed = BTreeMap::new();
     loop {
         tokio::select! {
+            _ = sealing.tick() => seal(relayer, &mut sealed).await,
             _ = parking.tick() => if cleanup.ttl > 0 { park(relayer, cleanup.ttl).await },
-            _ = retention.tick() => if events.enabled && events.ttl_sec > 0 { expire(relayer, events.ttl_sec).await },
+            // Boxed: it is a large future.
+            _ = retention.tick() => Box::pin(keep_events(relayer)).await,
+            _ = audit.tick() => expire_audit(relayer, config.control.auth.audit_ttl).await,
             _ = requests.tick() => forget(relayer).await,
             _ = leftovers.tick() => match remove_leftovers(relayer, tbmq_service::time::now_ms()).await {
                 Ok(()) => {}
@@ -95,12 +110,103 @@ async fn remove_leftovers(relayer: &Relayer, now_ms: i64) -> Result<(), Error> {
     Ok(())
 }
 
-async fn expire(relayer: &Relayer, ttl_sec: i64) {
-    let before_ms = tbmq_service::time::now_ms().saturating_sub(ttl_sec.saturating_mul(1_000));
-    match relayer.plane.store.delete_events_before(before_ms).await {
+/// Seals what is not sealed with the first key, and counts by key. `known` is what was counted before.
+pub(crate) async fn seal(relayer: &Relayer, known: &mut BTreeMap<String, u64>) {
+    let plane = &relayer.plane;
+    let (mut after, mut sealed, mut unreadable) = (None, 0, 0);
+    loop {
+        match plane.store.seal_batch(after, tbmq_service::time::now_ms()).await {
+            Ok(done) => {
+                sealed += done.sealed;
+                unreadable += done.unreadable;
+                if done.sealed > 0 {
+                    plane.dirty.notify_one();
+                }
+                match done.last {
+                    Some(last) => after = Some(last),
+                    None => break,
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "can't seal secrets; trying again soon");
+                break;
+            }
+        }
+        tokio::time::sleep(SEALING_PAUSE).await;
+    }
+    let counted = match plane.store.sealed_by_key().await {
+        Ok(counted) => counted,
+        Err(error) => return tracing::warn!(%error, "can't count the integrations of each key"),
+    };
+    let vault = plane.store.vault();
+    if vault.first().is_none() {
+        unreadable = counted.values().sum();
+    }
+    plane.metrics.unreadable.set(unreadable as i64);
+    // A key that is configured and not used any more shows 0: it may be removed.
+    let configured = vault.key_ids().map(|id| (id.to_owned(), 0));
+    let counted: BTreeMap<String, u64> = configured.chain(counted).collect();
+    if *known != counted {
+        let used = |counts: &BTreeMap<String, u64>| -> Vec<String> {
+            counts.iter().filter(|(_, count)| **count > 0).map(|(id, _)| id.clone()).collect()
+        };
+        if used(known) != used(&counted) {
+            tracing::info!(integrations = ?counted, sealed, unreadable, "secrets are sealed with these keys");
+        }
+        plane.metrics.sealed.clear();
+        for (id, count) in &counted {
+            plane.metrics.sealed.get_or_create(&[("key", id.clone())]).set(*count as i64);
+        }
+        *known = counted;
+    }
+}
+
+/// Makes partitions for the events to come, and removes those that are too old.
+async fn keep_events(relayer: &Relayer) {
+    let sql = &relayer.plane.config.sql;
+    let store = &relayer.plane.store;
+    let now_ms = tbmq_service::time::now_ms();
+    let width = Duration::from_hours(sql.events.partition_size.get().into());
+    // The next one, and twice as far as the next round, which may be late.
+    let rounds = Duration::from_millis(sql.ttl.events.execution_interval_ms.get()).saturating_mul(2);
+    let ahead = width + rounds.min(8 * width);
+    match store.make_event_partitions(now_ms, width, ahead).await {
         Ok(0) => {}
-        Ok(deleted) => tracing::info!(deleted, "old events deleted"),
-        Err(error) => tracing::warn!(%error, "can't delete old events"),
+        Ok(made) => tracing::info!(made, "partitions for events made"),
+        // The default partition takes what has none.
+        Err(error) => tracing::warn!(%error, "can't make partitions for events"),
+    }
+    let ttl = &sql.ttl.events;
+    if !ttl.enabled || ttl.ttl_sec <= 0 {
+        return;
+    }
+    match store.expire_events(now_ms.saturating_sub(ttl.ttl_sec.saturating_mul(1_000))).await {
+        Ok(expired) if expired == Expired::default() => {}
+        Ok(Expired { partitions, events }) => tracing::info!(partitions, events, "old events removed"),
+        Err(error) => tracing::warn!(%error, "can't remove old events"),
+    }
+}
+
+/// Removes entries of the audit log that are older than `ttl`; zero keeps them all.
+async fn expire_audit(relayer: &Relayer, ttl: Duration) {
+    if ttl.is_zero() {
+        return;
+    }
+    let ttl_ms = i64::try_from(ttl.as_millis()).unwrap_or(i64::MAX);
+    let before_ms = tbmq_service::time::now_ms().saturating_sub(ttl_ms);
+    loop {
+        match relayer.plane.store.delete_audit_before(before_ms).await {
+            Ok(PAGE_ROWS_MAX..) => {}
+            Ok(0) => return,
+            Ok(deleted) => {
+                tracing::info!(deleted, "old entries of the audit log deleted");
+                return;
+            }
+            Err(error) => {
+                tracing::warn!(%error, "can't delete old entries of the audit log");
+                return;
+            }
+        }
     }
 }
 

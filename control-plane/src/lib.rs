@@ -2,6 +2,7 @@
 //!
 //! | module | what |
 //! |---|---|
+//! | `access` | who may call, TLS, the audit log |
 //! | `api` | gRPC services: requests in, resources and status codes out |
 //! | [`store`] | the only place that speaks SQL |
 //! | `validate` | requests to executors and their replies |
@@ -11,7 +12,9 @@
 //! | `projected` | wakes the calls of this replica that wait for the relayer, whoever that is |
 //! | `nodes` | who lives, and what each node has applied |
 //! | `claims` | which executor has claimed which downlink partition |
+//! | `commands`, `peers` | requests to data planes whose sessions are here, and to control planes that hold the others |
 //! | `secret` | secrets in configuration documents |
+//! | `secret`, [`vault`] | masks that are written back; secrets are sealed before they leave the process |
 //! | [`config`] | settings |
 //! | [`fault`] | places where tests have a control plane die |
 //!
@@ -19,15 +22,18 @@
 //! message topic, subscription record, downlink record. Nothing but SQL and the bus is shared between control planes.
 #![warn(missing_docs)]
 
+mod access;
 mod api;
 mod changes;
 mod claims;
+mod commands;
 pub mod config;
 mod driver;
 pub mod fault;
 mod jobs;
 mod metrics;
 mod nodes;
+mod peers;
 mod plane;
 mod projected;
 mod reconcile;
@@ -37,6 +43,7 @@ pub mod store;
 #[cfg(test)]
 mod testing;
 mod validate;
+pub mod vault;
 mod watchdog;
 
 use std::{
@@ -50,17 +57,12 @@ use tbmq_bus::{Bus, WriterConfig};
 use tbmq_proto::{ids::ServiceId, topic::Catalogue};
 use tbmq_service::{
     admin::{Component, Health},
-    drain::Drain,
     identity::Identity,
 };
 use tokio::{sync::watch, task::JoinSet};
 
 pub use crate::config::{Config, SETTINGS};
-use crate::{
-    fault::Faults,
-    plane::{Kinds, Plane},
-    relayer::only_partition,
-};
+use crate::{access::Access, fault::Faults, plane::Plane, relayer::only_partition, vault::Vault};
 
 /// How long a bus that answers "not yet" is tried again at the start, counted from it.
 const BUS_PATIENCE: Duration = Duration::from_secs(60);
@@ -109,15 +111,33 @@ pub async fn start(config: Config, context: Context) -> anyhow::Result<Running> 
 /// # Errors
 /// As [`start`].
 pub async fn start_with(config: Config, context: Context, faults: Faults) -> anyhow::Result<Running> {
+    // Callers need not carry the settings in their own futures twice.
+    Box::pin(launch(config, context, faults)).await
+}
+
+async fn launch(config: Config, context: Context, faults: Faults) -> anyhow::Result<Running> {
     let service_id: ServiceId = context.identity.service_id.parse()?;
     let options = config.store_options()?;
+    config.check_access()?;
     let component = context.health.component("control-plane");
     component.down("starting");
-    let store = store::Store::open(&options).await.context("can't open the store")?;
+    let keys = config.keys()?;
+    if keys.is_empty() {
+        tracing::warn!(
+            "no key is configured (TBMQ_SECRETS_KEYS): secrets of integrations are stored and sent in plain text"
+        );
+    } else {
+        tracing::info!(?keys, "secrets of integrations are sealed with the first of these keys");
+    }
+    let vault = Arc::new(Vault::new(keys));
+    let store = store::Store::open_with(&options, vault.clone()).await.context("can't open the store")?;
     let store = store.with_faults(faults.clone());
-    let kinds = Kinds::new(store.kinds().await?);
-    let drain = Drain::new();
-    let plane = Arc::new(Plane::new(config, context, service_id, store, kinds, drain, faults));
+    for kind in store.kinds().await? {
+        vault.learn(&kind);
+    }
+    let metrics = context.metrics.register(metrics::Metrics::register);
+    let access = Access::open(&config.control, &context.identity.service_id, &store, &metrics).await?;
+    let plane = Arc::new(Plane::new(config, context, service_id, store, Arc::new(access), metrics, faults));
 
     let started = Instant::now();
     let replies_from = loop {
@@ -153,6 +173,13 @@ pub async fn start_with(config: Config, context: Context, faults: Faults) -> any
         let plane = plane.clone();
         async move {
             changes::follow(plane).await;
+            Ok(())
+        }
+    });
+    tasks.spawn({
+        let plane = plane.clone();
+        async move {
+            plane.access.run(&plane.drain).await;
             Ok(())
         }
     });
@@ -195,7 +222,7 @@ pub async fn start_with(config: Config, context: Context, faults: Faults) -> any
             Ok(())
         }
     });
-    tasks.spawn(driver::announce(plane.clone(), format!("grpc://{address}")));
+    tasks.spawn(driver::announce(plane.clone(), plane.advertised().to_owned()));
     component.up();
     Ok(Running { plane, address, server, tasks, component })
 }
@@ -234,6 +261,17 @@ impl Running {
         vec![("grpc", self.address)]
     }
 
+    /// What a data plane in this process shows to this control plane; good as long as this process lives, and not to be
+    /// shown to anybody.
+    pub fn node_token(&self) -> String {
+        self.plane.access.local_token().to_owned()
+    }
+
+    /// Whether it is to be called by TLS.
+    pub fn serves_tls(&self) -> bool {
+        self.plane.config.control.grpc.tls.pem_cert.is_some()
+    }
+
     /// Completes only if the control plane dies. Cancel-safe.
     pub async fn failed(&mut self) -> anyhow::Error {
         tokio::select! {
@@ -255,7 +293,7 @@ impl Running {
         self.plane.drain.begin();
         // Those that listen for the drain end by themselves; the readers have nothing to finish.
         let ended = async {
-            let listening = 3;
+            let listening = 4;
             for _ in 0..listening {
                 self.tasks.join_next().await;
             }

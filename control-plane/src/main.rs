@@ -34,7 +34,9 @@ fn kafka(settings: &KafkaSettings) -> Result<KafkaConfig, Misconfigured> {
 
 fn check(config: &Config, shell: &ShellConfig) -> Result<(), Misconfigured> {
     config.store_options().map_err(|error| Misconfigured::new(error.to_string()))?;
-    kafka(&shell.queue.kafka).map(drop)
+    config.keys().map_err(|error| Misconfigured::new(error.to_string()))?;
+    kafka(&shell.queue.kafka)?;
+    config.check_access().map_err(|error| Misconfigured::new(error.to_string()))
 }
 
 async fn start(config: Config, shell: Shell) -> anyhow::Result<Plane> {

@@ -1,9 +1,13 @@
 //! What the control plane measures.
 
+use std::time::Duration;
+
 use prometheus_client::{
-    metrics::{counter::Counter, gauge::Gauge},
-    registry::Registry,
+    encoding::{EncodeLabelSet, EncodeLabelValue},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    registry::{Registry, Unit},
 };
+use tonic::Code;
 
 /// Counters and gauges of the control plane.
 #[derive(Clone, Debug, Default)]
@@ -28,14 +32,108 @@ pub(crate) struct Metrics {
     pub(crate) relay_failures: Counter,
     /// 1 while this control plane holds the lease.
     pub(crate) leading: Gauge,
+    /// Integrations whose secrets are sealed, by key; on the control plane that holds the lease.
+    pub(crate) sealed: Family<[(&'static str, String); 1], Gauge>,
+    /// Integrations whose secrets can't be opened; on the control plane that holds the lease.
+    pub(crate) unreadable: Gauge,
     /// Nodes that are not remembered because there are too many.
     pub(crate) nodes_dropped: Counter,
+    /// Integrations that were not created because there are as many as there may be.
+    pub(crate) integrations_refused: Counter,
     /// Watches that are open.
     pub(crate) watchers: Gauge,
     /// Watches refused because too many were open.
     pub(crate) watchers_refused: Counter,
     /// Watches cut because their clients took nothing.
     pub(crate) watchers_cut: Counter,
+    /// gRPC calls.
+    pub(crate) calls: Calls,
+    /// Requests to data planes whose sessions are here.
+    pub(crate) node_requests: Counter,
+    /// Requests to data planes refused because too many waited for an answer.
+    pub(crate) node_requests_refused: Counter,
+    /// Requests that other control planes were asked to pass on.
+    pub(crate) node_requests_forwarded: Counter,
+    /// Answers of data planes that nobody waited for any more.
+    pub(crate) node_answers_dropped: Counter,
+    /// Calls refused because the caller is not known or lacks the role.
+    pub(crate) calls_refused: Counter,
+    /// Calls that are not in the audit log: too many were refused, or the store was away for long.
+    pub(crate) audit_dropped: Counter,
+    /// Writes of the audit log that failed; they are tried again.
+    pub(crate) audit_failures: Counter,
+    /// Reads of the JWT key set that failed.
+    pub(crate) jwks_failures: Counter,
+    /// Changed certificates that could not be used.
+    pub(crate) tls_reload_failures: Counter,
+    /// TLS handshakes that failed.
+    pub(crate) handshakes_failed: Counter,
+}
+
+/// What is counted of gRPC calls.
+#[derive(Clone, Debug)]
+pub(crate) struct Calls {
+    ended: Family<CallEnd, Counter>,
+    seconds: Family<CallMethod, Histogram>,
+    shed: Family<CallShed, Counter>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CallEnd {
+    method: String,
+    code: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CallMethod {
+    method: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CallShed {
+    class: CallClass,
+}
+
+/// Which limit a call was refused at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub(crate) enum CallClass {
+    Read,
+    Write,
+    Check,
+}
+
+impl Default for Calls {
+    fn default() -> Self {
+        Self {
+            ended: Family::default(),
+            seconds: Family::new_with_constructor(|| {
+                Histogram::new([0.001, 0.005, 0.02, 0.1, 0.5, 1.0, 5.0, 30.0])
+            }),
+            shed: Family::default(),
+        }
+    }
+}
+
+impl Calls {
+    /// A call of a known method has ended, or its stream has begun.
+    pub(crate) fn ended(&self, method: &str, code: Code, elapsed: Duration) {
+        let method = method.trim_start_matches('/').to_owned();
+        let end = CallEnd { method: method.clone(), code: format!("{code:?}") };
+        self.ended.get_or_create(&end).inc();
+        self.seconds.get_or_create(&CallMethod { method }).observe(elapsed.as_secs_f64());
+    }
+
+    /// A call was refused.
+    pub(crate) fn shed(&self, class: CallClass) {
+        self.shed.get_or_create(&CallShed { class }).inc();
+    }
+
+    fn register(&self, registry: &mut Registry) {
+        registry.register("tbmq_control_calls", "gRPC calls by method and code", self.ended.clone());
+        let seconds = self.seconds.clone();
+        registry.register_with_unit("tbmq_control_call", "Time of gRPC calls", Unit::Seconds, seconds);
+        registry.register("tbmq_control_calls_shed", "gRPC calls refused at a limit", self.shed.clone());
+    }
 }
 
 impl Metrics {
@@ -54,10 +152,40 @@ impl Metrics {
         counter("repairs", "Records that differed from the store", &metrics.repairs);
         counter("relay_failures", "Failed writes of the relayer", &metrics.relay_failures);
         counter("nodes_dropped", "Nodes beyond the limit", &metrics.nodes_dropped);
+        counter("integrations_refused", "Creations refused at the limit", &metrics.integrations_refused);
         counter("watchers_refused", "Watches refused at the limit", &metrics.watchers_refused);
         counter("watchers_cut", "Watches cut because nothing was taken", &metrics.watchers_cut);
+        counter("node_requests", "Requests to data planes", &metrics.node_requests);
+        counter(
+            "node_requests_refused",
+            "Requests to data planes at the limit",
+            &metrics.node_requests_refused,
+        );
+        counter("node_requests_forwarded", "Requests passed on by others", &metrics.node_requests_forwarded);
+        counter(
+            "node_answers_dropped",
+            "Answers of data planes that came late",
+            &metrics.node_answers_dropped,
+        );
+        counter("calls_refused", "Calls refused for want of identity or role", &metrics.calls_refused);
+        counter("audit_dropped", "Calls that are not in the audit log", &metrics.audit_dropped);
+        counter("audit_failures", "Failed writes of the audit log", &metrics.audit_failures);
+        counter("jwks_failures", "Failed reads of the JWT key set", &metrics.jwks_failures);
+        counter("tls_reload_failures", "Changed certificates not usable", &metrics.tls_reload_failures);
+        counter("handshakes_failed", "Failed TLS handshakes", &metrics.handshakes_failed);
+        registry.register(
+            "tbmq_control_sealed_integrations",
+            "Integrations whose secrets are sealed, by key",
+            metrics.sealed.clone(),
+        );
+        registry.register(
+            "tbmq_control_unreadable_integrations",
+            "Integrations whose secrets can't be opened",
+            metrics.unreadable.clone(),
+        );
         registry.register("tbmq_control_watchers", "Open watches", metrics.watchers.clone());
         registry.register("tbmq_control_leading", "1 while holding the lease", metrics.leading.clone());
+        metrics.calls.register(registry);
         metrics
     }
 }

@@ -89,6 +89,10 @@ impl Nodes {
         nodes.values().filter(|node| node.seen_ms < before_ms && !node.is_live()).cloned().collect()
     }
 
+    pub(crate) fn get(&self, service_id: &str) -> Option<Node> {
+        self.nodes.lock().get(service_id).cloned()
+    }
+
     pub(crate) fn all(&self) -> Vec<Node> {
         self.nodes.lock().values().cloned().collect()
     }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    sync::{Arc, OnceLock},
 };
 
 use parking_lot::{Mutex, RwLock};
@@ -16,12 +16,15 @@ use tbmq_service::{drain::Drain, identity::Identity};
 use tokio::sync::Notify;
 
 use crate::{
+    access::Access,
     changes::Changes,
     claims::Claims,
+    commands::Commands,
     config::Config,
     fault::Faults,
     metrics::Metrics,
     nodes::Nodes,
+    peers::Peers,
     projected::Projected,
     store::{KindRow, Request, Saved, Store},
     validate::Validator,
@@ -45,10 +48,13 @@ pub(crate) struct Plane {
     pub(crate) replication_factor: u16,
     pub(crate) store: Store,
     pub(crate) nodes: Nodes,
-    pub(crate) kinds: Kinds,
+    pub(crate) kinds: Arc<Kinds>,
     pub(crate) claims: Claims,
+    pub(crate) commands: Commands,
+    pub(crate) peers: Peers,
     pub(crate) validator: Validator,
     pub(crate) metrics: Metrics,
+    pub(crate) access: Arc<Access>,
     pub(crate) drain: Drain,
     pub(crate) faults: Faults,
     /// There may be dirty marks.
@@ -59,6 +65,7 @@ pub(crate) struct Plane {
     pub(crate) changes: Changes,
     /// Downlink topics that are known to exist.
     downlinks: Mutex<BTreeMap<Kind, Downlink>>,
+    advertised: OnceLock<String>,
 }
 
 /// What is known of a downlink topic.
@@ -74,18 +81,21 @@ impl Plane {
         context: crate::Context,
         service_id: ServiceId,
         store: Store,
-        kinds: Kinds,
-        drain: Drain,
+        access: Arc<Access>,
+        metrics: Metrics,
         faults: Faults,
     ) -> Self {
-        let metrics = context.metrics.register(Metrics::register);
         Self {
             validator: Validator::new(
                 config.control.validations_max,
                 context.catalogue.clone(),
+                store.vault().clone(),
                 metrics.clone(),
             ),
-            changes: Changes::new(config.control.watchers_max.get()),
+            changes: Changes::new(
+                config.control.watchers_max.get(),
+                config.control.watchers_per_client_max.get(),
+            ),
             config,
             identity: context.identity,
             service_id,
@@ -93,18 +103,32 @@ impl Plane {
             bus: context.bus,
             catalogue: context.catalogue,
             replication_factor: context.replication_factor,
+            kinds: store.vault().kinds(),
             store,
             nodes: Nodes::new(),
-            kinds,
             claims: Claims::default(),
+            commands: Commands::new(metrics.clone()),
+            peers: Peers::default(),
             metrics,
-            drain,
+            access,
+            drain: Drain::new(),
             faults,
             dirty: Notify::new(),
             restless: Notify::new(),
             projected: Projected::default(),
             downlinks: Mutex::default(),
+            advertised: OnceLock::new(),
         }
+    }
+
+    /// Says where other control planes reach this one; only the first time counts.
+    pub(crate) fn advertise(&self, url: String) {
+        self.advertised.get_or_init(|| url);
+    }
+
+    /// Where other control planes reach this one; empty before it listens.
+    pub(crate) fn advertised(&self) -> &str {
+        self.advertised.get().map_or("", String::as_str)
     }
 
     /// Who saves, and when.
@@ -172,7 +196,7 @@ impl Plane {
 }
 
 /// The kinds that were announced, as kept in the store.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Kinds {
     kinds: RwLock<BTreeMap<String, KnownKind>>,
 }
@@ -185,14 +209,6 @@ pub(crate) struct KnownKind {
 }
 
 impl Kinds {
-    pub(crate) fn new(rows: Vec<KindRow>) -> Self {
-        let kinds = Self { kinds: RwLock::default() };
-        for row in rows {
-            kinds.put(&row);
-        }
-        kinds
-    }
-
     /// Takes a kind; `false` when its schema is no JSON, or there are too many kinds.
     pub(crate) fn put(&self, row: &KindRow) -> bool {
         let Ok(schema) = serde_json::from_str::<Value>(&row.json_schema) else { return false };

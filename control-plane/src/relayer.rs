@@ -458,11 +458,12 @@ impl Relayer {
 
     /// The downlink records that a row stands for, in the order of shards.
     pub(crate) fn desired(&self, row: &Row, life: &Life) -> Vec<BatchRecord> {
-        let target = Target {
-            name: row.name.as_str().into(),
-            enabled: row.enabled,
-            configuration: row.configuration.as_str().into(),
+        // As it is stored: the same row makes the same bytes.
+        let (configuration, sealed) = match &row.parted {
+            Some(parted) => (parted.plain.clone(), Some(parted.sealed.clone())),
+            None => (row.configuration.as_str().into(), None),
         };
+        let target = Target { name: row.name.as_str().into(), enabled: row.enabled, configuration, sealed };
         let change = Change::Apply { cause: row.cause, target };
         self.downlink_records(life, row.revision, Some(&change))
     }
@@ -722,7 +723,7 @@ mod tests {
         let error = old.write(stale).await.unwrap_err();
         assert!(matches!(error, tbmq_bus::Error::Fenced(_)), "{error}");
         assert_eq!(revisions(&bus, &topic).await, [row.revision, newer.revision]);
-        let newest = second.store.restart(row.id, second.saved(None)).await;
+        let newest = second.store.restart(row.id, None, second.saved(None)).await;
         assert!(newest.is_err(), "it is disabled");
         second.store.set_enabled(row.id, None, true, second.saved(None)).await.unwrap();
         let error = old.relay_round(&mut deferred).await.unwrap_err();

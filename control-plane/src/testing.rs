@@ -4,12 +4,14 @@ use std::{collections::BTreeMap, num::NonZeroU32, path::Path, sync::Arc};
 
 use tbmq_bus::memory::MemoryBus;
 use tbmq_proto::{ids::IntegrationId, topic::Catalogue};
-use tbmq_service::{admin::Health, drain::Drain, identity::Identity};
+use tbmq_service::{admin::Health, identity::Identity};
 
 use crate::{
     Config, Context,
+    access::Access,
     fault::Faults,
-    plane::{Kinds, Plane},
+    metrics::Metrics,
+    plane::Plane,
     relayer::Relayer,
     store::{New, Store},
 };
@@ -27,8 +29,10 @@ pub(crate) async fn plane(folder: &Path, bus: &Arc<MemoryBus>, id: &str) -> Arc<
         metrics: tbmq_service::metrics::Metrics::default(),
         health: Health::default(),
     };
+    let metrics = Metrics::default();
+    let access = Arc::new(Access::open(&config.control, id, &store, &metrics).await.unwrap());
     let id = id.parse().unwrap();
-    Arc::new(Plane::new(config, context, id, store, Kinds::new(Vec::new()), Drain::new(), Faults::default()))
+    Arc::new(Plane::new(config, context, id, store, access, metrics, Faults::default()))
 }
 
 pub(crate) async fn relayer(plane: &Arc<Plane>) -> Relayer {

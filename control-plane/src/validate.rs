@@ -21,6 +21,7 @@ use uuid::Uuid;
 use crate::{
     fault::{Faults, Point},
     metrics::Metrics,
+    vault::Vault,
 };
 
 /// Tombstones that wait for room in the writer, at most.
@@ -32,6 +33,7 @@ pub(crate) struct Validator {
     changed: Notify,
     began: Instant,
     catalogue: Catalogue,
+    vault: Arc<Vault>,
     metrics: Metrics,
 }
 
@@ -62,10 +64,22 @@ impl std::fmt::Debug for Validator {
 }
 
 impl Validator {
-    pub(crate) fn new(limit: std::num::NonZeroUsize, catalogue: Catalogue, metrics: Metrics) -> Self {
+    pub(crate) fn new(
+        limit: std::num::NonZeroUsize,
+        catalogue: Catalogue,
+        vault: Arc<Vault>,
+        metrics: Metrics,
+    ) -> Self {
         let state =
             State { machine: Validations::new(limit), callers: BTreeMap::new(), tombstones: VecDeque::new() };
-        Self { state: Mutex::new(state), changed: Notify::new(), began: Instant::now(), catalogue, metrics }
+        Self {
+            state: Mutex::new(state),
+            changed: Notify::new(),
+            began: Instant::now(),
+            catalogue,
+            vault,
+            metrics,
+        }
     }
 
     fn now(&self) -> Millis {
@@ -118,9 +132,15 @@ impl Validator {
             let mut full = false;
             for write in writes {
                 let (kind, id, value) = match &write {
-                    Write::Request(request) => {
-                        (request.kind.as_str(), request.id, Some(wire::encode_request(request)))
-                    }
+                    Write::Request(request) => match self.vault.sealed(request) {
+                        Ok(sealed) => {
+                            (request.kind.as_str(), request.id, Some(wire::encode_request(&sealed)))
+                        }
+                        Err(error) => {
+                            self.failed(request.id, &error.to_string());
+                            continue;
+                        }
+                    },
                     Write::Tombstone(kind, id) => (kind.as_str(), *id, None),
                 };
                 if !handles.contains_key(kind) {

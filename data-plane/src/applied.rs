@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use prost::Message as _;
 use tbmq_bus::{Outgoing, TopicHandle, Writer, write};
 use tbmq_proto::wire::{AppliedPosition, NodeApplied, Role};
-use tbmq_service::{identity::Identity, time};
+use tbmq_service::{identity::Identity, system::Meter, time};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -27,6 +27,7 @@ pub(crate) struct Applied {
     /// The topic whose position it is.
     pub(crate) subscriptions: String,
     pub(crate) positions: watch::Receiver<u64>,
+    pub(crate) meter: Meter,
 }
 
 impl Applied {
@@ -69,7 +70,7 @@ impl Applied {
             addresses: self.addresses.clone(),
             kinds: Vec::new(),
             leaving,
-            system_info: None,
+            system_info: Some(self.meter.load().into()),
         };
         let value = record.encode_to_vec();
         let outgoing = Outgoing {

@@ -1,10 +1,15 @@
 //! The data plane's configuration: TBMQ's names and units where TBMQ has them (spec §1.1, §8), text durations else.
 
-use std::{net::IpAddr, net::Ipv4Addr, num::NonZeroU16, num::NonZeroU32, num::NonZeroUsize, time::Duration};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    num::{NonZeroU16, NonZeroU32, NonZeroUsize},
+    path::PathBuf,
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 use tbmq_mqtt::{session::Limits, topic::Rules};
-use tbmq_service::config::Setting;
+use tbmq_service::config::{Secret, Setting};
 
 /// The shortest deadline that leaves the bus time to answer.
 const PRODUCE_DEADLINE_MIN: Duration = Duration::from_millis(100);
@@ -111,6 +116,9 @@ pub struct MqttConfig {
     /// How long a drain waits for what is in flight.
     #[serde(with = "humantime_serde")]
     pub drain_timeout: Duration,
+    /// Over how long DrainNode sends the clients away.
+    #[serde(with = "humantime_serde")]
+    pub drain_spread: Duration,
 }
 
 impl Default for MqttConfig {
@@ -133,6 +141,7 @@ impl Default for MqttConfig {
             response_info: String::new(),
             workers: 0,
             drain_timeout: Duration::from_secs(5),
+            drain_spread: Duration::from_secs(30),
         }
     }
 }
@@ -217,8 +226,18 @@ pub struct ControlConfig {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct ControlGrpcConfig {
-    /// `http://host:port` of each; none: run without a session.
+    /// `http://host:port` or `https://host:port` of each; none: run without a session.
     pub endpoints: Vec<String>,
+    /// File with the authorities that their certificates are of, in PEM; absent: what the system trusts.
+    pub ca_file: Option<PathBuf>,
+    /// File with the certificate chain that is shown to them, in PEM.
+    pub cert_file: Option<PathBuf>,
+    /// File with its private key, in PEM.
+    pub key_file: Option<PathBuf>,
+    /// API token or JWT of the role NODE that is shown to them.
+    pub token: Secret,
+    /// A file that holds it, read for each session.
+    pub token_file: Option<PathBuf>,
 }
 
 /// Environment names of [`Config`].
@@ -255,7 +274,13 @@ pub const SETTINGS: &[Setting] = &[
     Setting { env: "MQTT_RESPONSE_INFO", key: "mqtt.response-info" },
     Setting { env: "TBMQ_MQTT_WORKERS", key: "mqtt.workers" },
     Setting { env: "TBMQ_MQTT_DRAIN_TIMEOUT", key: "mqtt.drain-timeout" },
+    Setting { env: "TBMQ_MQTT_DRAIN_SPREAD", key: "mqtt.drain-spread" },
     Setting { env: "CONTROL_GRPC_ENDPOINTS", key: "control.grpc.endpoints" },
+    Setting { env: "CONTROL_GRPC_CA_FILE", key: "control.grpc.ca-file" },
+    Setting { env: "CONTROL_GRPC_CERT_FILE", key: "control.grpc.cert-file" },
+    Setting { env: "CONTROL_GRPC_KEY_FILE", key: "control.grpc.key-file" },
+    Setting { env: "CONTROL_GRPC_TOKEN", key: "control.grpc.token" },
+    Setting { env: "CONTROL_GRPC_TOKEN_FILE", key: "control.grpc.token-file" },
 ];
 
 impl Config {
@@ -334,7 +359,13 @@ mod tests {
             ("MQTT_RESPONSE_INFO", "responses/"),
             ("TBMQ_MQTT_WORKERS", "1"),
             ("TBMQ_MQTT_DRAIN_TIMEOUT", "1s"),
+            ("TBMQ_MQTT_DRAIN_SPREAD", "2s"),
             ("CONTROL_GRPC_ENDPOINTS", "http://a:1,http://b:2"),
+            ("CONTROL_GRPC_CA_FILE", "a"),
+            ("CONTROL_GRPC_CERT_FILE", "b"),
+            ("CONTROL_GRPC_KEY_FILE", "c"),
+            ("CONTROL_GRPC_TOKEN", "d"),
+            ("CONTROL_GRPC_TOKEN_FILE", "e"),
         ];
         assert_eq!(values.len(), SETTINGS.len());
         let default = serde_json(&Config::default());

@@ -10,7 +10,10 @@ use std::{
     io,
     net::Shutdown,
     pin::{Pin, pin},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::{Context, Poll},
 };
 
@@ -19,7 +22,7 @@ use socket2::SockRef;
 use tbmq_bus::{Outgoing, SubmitError};
 use tbmq_mqtt::{
     codec::{self, decode, encode},
-    packet::{Packet, ProtocolVersion, ReasonCode},
+    packet::{Connect, Packet, ProtocolVersion, ReasonCode, Text},
     session::{Effect, End, Message, Now, Session},
 };
 use tokio::{
@@ -28,7 +31,7 @@ use tokio::{
 };
 
 use crate::{
-    mailbox::{Mail, Mailbox},
+    mailbox::{Client, Mail, Mailbox, is_patient},
     metrics::{Drop as Dropped, DropLabel, EndLabel, Refusal},
     plane::Plane,
     record,
@@ -65,7 +68,7 @@ pub(crate) struct Connection {
     /// Not reading for a reason of the server.
     is_held: bool,
     armed_ms: Option<u64>,
-    drain_by_ms: Option<u64>,
+    farewell: Option<Farewell>,
     ending: Option<Ending>,
 }
 
@@ -75,6 +78,13 @@ struct Stalled {
     routes: Vec<Arc<Route>>,
     /// Records submitted so far.
     records: u32,
+}
+
+/// The end that waits for acknowledgements under way, and how long.
+#[derive(Clone, Copy)]
+struct Farewell {
+    end: End,
+    by_ms: u64,
 }
 
 struct Ending {
@@ -106,7 +116,7 @@ impl Connection {
             stalled: VecDeque::new(),
             is_held: false,
             armed_ms: None,
-            drain_by_ms: None,
+            farewell: None,
             ending: None,
         }
     }
@@ -116,14 +126,12 @@ impl Connection {
         self.worker.enter(&self.mailbox);
         if self.plane.is_draining() {
             self.mailbox.end(End::ShuttingDown);
+        } else if self.plane.retiring.is_draining() {
+            self.mailbox.end(End::Moved);
         }
         self.plane.metrics.connections.inc();
         std::future::poll_fn(|cx| self.poll(cx)).await;
         self.plane.metrics.connections.dec();
-        self.plane.registry.remove(self.session.client_id(), self.mailbox.number);
-        for filter in self.session.filters() {
-            self.plane.router.unsubscribe(self.mailbox.number, filter);
-        }
         self.worker.leave(self.mailbox.number, self.armed_ms);
         self.plane.metrics.dropped_by(Dropped::Disconnected, self.mailbox.close());
         self.plane.metrics.dropped_by(Dropped::BusRefused, self.stalled.len());
@@ -172,12 +180,19 @@ impl Connection {
             }
             match mail.command {
                 // Acknowledgements that are under way come first.
-                Some(End::ShuttingDown) => {
+                Some(end) if is_patient(end) => {
                     let by_ms = now.monotonic_ms + self.plane.drain_timeout.as_millis() as u64;
-                    self.drain_by_ms.get_or_insert(by_ms);
+                    self.farewell.get_or_insert(Farewell { end, by_ms });
                 }
                 Some(end) => self.session.end(now, end, &mut scratch.effects),
                 None => {}
+            }
+            if let Some(question) = mail.question
+                && self.session.is_connected()
+            {
+                let filters = self.session.filters();
+                // Who has asked may have gone away.
+                question.send(filters.map(|(filter, options)| (filter.clone(), *options)).collect()).ok();
             }
             let has_room = mail.has_room;
             scratch.mail = Mail { outcomes: mail.outcomes, ..Mail::default() };
@@ -218,7 +233,7 @@ impl Connection {
 
     fn may_read(&self) -> bool {
         self.ending.is_none()
-            && self.drain_by_ms.is_none()
+            && self.farewell.is_none()
             && !self.session.is_closed()
             && !self.must_hold()
             && self.output_bytes() < OUTPUT_HIGH_WATER
@@ -294,6 +309,7 @@ impl Connection {
                 Ok(Some(Packet::Connect(connect))) if self.session.version().is_none() => {
                     let assigned = || uuid::Uuid::new_v4().simple().to_string();
                     self.session.connect(now, &connect, assigned, &mut scratch.effects);
+                    self.introduce(now, &connect);
                 }
                 Ok(Some(packet)) => self.session.packet(now, packet, &mut scratch.effects),
                 Ok(None) => return,
@@ -303,6 +319,28 @@ impl Connection {
                 }
             }
             self.perform(now, scratch);
+        }
+    }
+
+    /// Notes who the client is, for those who ask.
+    fn introduce(&self, now: Now, connect: &Connect) {
+        if self.session.is_connected() {
+            self.mailbox.introduce(Client {
+                id: self.session.client_id().clone(),
+                username: connect.username.as_ref().map(Text::detached),
+                version: connect.version,
+                clean_start: connect.clean_start,
+                keep_alive_s: self.session.keep_alive_s(),
+                peer: self.stream.peer_addr().ok(),
+                connected_ms: now.epoch_ms,
+                filters: AtomicUsize::new(0),
+            });
+        }
+    }
+
+    fn note_filters(&self) {
+        if let Some(client) = self.mailbox.client() {
+            client.filters.store(self.session.filters().len(), Ordering::Relaxed);
         }
     }
 
@@ -336,8 +374,12 @@ impl Connection {
             }
             Effect::Subscribe { filter, options } => {
                 self.plane.router.subscribe(&self.mailbox, &filter, options);
+                self.note_filters();
             }
-            Effect::Unsubscribe { filter } => self.plane.router.unsubscribe(self.mailbox.number, &filter),
+            Effect::Unsubscribe { filter } => {
+                self.plane.router.unsubscribe(self.mailbox.number, &filter);
+                self.note_filters();
+            }
             Effect::Dropped(dropped) => {
                 self.plane.metrics.dropped.get_or_create(&DropLabel::from(dropped)).inc();
             }
@@ -345,6 +387,10 @@ impl Connection {
                 self.plane.metrics.ended.get_or_create(&EndLabel::from(end)).inc();
                 if end == End::Network {
                     self.output = None;
+                }
+                self.plane.registry.remove(self.session.client_id(), self.mailbox.number);
+                for (filter, _) in self.session.filters() {
+                    self.plane.router.unsubscribe(self.mailbox.number, filter);
                 }
                 self.ending = Some(Ending {
                     by_ms: now.monotonic_ms + CLOSE_MS,
@@ -483,10 +529,10 @@ impl Connection {
 
     /// Says goodbye once nothing is in flight any more, or the time for it is over.
     fn drain(&mut self, now: Now, scratch: &mut Scratch) {
-        let Some(by_ms) = self.drain_by_ms else { return };
+        let Some(Farewell { end, by_ms }) = self.farewell else { return };
         let is_idle = self.in_flight == 0 && self.stalled.is_empty() && !self.session.has_unacknowledged();
         if self.ending.is_none() && (is_idle || now.monotonic_ms >= by_ms) {
-            self.end(now, End::ShuttingDown, scratch);
+            self.end(now, end, scratch);
             self.mailbox.room(); // another turn, which writes it
         }
     }
@@ -524,8 +570,11 @@ impl Connection {
     }
 
     fn arm(&mut self, now: Now) {
-        let deadlines =
-            [self.session.deadline_ms(), self.drain_by_ms, self.ending.as_ref().map(|ending| ending.by_ms)];
+        let deadlines = [
+            self.session.deadline_ms(),
+            self.farewell.map(|farewell| farewell.by_ms),
+            self.ending.as_ref().map(|ending| ending.by_ms),
+        ];
         let Some(wanted_ms) = deadlines.into_iter().flatten().min() else { return };
         // A later deadline leaves the earlier alarm where it is; what rings early asks again.
         if self.armed_ms.is_none_or(|armed_ms| wanted_ms < armed_ms) {

@@ -22,13 +22,16 @@ use tbmq_service::{
     drain::Drain,
     identity::{Identity, Superseded},
     shell::Misconfigured,
+    system::Meter,
 };
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 mod applied;
+mod commands;
 mod config;
 mod connection;
+mod control_access;
 mod listen;
 mod mailbox;
 mod metrics;
@@ -118,8 +121,8 @@ pub async fn start(config: Config, context: Context) -> anyhow::Result<Running> 
         drain.clone(),
     );
     // Bad endpoints are told before anything is served.
-    let endpoints = &config.control.grpc.endpoints;
-    node_session::NodeSession::new(plane.clone(), context.identity.clone(), Vec::new(), endpoints)
+    let control_planes = &config.control.grpc;
+    node_session::NodeSession::new(plane.clone(), context.identity.clone(), Vec::new(), control_planes)
         .map_err(|error| Misconfigured::new(format!("{error:#}")))?;
 
     let subscriptions =
@@ -150,17 +153,31 @@ pub async fn start(config: Config, context: Context) -> anyhow::Result<Running> 
         addresses: urls.clone(),
         subscriptions: subscriptions.topic().to_owned(),
         positions: subscriptions.positions(),
+        meter: Meter::new(),
     };
     let applied = tokio::spawn(applied.run(stop_applied.clone()));
 
     let mut tasks = JoinSet::new();
+    let listeners = context.health.component("mqtt-listeners");
+    listeners.up();
+    tasks.spawn({
+        let plane = plane.clone();
+        async move {
+            plane.retiring.begun().await;
+            listeners.down("draining: no client is taken, and those that are here are sent away");
+            commands::retire(&plane, config.mqtt.drain_spread).await;
+            // The process stays up until it is stopped.
+            std::future::pending().await
+        }
+    });
     let confirmation = subscriptions.confirmation();
     tasks.spawn(async move {
         subscriptions::confirm(confirmation, component, metrics.degraded).await;
         anyhow::anyhow!("positions are not confirmed any more")
     });
     tasks.spawn(async move { subscriptions.run().await.into() });
-    let session = node_session::NodeSession::new(plane.clone(), context.identity.clone(), urls, endpoints)?;
+    let session =
+        node_session::NodeSession::new(plane.clone(), context.identity.clone(), urls, control_planes)?;
     tasks.spawn(async move { session.run().await.into() });
     Ok(Running { plane, addresses, tasks, accepting, workers, stop_workers, applied, stop_applied })
 }

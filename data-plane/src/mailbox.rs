@@ -1,24 +1,59 @@
 //! What others leave for a connection's task: deliveries, outcomes of the bus, commands. Bounded, and empty memory when
 //! idle (architecture §4.23).
 
-use std::{collections::VecDeque, task::Waker};
+use std::{
+    collections::VecDeque,
+    net::SocketAddr,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::Waker,
+};
 
 use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
 use tbmq_mqtt::{
-    packet::{Qos, ReasonCode},
-    session::{Delivery, End},
+    packet::{ProtocolVersion, Qos, ReasonCode, Text},
+    session::{Delivery, End, Options},
 };
+use tokio::sync::oneshot;
 
 /// One connection's mailbox.
 #[derive(Debug)]
 pub(crate) struct Mailbox {
     /// The connection's number, never used twice by a process.
     pub(crate) number: u64,
+    client: OnceLock<Box<Client>>,
     limits: QueueLimits,
     inner: Mutex<Inner>,
     waker: AtomicWaker,
 }
+
+/// Who has connected.
+#[derive(Debug)]
+pub(crate) struct Client {
+    pub(crate) id: Arc<str>,
+    pub(crate) username: Option<Text>,
+    pub(crate) version: ProtocolVersion,
+    pub(crate) clean_start: bool,
+    /// As it applies; 0: none.
+    pub(crate) keep_alive_s: u16,
+    pub(crate) peer: Option<SocketAddr>,
+    /// Ms since 1970.
+    pub(crate) connected_ms: i64,
+    pub(crate) filters: AtomicUsize,
+}
+
+impl Client {
+    /// How many topic filters it has.
+    pub(crate) fn filters(&self) -> usize {
+        self.filters.load(Ordering::Relaxed)
+    }
+}
+
+/// The topic filters of a client with their options.
+pub(crate) type Filters = Vec<(Text, Options)>;
 
 /// How much may wait for one connection.
 #[derive(Clone, Copy, Debug)]
@@ -48,6 +83,8 @@ pub(crate) struct Mail {
     pub(crate) has_overflowed: bool,
     /// To end.
     pub(crate) command: Option<End>,
+    /// Somebody wants to know the client's filters.
+    pub(crate) question: Option<oneshot::Sender<Filters>>,
 }
 
 impl Mail {
@@ -57,6 +94,7 @@ impl Mail {
             && !self.has_room
             && !self.has_overflowed
             && self.command.is_none()
+            && self.question.is_none()
     }
 }
 
@@ -82,7 +120,17 @@ pub(crate) enum Pushed {
 
 impl Mailbox {
     pub(crate) fn new(number: u64, limits: QueueLimits) -> Self {
-        Self { number, limits, inner: Mutex::default(), waker: AtomicWaker::new() }
+        Self { number, client: OnceLock::new(), limits, inner: Mutex::default(), waker: AtomicWaker::new() }
+    }
+
+    /// Notes who has connected; only the first time counts.
+    pub(crate) fn introduce(&self, client: Client) {
+        self.client.get_or_init(|| Box::new(client));
+    }
+
+    /// Who has connected, once CONNECT was accepted.
+    pub(crate) fn client(&self) -> Option<&Client> {
+        self.client.get().map(|client| &**client)
     }
 
     /// Leaves a delivery. When there is no room, a QoS 0 delivery is dropped, and a better one makes the connection
@@ -135,12 +183,22 @@ impl Mailbox {
     /// Tells the connection to end.
     pub(crate) fn end(&self, end: End) {
         let mut inner = self.inner.lock();
-        // A take-over can't wait for a drain.
-        if inner.mail.command != Some(End::TakenOver) {
+        // What ends the connection at once can't wait for a drain.
+        if inner.mail.command.is_none_or(is_patient) {
             inner.mail.command = Some(end);
         }
         drop(inner);
         self.waker.wake();
+    }
+
+    /// Asks for the client's filters. The question is dropped when the connection has ended, or another is asked.
+    pub(crate) fn ask_filters(&self, question: oneshot::Sender<Filters>) {
+        let mut inner = self.inner.lock();
+        if !inner.is_closed {
+            inner.mail.question = Some(question);
+            drop(inner);
+            self.waker.wake();
+        }
     }
 
     /// The task to be woken; to be called before the mail is taken.
@@ -182,6 +240,11 @@ impl Mailbox {
         inner.mail = Mail::default();
         std::mem::take(&mut inner.deliveries).len()
     }
+}
+
+/// Whether acknowledgements that are under way come before this end.
+pub(crate) fn is_patient(end: End) -> bool {
+    matches!(end, End::ShuttingDown | End::Moved)
 }
 
 fn weight(delivery: &Delivery) -> usize {

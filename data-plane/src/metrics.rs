@@ -25,6 +25,8 @@ enum End {
     PublishRefused,
     SlowConsumer,
     ShuttingDown,
+    Moved,
+    Administrative,
 }
 
 impl From<session::End> for EndLabel {
@@ -40,6 +42,8 @@ impl From<session::End> for EndLabel {
             session::End::PublishRefused => End::PublishRefused,
             session::End::SlowConsumer => End::SlowConsumer,
             session::End::ShuttingDown => End::ShuttingDown,
+            session::End::Moved => End::Moved,
+            session::End::Administrative => End::Administrative,
         };
         Self { reason }
     }
@@ -112,13 +116,15 @@ pub(crate) struct Metrics {
     pub(crate) stale_records: Counter,
     pub(crate) degraded: Gauge,
     pub(crate) node_sessions_lost: Counter,
+    pub(crate) node_requests: Counter,
+    pub(crate) node_requests_refused: Counter,
     pub(crate) peers: Gauge,
 }
 
 impl Metrics {
     /// Registers all of them.
     pub(crate) fn register(&self, registry: &mut Registry) {
-        let counters: [(&str, &str, &Counter); 13] = [
+        let counters: [(&str, &str, &Counter); 15] = [
             ("tbmq_mqtt_connections_accepted", "Connections accepted", &self.accepted),
             (
                 "tbmq_mqtt_connection_limit_reached",
@@ -163,6 +169,12 @@ impl Metrics {
                 "tbmq_node_sessions_lost",
                 "Sessions to a control plane that ended or failed",
                 &self.node_sessions_lost,
+            ),
+            ("tbmq_node_requests", "Requests of control planes that were taken up", &self.node_requests),
+            (
+                "tbmq_node_requests_refused",
+                "Requests of control planes refused because too many waited",
+                &self.node_requests_refused,
             ),
         ];
         for (name, help, counter) in counters {

@@ -1,21 +1,27 @@
-//! The session to a control plane: registration and heartbeats. Losing it changes nothing for MQTT clients.
+//! The session to a control plane: registration, heartbeats, and what it asks for. Losing it changes nothing for MQTT
+//! clients.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use tbmq_proto::node::{
-    ControlMessage, Heartbeat, Hello, NodeMessage, control_message, node_message,
+    ControlMessage, Hello, NodeMessage, control_message, node_message, node_reply::Reply,
     node_session_service_client::NodeSessionServiceClient,
 };
-use tbmq_service::{
-    identity::{Identity, Superseded},
-    time,
-};
+use tbmq_service::identity::{Identity, Superseded};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Endpoint;
 
-use crate::plane::Plane;
+use crate::{
+    commands::{self, Asked},
+    config::ControlGrpcConfig,
+    control_access::ControlAccess,
+    plane::Plane,
+};
+
+/// What this release understands (`Hello.capabilities`).
+const CAPABILITIES: [&str; 1] = ["commands"];
 
 /// Heartbeats before the control plane says how often.
 const HEARTBEAT: Duration = Duration::from_secs(5);
@@ -36,6 +42,7 @@ pub(crate) struct NodeSession {
     identity: Identity,
     addresses: Vec<String>,
     endpoints: Vec<Endpoint>,
+    access: ControlAccess,
 }
 
 impl NodeSession {
@@ -44,9 +51,11 @@ impl NodeSession {
         plane: Arc<Plane>,
         identity: Identity,
         addresses: Vec<String>,
-        endpoints: &[String],
+        config: &ControlGrpcConfig,
     ) -> anyhow::Result<Self> {
-        let endpoints = endpoints
+        let access = ControlAccess::open(config)?;
+        let endpoints = config
+            .endpoints
             .iter()
             .map(|text| {
                 let endpoint = Endpoint::from_shared(text.trim().to_owned()).with_context(|| {
@@ -58,7 +67,7 @@ impl NodeSession {
                     .keep_alive_while_idle(true))
             })
             .collect::<anyhow::Result<_>>()?;
-        Ok(Self { plane, identity, addresses, endpoints })
+        Ok(Self { plane, identity, addresses, endpoints, access })
     }
 
     /// Keeps a session open to one of the control planes; returns only when a newer incarnation took over.
@@ -84,21 +93,25 @@ impl NodeSession {
     }
 
     async fn hold(&self, endpoint: &Endpoint) -> anyhow::Result<Superseded> {
-        let channel = endpoint.connect().await?;
-        let (sender, receiver) = mpsc::channel(4);
+        let channel = self.access.endpoint(endpoint)?.connect().await?;
+        let (sender, receiver) = mpsc::channel(16);
+        let (ask, asked) = mpsc::channel(commands::WAITING_MAX);
         let hello = Hello {
             service_id: self.identity.service_id.clone(),
             incarnation: self.identity.incarnation.clone(),
             version: self.identity.version.to_owned(),
             addresses: self.addresses.clone(),
-            capabilities: Vec::new(),
+            capabilities: CAPABILITIES.map(ToOwned::to_owned).to_vec(),
         };
         sender.send(NodeMessage { message: Some(node_message::Message::Hello(hello)) }).await?;
         let mut client = NodeSessionServiceClient::new(channel);
-        let mut answers = client.session(ReceiverStream::new(receiver)).await?.into_inner();
+        let mut answers =
+            client.session(self.access.signed(ReceiverStream::new(receiver))?).await?.into_inner();
         let mut heartbeats = tokio::time::interval(HEARTBEAT);
+        let mut serving = pin!(commands::serve(self.plane.clone(), asked, sender.clone()));
         loop {
             tokio::select! {
+                () = &mut serving => anyhow::bail!("the session takes no answers any more"),
                 answer = answers.message() => {
                     let ControlMessage { message } = answer?.context("the control plane ended the session")?;
                     match message {
@@ -110,18 +123,20 @@ impl NodeSession {
                         Some(control_message::Message::Superseded(superseded)) => {
                             return Ok(self.identity.superseded_by(superseded.incarnation));
                         }
+                        Some(control_message::Message::Request(request)) => {
+                            let id = request.id;
+                            if ask.try_send(Asked::new(request)).is_err() {
+                                self.plane.metrics.node_requests_refused.inc();
+                                let text = format!("{} requests wait already", commands::WAITING_MAX);
+                                sender.send(commands::reply_message(id, Reply::Error(text))).await?;
+                            }
+                        }
                         // A newer control plane may say more.
-                        Some(control_message::Message::Request(_)) | None => {}
+                        None => {}
                     }
                 }
                 _ = heartbeats.tick() => {
-                    let heartbeat = Heartbeat {
-                        time_ms: time::now_ms(),
-                        connections: self.plane.connections() as u64,
-                        draining: false,
-                    };
-                    let message = NodeMessage { message: Some(node_message::Message::Heartbeat(heartbeat)) };
-                    sender.send(message).await?;
+                    sender.send(commands::heartbeat(&self.plane)).await?;
                 }
             }
         }

@@ -1,7 +1,8 @@
 //! What all connections of the process share.
 
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
+    ops::Bound,
     sync::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -38,7 +39,10 @@ pub(crate) struct Plane {
     pub(crate) in_flight_max: usize,
     pub(crate) in_flight_bytes_max: usize,
     pub(crate) drain_timeout: Duration,
+    /// The process ends.
     pub(crate) drain: Drain,
+    /// No client is taken any more, and those that are here are sent away; the process stays.
+    pub(crate) retiring: Drain,
     pub(crate) workers: Vec<Arc<Worker>>,
     queue: QueueLimits,
     connections_max: usize,
@@ -73,6 +77,7 @@ impl Plane {
             in_flight_bytes_max: mqtt.in_flight_bytes_max.get(),
             drain_timeout: mqtt.drain_timeout,
             drain,
+            retiring: Drain::new(),
             workers: (0..workers).map(|_| Worker::new()).collect(),
             queue: QueueLimits {
                 messages: mqtt.outbound_queue_messages_max.get(),
@@ -128,10 +133,10 @@ impl Plane {
     }
 }
 
-/// Which connection has which client id.
+/// Which connection has which client id, in the order of ids.
 #[derive(Debug, Default)]
 pub(crate) struct Registry {
-    clients: Mutex<HashMap<Arc<str>, Arc<Mailbox>>>,
+    clients: Mutex<BTreeMap<Arc<str>, Arc<Mailbox>>>,
 }
 
 impl Registry {
@@ -149,5 +154,26 @@ impl Registry {
         if clients.get(client_id).is_some_and(|mailbox| mailbox.number == number) {
             clients.remove(client_id);
         }
+    }
+
+    /// Takes the client id away from whoever has it.
+    pub(crate) fn take(&self, client_id: &str) -> Option<Arc<Mailbox>> {
+        self.clients.lock().remove(client_id)
+    }
+
+    /// The connection with this client id.
+    pub(crate) fn get(&self, client_id: &str) -> Option<Arc<Mailbox>> {
+        self.clients.lock().get(client_id).cloned()
+    }
+
+    /// At most `max` connections whose client ids come after this one. Each was introduced.
+    pub(crate) fn page(&self, after: &str, max: usize) -> Vec<Arc<Mailbox>> {
+        let range = (Bound::Excluded(after), Bound::Unbounded);
+        self.clients.lock().range::<str, _>(range).take(max).map(|(_, mailbox)| mailbox.clone()).collect()
+    }
+
+    /// How many clients are connected.
+    pub(crate) fn len(&self) -> usize {
+        self.clients.lock().len()
     }
 }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    ops::ControlFlow,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
@@ -188,6 +189,28 @@ impl Router {
             routes.sort_unstable_by_key(|route| route.integration);
             routes.dedup_by_key(|route| route.integration);
         }
+    }
+
+    /// Which clients would get a message on this topic, and by which filter, as far as `max` of them and about
+    /// `bytes_max` of filters; and whether there are more.
+    pub(crate) fn subscribers(
+        &self,
+        topic: &str,
+        max: usize,
+        bytes_max: usize,
+    ) -> (Vec<(Arc<Mailbox>, String, Options)>, bool) {
+        let (mut found, mut bytes, mut has_more) = (Vec::new(), 0, false);
+        self.tree.read().matching_filters(topic, |filter, _, target| {
+            let Target::Client(mailbox, options) = target else { return ControlFlow::Continue(()) };
+            if found.len() >= max || bytes >= bytes_max {
+                has_more = true;
+                return ControlFlow::Break(());
+            }
+            bytes += filter.len() + mailbox.client().map_or(0, |client| client.id.len());
+            found.push((mailbox.clone(), filter.to_owned(), *options));
+            ControlFlow::Continue(())
+        });
+        (found, has_more)
     }
 
     /// Leaves the message with the matched clients: once for each, at the highest quality of its matching filters,

@@ -10,6 +10,7 @@ use tbmq_proto::{
     ids::Kind,
     wire::{AppliedPosition, KindAnnouncement, NodeApplied, Role},
 };
+use tbmq_service::system::{Load, Meter};
 
 use crate::executor::Shared;
 
@@ -23,8 +24,9 @@ const EXECUTORS_MAX: usize = 1_024;
 /// Writes for ever what was applied, on change and every 5 s.
 pub(crate) async fn follow_applied(shared: Arc<Shared>, writer: Arc<dyn Writer>) {
     let (least, most) = APPLIED_EVERY;
+    let mut meter = Meter::new();
     loop {
-        if let Err(error) = write_applied(&shared, &*writer, false).await {
+        if let Err(error) = write_applied(&shared, &*writer, false, Some(meter.load())).await {
             tracing::debug!(%error, "can't write what was applied");
         }
         tokio::time::sleep(least).await;
@@ -40,6 +42,7 @@ pub(crate) async fn write_applied(
     shared: &Shared,
     writer: &dyn Writer,
     leaving: bool,
+    load: Option<Load>,
 ) -> Result<(), tbmq_bus::Error> {
     let positions = shared.applied.all().into_iter();
     let value = NodeApplied {
@@ -55,7 +58,7 @@ pub(crate) async fn write_applied(
         addresses: Vec::new(),
         kinds: shared.kinds.keys().map(ToString::to_string).collect(),
         leaving,
-        system_info: None,
+        system_info: load.map(Into::into),
     };
     let topic = writer.topic(&shared.catalogue.node_applied().name);
     let value = value.encode_to_vec();
@@ -112,12 +115,12 @@ async fn announce(
     held: &mut BTreeMap<Kind, KindAnnouncement>,
 ) {
     let own = &shared.identity.service_id;
-    for (kind, sink) in &shared.kinds {
+    for (kind, served) in &shared.kinds {
         let others = held.get(kind);
         if others.is_some_and(|announcement| announcement.service_ids.contains(own)) {
             continue;
         }
-        let json_schema = sink.schema().to_string();
+        let json_schema = served.schema.to_string();
         let schema_hash = format!("{:x}", Sha256::digest(json_schema.as_bytes()));
         let mut service_ids = others.map(|others| others.service_ids.clone()).unwrap_or_default();
         // The oldest give way: they are told again if they still live.

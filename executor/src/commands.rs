@@ -121,11 +121,32 @@ async fn answer(shared: &Arc<Shared>, writer: &dyn Writer, request: ValidationRe
 }
 
 async fn judge(shared: &Shared, request: &ValidationRequest) -> Verdict {
+    let target = Target {
+        name: request.name.as_str().into(),
+        enabled: request.enabled,
+        configuration: request.configuration.as_str().into(),
+        sealed: request.sealed.clone(),
+    };
+    let target = match shared.open(request.integration, &target) {
+        Ok(target) => target,
+        Err(text) => return Verdict::refused(text),
+    };
+    let redactor = shared.redactor(&request.kind, &target.configuration);
+    let Verdict { error, mut violations, mut stages } = judge_opened(shared, request, target).await;
+    redactor.clean_all(&mut violations);
+    for stage in &mut stages {
+        stage.text = redactor.clean(std::mem::take(&mut stage.text));
+    }
+    Verdict { error: error.map(|text| redactor.clean(text)), violations, stages }
+}
+
+/// As [`judge`], with the whole configuration; what it says may hold secrets.
+async fn judge_opened(shared: &Shared, request: &ValidationRequest, target: Target) -> Verdict {
     let kind = match shared.kind(&request.kind) {
         Ok(kind) => kind,
         Err(text) => return Verdict::refused(text),
     };
-    let document = match read(&**kind, &request.configuration) {
+    let document = match read(&**kind, &target.configuration) {
         Ok(document) => document,
         Err(violations) => {
             return Verdict { error: Some(listed(&violations)), violations, stages: Vec::new() };
@@ -137,11 +158,7 @@ async fn judge(shared: &Shared, request: &ValidationRequest) -> Verdict {
     let context = SinkContext {
         shard: ShardId::first(request.integration),
         topic: shared.catalogue.messages(request.integration, 1).name.into(),
-        target: Target {
-            name: request.name.as_str().into(),
-            enabled: request.enabled,
-            configuration: request.configuration.as_str().into(),
-        },
+        target,
         metadata: Arc::new(metadata(&request.name, &document)),
         executor_id: shared.executor_id.clone(),
         window: 1,

@@ -6,9 +6,10 @@ use serde::{Deserialize, Serialize};
 use tbmq_integration::{
     entity::{AckStrategy, Delivery},
     pack,
+    seal::Keys,
     stats::{InvalidRates, Rates},
 };
-use tbmq_service::config::Setting;
+use tbmq_service::{config::Setting, secrets_config::SecretsConfig};
 
 use crate::{
     sink::SinkKind,
@@ -19,7 +20,14 @@ use crate::{
 };
 
 macro_rules! settings {
-    ($($env:literal => $key:literal,)*) => { &[$(Setting { env: $env, key: $key }),*] };
+    ($($env:literal => $key:literal,)*) => {
+        &[
+            SecretsConfig::KEYS,
+            SecretsConfig::KEY,
+            SecretsConfig::KEY_FILE,
+            $(Setting { env: $env, key: $key }),*
+        ]
+    };
 }
 
 /// Environment names of [`Config`].
@@ -90,6 +98,8 @@ tree! {
     Config {
         /// Which kinds are served.
         service: Service = Service::default(),
+        /// The keys that the secrets of integrations are encrypted with: those of the control plane.
+        secrets: SecretsConfig = SecretsConfig::default(),
         /// Message processing, uplink and downlink.
         queue: Queue = Queue::default(),
         /// Lifecycle, statistics, commands, sinks.
@@ -329,6 +339,9 @@ pub enum Invalid {
     /// A period of 0.
     #[error("{0} must be greater than 0")]
     Zero(&'static str),
+    /// The keys of secrets.
+    #[error(transparent)]
+    Secrets(#[from] tbmq_service::secrets_config::Invalid),
 }
 
 impl Config {
@@ -338,7 +351,16 @@ impl Config {
     /// Names the first setting that can't be used.
     pub fn check(&self) -> Result<(), Invalid> {
         self.check_values()?;
+        self.keys()?;
         self.served(&sinks::names()).map(drop)
+    }
+
+    /// The keys of secrets; reads their file.
+    ///
+    /// # Errors
+    /// When they can't be read or used.
+    pub fn keys(&self) -> Result<Keys, Invalid> {
+        Ok(self.secrets.read(Keys::parse)?)
     }
 
     /// As [`Config::check`], without the kinds.

@@ -175,7 +175,7 @@ pub(crate) fn context(window: usize) -> SinkContext {
     SinkContext {
         shard: ShardId { integration, index: 0 },
         topic: Catalogue::default().messages(integration, 1).name.into(),
-        target: Target { name: "under test".into(), enabled: true, configuration: "{}".into() },
+        target: Target { name: "under test".into(), enabled: true, configuration: "{}".into(), sealed: None },
         metadata: Arc::new(metadata),
         executor_id: "ie".into(),
         window,

@@ -19,7 +19,7 @@ use tbmq_integration::{
     ownership::{self, Ownership, Renewal},
     restore::{self, Step},
     stats::{Admission, LIMIT_TEXT},
-    wire::{Change, Desired},
+    wire::{Change, Desired, Target},
 };
 use tbmq_proto::{
     ids::{Kind, ShardId},
@@ -567,6 +567,7 @@ impl Driver {
                 }
             }
             Step::Apply(desired) => {
+                self.warn_of_lost_key(&desired);
                 let Some(owned) = self.owned.get_mut(&partition) else { return };
                 match owned.shards.get(&desired.shard) {
                     // An ended actor is replaced when it is reaped.
@@ -577,6 +578,15 @@ impl Driver {
                     }
                 }
             }
+        }
+    }
+
+    /// What runs goes on when its secrets are sealed anew: a key that is missing here would show with the next start only.
+    fn warn_of_lost_key(&self, desired: &Desired) {
+        if let Change::Apply { target: Target { sealed: Some(sealed), .. }, .. } = &desired.change
+            && !self.group.shared.keys.ids().any(|id| id == sealed.key_id)
+        {
+            tracing::warn!(shard = %desired.shard, key = sealed.key_id, "secrets are sealed with a key that is not configured here");
         }
     }
 
@@ -620,6 +630,7 @@ impl Driver {
         }
         let Some(handle) = owned.shards.remove(&shard) else { return };
         let order = handle.orders.borrow().clone();
+        let crash = crash.map(|text| self.without_secrets(order.desired.as_ref(), text));
         if let Some(text) = &crash {
             self.group.shared.metrics.restarts_after_panic.inc();
             tracing::error!(%shard, kind = %handle.kind, error = text, "an integration crashed");
@@ -630,6 +641,20 @@ impl Driver {
             && matches!(desired.change, Change::Apply { .. })
         {
             self.spawn(partition, desired.clone(), order.clone(), handle.seq, crash);
+        }
+    }
+
+    /// The text of a panic.
+    fn without_secrets(&self, desired: Option<&Desired>, text: String) -> String {
+        let shared = &self.group.shared;
+        match desired {
+            Some(Desired { change: Change::Apply { target, .. }, shard, kind, .. }) => {
+                match shared.open(shard.integration, target) {
+                    Ok(target) => shared.redactor(kind, &target.configuration).clean(text),
+                    Err(_) => text,
+                }
+            }
+            _ => text,
         }
     }
 

@@ -3,8 +3,13 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
+use serde_json::Value;
 use tbmq_bus::{Admin, Writer, spec_of};
-use tbmq_integration::stats::{Admission, ErrorLimiter};
+use tbmq_integration::{
+    seal::Keys,
+    stats::{Admission, ErrorLimiter},
+    wire::Target,
+};
 use tbmq_proto::{
     ids::{IntegrationId, Kind, ServiceId},
     topic::{Catalogue, Topic},
@@ -14,7 +19,7 @@ use tokio::sync::{Notify, Semaphore};
 
 use crate::{
     config::Config, incarnation::Newer, lookup::Lookup, messages::Messages, metrics::Metrics, owners::Owners,
-    runner::Clock, sink::SinkKind, uplink::Uplink,
+    redact::Redactor, runner::Clock, sink::SinkKind, uplink::Uplink,
 };
 
 /// Pause between two tries to make a topic anew.
@@ -30,7 +35,9 @@ pub(crate) struct Shared {
     pub(crate) replication_factor: u16,
     pub(crate) admin: Arc<dyn Admin>,
     pub(crate) writer: Arc<dyn Writer>,
-    pub(crate) kinds: BTreeMap<Kind, Arc<dyn SinkKind>>,
+    pub(crate) kinds: BTreeMap<Kind, Served>,
+    /// The keys of secrets.
+    pub(crate) keys: Keys,
     pub(crate) messages: Messages,
     pub(crate) uplink: Uplink,
     pub(crate) metrics: Metrics,
@@ -45,10 +52,40 @@ pub(crate) struct Shared {
     pub(crate) applied: Applied,
 }
 
+/// A kind that is served.
+pub(crate) struct Served {
+    pub(crate) kind: Arc<dyn SinkKind>,
+    /// Of its `clientConfiguration`.
+    pub(crate) schema: Value,
+}
+
+impl Served {
+    pub(crate) fn new(kind: Arc<dyn SinkKind>) -> Self {
+        Self { schema: kind.schema(), kind }
+    }
+}
+
 impl Shared {
+    /// The target with its whole configuration, or a text for people.
+    pub(crate) fn open(&self, integration: IntegrationId, target: &Target) -> Result<Target, String> {
+        let Some(sealed) = &target.sealed else { return Ok(target.clone()) };
+        let whole = self.keys.open(integration, &target.configuration, sealed);
+        let configuration = whole.map_err(|error| error.to_string())?.into();
+        Ok(Target { configuration, sealed: None, ..target.clone() })
+    }
+
+    /// What keeps the secrets of an opened configuration out of texts.
+    pub(crate) fn redactor(&self, kind: &Kind, configuration: &str) -> Redactor {
+        let schema = self.kinds.get(kind).map_or(&Value::Null, |served| &served.schema);
+        Redactor::new(schema, configuration)
+    }
+
     /// A served kind, or a text for people.
     pub(crate) fn kind(&self, kind: &Kind) -> Result<&Arc<dyn SinkKind>, String> {
-        self.kinds.get(kind).ok_or_else(|| format!("integration type {kind} is not served by this executor"))
+        self.kinds
+            .get(kind)
+            .map(|served| &served.kind)
+            .ok_or_else(|| format!("integration type {kind} is not served by this executor"))
     }
 
     /// Makes a topic that was deleted anew. Tries until it succeeds.

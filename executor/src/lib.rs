@@ -10,6 +10,7 @@
 //! | `lookup` | message topics and what is committed for them, for many shards in one call |
 //! | `messages` | the one reader of all message topics, and their commits |
 //! | `commands` | validation requests and connection checks |
+//! | `redact` | keeps secrets out of what sinks say |
 //! | `uplink`, `announce`, `system_info` | events; what lives, what was applied, which kinds are served; the machine's load |
 //! | [`sink`], [`sinks`] | the contract of a kind of integration, and the kinds |
 //!
@@ -37,7 +38,7 @@ pub use crate::config::{Config, SETTINGS};
 use crate::{
     commands::Commands,
     driver::Group,
-    executor::{Applied, Shared},
+    executor::{Applied, Served, Shared},
     lookup::Lookup,
     messages::Messages,
     metrics::Metrics,
@@ -59,6 +60,7 @@ mod lookup;
 mod messages;
 mod metrics;
 mod owners;
+mod redact;
 mod runner;
 pub mod sink;
 pub mod sinks;
@@ -122,6 +124,7 @@ pub async fn start_with(
     kinds: Vec<Arc<dyn SinkKind>>,
 ) -> anyhow::Result<Running> {
     config.check_values()?;
+    let keys = config.keys()?;
     let Context { bus, catalogue, replication_factor, identity, metrics, health } = context;
     let service_id: ServiceId = identity.service_id.parse()?;
     let names: Vec<_> = kinds.iter().map(|kind| kind.name()).collect();
@@ -129,7 +132,7 @@ pub async fn start_with(
     let kinds: Vec<_> = kinds.into_iter().filter(|kind| served.contains(&kind.name())).collect();
     let kinds = kinds
         .into_iter()
-        .map(|kind| Ok((kind.name().parse::<Kind>()?, kind)))
+        .map(|kind| Ok((kind.name().parse::<Kind>()?, Served::new(kind))))
         .collect::<anyhow::Result<BTreeMap<_, _>>>()?;
     let metrics = metrics.register(Metrics::register);
     metrics.serve(&served);
@@ -180,6 +183,7 @@ pub async fn start_with(
         admin,
         writer: writer.clone(),
         kinds,
+        keys,
         messages,
         uplink,
         metrics,
@@ -270,7 +274,7 @@ impl Running {
             while !self.shared.uplink.is_written() {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
-            announce::write_applied(&self.shared, &*self.writer, true).await
+            announce::write_applied(&self.shared, &*self.writer, true, None).await
         };
         match tokio::time::timeout(LAST_WORDS_TIMEOUT, last_words).await {
             Ok(Ok(())) => {}

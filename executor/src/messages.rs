@@ -15,6 +15,7 @@ use std::{
 
 use parking_lot::Mutex;
 use tbmq_bus::{Commit, Error, Reader, ReaderEvent, Record, Start, TopicPartition};
+use tbmq_integration::wire::{CommitMetadata, Totals};
 use tokio::{
     sync::{mpsc, oneshot},
     time::MissedTickBehavior,
@@ -31,8 +32,19 @@ const COMMANDS: usize = 1_024;
 /// How often what is committed is compared with what was: a commit of an earlier owner may have come late.
 const VERIFY_EVERY: Duration = Duration::from_secs(30);
 
-/// No position yet.
+/// Nothing is committed yet.
 const NONE: u64 = u64::MAX;
+
+/// How far a partition has come.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Progress {
+    /// Everything below was settled.
+    pub(crate) position: u64,
+    /// What became of it.
+    pub(crate) totals: Totals,
+    /// When the record at the position was written, if it is held.
+    pub(crate) oldest_ms: Option<i64>,
+}
 
 /// What a shard receives.
 #[derive(Debug)]
@@ -74,26 +86,27 @@ struct Board {
 #[derive(Debug)]
 struct Slot {
     partition: TopicPartition,
-    metadata: String,
+    /// Without what changes with each commit.
+    metadata: CommitMetadata,
     lease: Lease,
-    position: AtomicU64,
+    progress: Mutex<Option<Progress>>,
     committed: AtomicU64,
 }
 
 impl Slot {
     /// What is due, if anything is, and still ours to commit.
     fn due(&self) -> Option<Commit> {
-        let offset = self.position.load(Ordering::Acquire);
-        (!self.is_committed() && self.lease.holds()).then(|| Commit {
-            partition: self.partition.clone(),
-            offset,
-            metadata: self.metadata.clone(),
+        let Progress { position, totals, oldest_ms } = (*self.progress.lock())?;
+        let is_due = position != self.committed.load(Ordering::Acquire) && self.lease.holds();
+        is_due.then(|| {
+            let metadata = CommitMetadata { totals, oldest_ms, ..self.metadata.clone() };
+            Commit { partition: self.partition.clone(), offset: position, metadata: metadata.to_text() }
         })
     }
 
     fn is_committed(&self) -> bool {
-        let offset = self.position.load(Ordering::Acquire);
-        offset == NONE || offset == self.committed.load(Ordering::Acquire)
+        let progress = *self.progress.lock();
+        progress.is_none_or(|progress| progress.position == self.committed.load(Ordering::Acquire))
     }
 }
 
@@ -123,9 +136,9 @@ impl Registration {
         self.messages.commands.send(command).await.ok();
     }
 
-    /// Everything below was settled: it is committed with the next interval.
-    pub(crate) fn settled(&self, position: u64) {
-        self.slot.position.store(position, Ordering::Release);
+    /// What is settled: it is committed with the next interval.
+    pub(crate) fn settled(&self, progress: Progress) {
+        *self.slot.progress.lock() = Some(progress);
     }
 }
 
@@ -155,12 +168,13 @@ impl Messages {
         (Self { commands, flushes, board }, dispatcher.run(), committing)
     }
 
-    /// Begins to read a partition. Its commits carry `metadata`, and are made while the lease holds.
+    /// Begins to read a partition. Its commits carry `metadata` and what is told with [`Registration::settled`], and
+    /// are made while the lease holds.
     pub(crate) async fn add(
         &self,
         partition: TopicPartition,
         start: Start,
-        metadata: String,
+        metadata: CommitMetadata,
         lease: Lease,
     ) -> Registration {
         let number = self.board.next.fetch_add(1, Ordering::Relaxed);
@@ -168,7 +182,7 @@ impl Messages {
             partition: partition.clone(),
             metadata,
             lease,
-            position: AtomicU64::new(NONE),
+            progress: Mutex::new(None),
             committed: AtomicU64::new(NONE),
         });
         self.board.slots.lock().insert(number, slot.clone());

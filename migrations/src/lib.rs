@@ -8,6 +8,10 @@
 mod m0001_integrations;
 mod m0002_shards;
 mod m0003_changes;
+mod m0004_events;
+mod m0005_access;
+mod m0006_sealed;
+mod m0007_forward;
 
 use sea_orm_migration::{
     MigrationTrait, MigratorTrait,
@@ -27,6 +31,10 @@ impl MigratorTrait for Migrator {
             Box::new(m0001_integrations::Migration),
             Box::new(m0002_shards::Migration),
             Box::new(m0003_changes::Migration),
+            Box::new(m0004_events::Migration),
+            Box::new(m0005_access::Migration),
+            Box::new(m0006_sealed::Migration),
+            Box::new(m0007_forward::Migration),
         ]
     }
 }
@@ -69,10 +77,18 @@ mod tests {
         migrate(&connection).await.unwrap();
         migrate(&connection).await.unwrap();
         let manager = SchemaManager::new(&connection);
-        for table in m0001_integrations::TABLES.into_iter().chain([m0003_changes::TABLE]) {
+        let tables = m0001_integrations::TABLES
+            .into_iter()
+            .chain([m0003_changes::TABLE, m0004_events::TABLE])
+            .chain(m0005_access::TABLES);
+        for table in tables {
             assert!(manager.has_table(table).await.unwrap(), "{table}");
         }
         assert!(manager.has_column("topic_life", "shards").await.unwrap());
+        for column in m0007_forward::COLUMNS {
+            assert!(manager.has_column("node_session", column).await.unwrap(), "{column}");
+        }
+        assert!(manager.has_column("integration", "sealed_key").await.unwrap());
         assert!(Migrator::get_pending_migrations(&connection).await.unwrap().is_empty());
     }
 }

@@ -1,12 +1,23 @@
 //! What programs get: camelCase, times in RFC 3339, absent values left out. An integration that was printed loads again
 //! with `-f`.
 
+mod access;
+mod session;
+mod stats;
+
 use std::collections::BTreeMap;
 
 use prost_types::Timestamp;
 use serde::Serialize;
 use serde_json::value::RawValue;
 use tbmq_proto::control::{self, CheckConnectionResponse, integration_status::Phase};
+
+use self::stats::Lag;
+pub(crate) use self::{
+    access::{AuditEntry, Caller, CreatedToken, Token, role},
+    session::{Session, Subscription},
+    stats::{Stats, Top, seconds},
+};
 
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -66,12 +77,6 @@ struct Holder {
     update_time: Option<String>,
 }
 
-#[derive(Debug, Serialize)]
-struct Lag {
-    messages: u64,
-    seconds: f64,
-}
-
 impl From<&control::Integration> for Integration {
     fn from(from: &control::Integration) -> Self {
         let status = from.status.clone().unwrap_or_default();
@@ -90,7 +95,7 @@ impl From<&control::Integration> for Integration {
                 error: status.error,
                 service_id: status.service_id,
                 holders: status.holders.into_iter().map(Holder::from).collect(),
-                lag: status.lag.map(|lag| Lag { messages: lag.messages, seconds: lag.seconds }),
+                lag: status.lag.as_ref().map(Lag::from),
             },
             revision: from.revision,
             etag: from.etag.clone(),
@@ -215,6 +220,20 @@ impl From<&control::Event> for Event {
     }
 }
 
+/// An event with the place after which a watch goes on.
+#[derive(Debug, Serialize)]
+pub(crate) struct SequencedEvent {
+    sequence: u64,
+    #[serde(flatten)]
+    event: Event,
+}
+
+impl SequencedEvent {
+    pub(crate) fn new(event: &control::Event, sequence: u64) -> Self {
+        Self { sequence, event: event.into() }
+    }
+}
+
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Node {
@@ -226,11 +245,28 @@ pub(crate) struct Node {
     addresses: Vec<String>,
     kinds: Vec<String>,
     session: bool,
+    draining: bool,
+    /// Of a data plane.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    connections: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    system_info: Option<SystemInfo>,
     #[serde(skip_serializing_if = "Option::is_none")]
     start_time: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     last_seen_time: Option<String>,
     applied: Vec<Applied>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct SystemInfo {
+    cpu_percent: u32,
+    cpu_count: u32,
+    memory_percent: u32,
+    total_memory_bytes: u64,
+    disk_percent: u32,
+    total_disk_bytes: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -243,6 +279,7 @@ struct Applied {
 impl From<&control::Node> for Node {
     fn from(from: &control::Node) -> Self {
         let from = from.clone();
+        let is_data_plane = from.role == "DATA_PLANE";
         Self {
             service_id: from.service_id,
             role: from.role,
@@ -252,6 +289,16 @@ impl From<&control::Node> for Node {
             addresses: from.addresses,
             kinds: from.kinds,
             session: from.session,
+            draining: from.draining,
+            connections: is_data_plane.then_some(from.connections),
+            system_info: from.system_info.map(|info| SystemInfo {
+                cpu_percent: info.cpu_percent,
+                cpu_count: info.cpu_count,
+                memory_percent: info.memory_percent,
+                total_memory_bytes: info.total_memory_bytes,
+                disk_percent: info.disk_percent,
+                total_disk_bytes: info.total_disk_bytes,
+            }),
             start_time: time(from.start_time),
             last_seen_time: time(from.last_seen_time),
             applied: from
@@ -347,7 +394,7 @@ pub(crate) fn time(time: Option<Timestamp>) -> Option<String> {
 }
 
 /// JSON text as it is; what is not JSON becomes a JSON string.
-fn raw(text: &str) -> Box<RawValue> {
+pub(crate) fn raw(text: &str) -> Box<RawValue> {
     RawValue::from_string(text.to_owned())
         .or_else(|_| serde_json::value::to_raw_value(text))
         .expect("a text can be written as JSON")

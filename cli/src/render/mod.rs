@@ -1,71 +1,110 @@
-//! What the user sees on stdout: tables for people, JSON and YAML for programs.
+//! What the user sees on stdout: tables for people, JSON and YAML for programs, names for scripts.
 
 pub(crate) mod json;
+pub(crate) mod portable;
 pub(crate) mod table;
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
 
 /// The form of the output.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub(crate) enum Format {
-    /// For people.
+    /// For people
     Table,
-    /// For programs.
+    /// For people with a wide screen
+    Wide,
+    /// For programs
     Json,
-    /// For programs and editors.
+    /// For programs and editors
     Yaml,
+    /// Only names, one a line, for scripts
+    Name,
+}
+
+/// How tables look.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Look {
+    /// With the columns that not everybody needs.
+    pub(crate) wide: bool,
+    /// States have colours.
+    pub(crate) coloured: bool,
 }
 
 /// Prints to stdout in one form.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Output {
     pub(crate) format: Format,
+    pub(crate) look: Look,
 }
 
 impl Output {
     pub(crate) fn new(format: Format) -> Self {
-        Self { format }
+        Self { format, look: Look { wide: format == Format::Wide, coloured: colours(&io::stdout()) } }
     }
 
-    /// Prints a value: `table` makes the form for people, `view` what programs get.
+    /// Refuses `-o name` for what has no names.
+    pub(crate) fn without_names(self) -> Result<(), Failure> {
+        match self.format {
+            Format::Name => Err(Failure::usage("what this command prints has no names")
+                .hint("-o name is for lists and for what is created")),
+            _ => Ok(()),
+        }
+    }
+
+    /// Prints a value that has no name: `table` makes the form for people, `view` what programs get.
     pub(crate) fn print<V: Serialize>(
         self,
         table: impl FnOnce() -> String,
         view: impl FnOnce() -> V,
     ) -> Result<(), Failure> {
+        self.without_names()?;
+        self.print_named(table, Vec::new, view)
+    }
+
+    /// Prints a value: `table` makes the form for people, `names` those for scripts, `view` what programs get.
+    pub(crate) fn print_named<V: Serialize>(
+        self,
+        table: impl FnOnce() -> String,
+        names: impl FnOnce() -> Vec<String>,
+        view: impl FnOnce() -> V,
+    ) -> Result<(), Failure> {
+        let bug = |error: &dyn std::fmt::Display| Failure::bug(error.to_string());
         let mut text = match self.format {
-            Format::Table => table(),
-            Format::Json => {
-                serde_json::to_string_pretty(&view()).map_err(|error| Failure::bug(error.to_string()))?
-            }
+            Format::Table | Format::Wide => table(),
+            Format::Name => names().into_iter().map(|name| name + "\n").collect(),
+            Format::Json => serde_json::to_string_pretty(&view()).map_err(|error| bug(&error))?,
             Format::Yaml => {
                 // By way of a JSON value, which knows how to take a raw configuration apart.
-                let value = serde_json::to_value(view()).map_err(|error| Failure::bug(error.to_string()))?;
-                serde_norway::to_string(&value).map_err(|error| Failure::bug(error.to_string()))?
+                let value = serde_json::to_value(view()).map_err(|error| bug(&error))?;
+                serde_norway::to_string(&value).map_err(|error| bug(&error))?
             }
         };
-        if !text.ends_with('\n') {
+        if !text.is_empty() && !text.ends_with('\n') {
             text.push('\n');
         }
         write(&text)
     }
-}
 
-impl Output {
-    /// Prints one of many things as it comes: a line for people, a line of JSON, or a YAML document. Nothing is printed
-    /// of what has no form of this kind.
+    /// Prints one of many things as it comes: a line for people, its name, a line of JSON, or a YAML document. Nothing
+    /// is printed of what has no form of this kind.
     pub(crate) fn print_item<V: Serialize>(
         self,
         line: impl FnOnce() -> String,
+        name: impl FnOnce() -> Option<String>,
         view: impl FnOnce() -> Option<V>,
     ) -> Result<(), Failure> {
         let bug = |error: &dyn std::fmt::Display| Failure::bug(error.to_string());
         let text = match self.format {
-            Format::Table => line(),
+            Format::Table | Format::Wide => line(),
+            Format::Name => match name() {
+                Some(name) => name + "\n",
+                None => return Ok(()),
+            },
             Format::Json => match view() {
                 Some(view) => serde_json::to_string(&view).map_err(|error| bug(&error))? + "\n",
                 None => return Ok(()),
@@ -80,6 +119,13 @@ impl Output {
         };
         write(&text)
     }
+}
+
+/// Whether what goes there may have colours: to a terminal, unless the environment says no (no-color.org).
+pub(crate) fn colours(stream: &impl IsTerminal) -> bool {
+    let no = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let dumb = std::env::var_os("TERM").is_some_and(|value| value == "dumb");
+    stream.is_terminal() && !no && !dumb
 }
 
 /// Prints text to stdout as it is and sees that it leaves at once.

@@ -1,19 +1,37 @@
 //! What people get: one line per thing, columns apart by spaces.
 
-use comfy_table::{ContentArrangement, Table, presets};
+mod access;
+mod grid;
+mod session;
+mod stats;
+
+use crossterm::style::Stylize as _;
 use tbmq_proto::control::{
     CheckConnectionResponse, Event, Integration, IntegrationStatus, Kind, Node, WatchIntegrationsResponse,
     event::Body,
 };
 
-use super::json::{self, phase, time};
+use self::grid::grid;
+pub(crate) use self::{
+    access::{audit, caller, context, contexts, created_token, tokens},
+    session::{session, sessions, subscriptions},
+    stats::{stats, top},
+};
+use super::{
+    Look,
+    json::{self, phase, time},
+};
 
-/// NAME, TYPE, ENABLED, PHASE, REVISION, LAG, UID.
-pub(crate) fn integrations(all: &[Integration]) -> String {
+/// NAME, TYPE, ENABLED, PHASE, REVISION, LAG, UID; wide: EXECUTOR, FILTERS, LABELS, UPDATED.
+pub(crate) fn integrations(all: &[Integration], look: Look) -> String {
+    let mut header = vec!["NAME", "TYPE", "ENABLED", "PHASE", "REVISION", "LAG", "UID"];
+    if look.wide {
+        header.extend(["EXECUTOR", "FILTERS", "LABELS", "UPDATED"]);
+    }
     let rows = all.iter().map(|one| {
         let status = one.status.clone().unwrap_or_default();
         let lag = status.lag.as_ref().map_or_else(|| "-".to_owned(), |lag| lag.messages.to_string());
-        vec![
+        let mut row = vec![
             one.display_name.clone(),
             one.r#type.clone(),
             yes(one.enabled),
@@ -21,9 +39,33 @@ pub(crate) fn integrations(all: &[Integration]) -> String {
             one.revision.to_string(),
             lag,
             one.uid.clone(),
-        ]
+        ];
+        if look.wide {
+            row.extend([
+                or_dash(Some(status.service_id)),
+                or_dash(Some(filters(one))),
+                or_dash(Some(labels(one))),
+                or_dash(time(one.update_time)),
+            ]);
+        }
+        row
     });
-    table(&["NAME", "TYPE", "ENABLED", "PHASE", "REVISION", "LAG", "UID"], rows)
+    grid(&header, rows, look.coloured)
+}
+
+/// Its topic filters, separated by commas.
+fn filters(one: &Integration) -> String {
+    let configuration: serde_json::Value = serde_json::from_str(&one.configuration_json).unwrap_or_default();
+    let filters = configuration["topicFilters"].as_array();
+    let filters = filters.into_iter().flatten().map(|filter| filter.as_str().unwrap_or_default());
+    filters.collect::<Vec<_>>().join(", ")
+}
+
+/// Its labels in their order, separated by commas.
+fn labels(one: &Integration) -> String {
+    let mut labels: Vec<_> = one.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    labels.sort();
+    labels.join(", ")
 }
 
 /// The phase; STALLED for one that is ACTIVE and gets nothing confirmed.
@@ -37,12 +79,12 @@ pub(crate) fn change_header() -> String {
 }
 
 /// One line, or nothing of a bookmark.
-pub(crate) fn change(from: &WatchIntegrationsResponse) -> String {
+pub(crate) fn change(from: &WatchIntegrationsResponse, look: Look) -> String {
     let Some(one) = &from.integration else { return String::new() };
     // Of what is deleted only name and uid are known.
     let status = one.status.as_ref();
     let revision = if from.revision == 0 { "-".to_owned() } else { from.revision.to_string() };
-    change_line([
+    let line = change_line([
         json::change(from),
         if one.display_name.is_empty() { "-" } else { &one.display_name },
         if one.r#type.is_empty() { "-" } else { &one.r#type },
@@ -50,7 +92,13 @@ pub(crate) fn change(from: &WatchIntegrationsResponse) -> String {
         status.map_or("-", shown),
         &revision,
         &one.uid,
-    ])
+    ]);
+    let phase = status.map_or("-", shown);
+    match grid::colour(phase).filter(|_| look.coloured) {
+        // Only the phase is between two spaces and in upper case.
+        Some(colour) => line.replacen(&format!(" {phase} "), &format!(" {} ", phase.with(colour)), 1),
+        None => line,
+    }
 }
 
 /// Columns of a width that was chosen before it was known what comes.
@@ -61,20 +109,10 @@ fn change_line(cells: [&str; 7]) -> String {
 }
 
 /// All about one integration.
-pub(crate) fn integration(one: &Integration) -> String {
+pub(crate) fn integration(one: &Integration, look: Look) -> String {
     let status = one.status.clone().unwrap_or_default();
-    let configuration: serde_json::Value = serde_json::from_str(&one.configuration_json).unwrap_or_default();
-    let filters = configuration["topicFilters"].as_array().map_or_else(String::new, |filters| {
-        filters.iter().map(|filter| filter.as_str().unwrap_or_default()).collect::<Vec<_>>().join(", ")
-    });
-    let mut labels: Vec<_> = one.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
-    labels.sort();
-    let lag = status
-        .lag
-        .as_ref()
-        .map(|lag| format!("{} messages, the oldest {:.1} s old", lag.messages, lag.seconds))
-        .unwrap_or_default();
-    let rows = [
+    let lag = status.lag.unwrap_or_default();
+    let mut text = facts([
         ("Name", one.display_name.clone()),
         ("UID", one.uid.clone()),
         ("Type", one.r#type.clone()),
@@ -83,21 +121,17 @@ pub(crate) fn integration(one: &Integration) -> String {
         ("Reason", status.reason),
         ("Error", status.error),
         ("Executor", status.service_id),
-        ("Lag", lag),
-        ("Filters", filters),
+        ("Lag", status.lag.as_ref().map(stats::backlog).unwrap_or_default()),
+        ("Oldest kept until", time(lag.kept_until).unwrap_or_default()),
+        ("Topic removed", time(lag.topic_removal_time).unwrap_or_default()),
+        ("Filters", filters(one)),
         ("Description", one.description.clone()),
-        ("Labels", labels.join(", ")),
+        ("Labels", labels(one)),
         ("Revision", one.revision.to_string()),
         ("Created", time(one.create_time).unwrap_or_default()),
         ("Updated", time(one.update_time).unwrap_or_default()),
         ("Disabled since", time(one.disconnected_time).unwrap_or_default()),
-    ];
-    let mut text = table(
-        &[],
-        rows.into_iter()
-            .filter(|(_, value)| !value.is_empty())
-            .map(|(key, value)| vec![format!("{key}:"), value]),
-    );
+    ]);
     if !status.holders.is_empty() {
         let rows = status.holders.iter().map(|holder| {
             // Only executors own shards.
@@ -113,45 +147,81 @@ pub(crate) fn integration(one: &Integration) -> String {
             ]
         });
         text.push('\n');
-        text.push_str(&table(&["HOLDER", "ROLE", "SHARD", "EPOCH", "REVISION", "STATE", "ERROR"], rows));
+        let header = ["HOLDER", "ROLE", "SHARD", "EPOCH", "REVISION", "STATE", "ERROR"];
+        text.push_str(&grid(&header, rows, look.coloured));
     }
     text
 }
 
-/// TIME, INTEGRATION, TYPE, WHAT, SERVICE.
-pub(crate) fn events(all: &[Event]) -> String {
+/// TIME, INTEGRATION, TYPE, WHAT, SERVICE; wide: SHARD, REVISION, UID.
+pub(crate) fn events(all: &[Event], look: Look) -> String {
+    let mut header = EVENT_HEADER.to_vec();
+    if look.wide {
+        header.extend(["SHARD", "REVISION", "UID"]);
+    }
     let rows = all.iter().map(|event| {
-        let (kind, what) = match &event.body {
-            Some(Body::Lifecycle(body)) if body.error.is_empty() => ("lifecycle", body.event.clone()),
-            Some(Body::Lifecycle(body)) if body.success => {
-                ("lifecycle", format!("{}: {}", body.event, body.error))
-            }
-            Some(Body::Lifecycle(body)) => ("lifecycle", format!("{} failed: {}", body.event, body.error)),
-            Some(Body::Statistics(body)) => (
-                "statistics",
-                format!("{} processed, {} errors", body.messages_processed, body.errors_occurred),
-            ),
-            Some(Body::Error(body)) => {
-                ("error", format!("{} ({}×): {}", body.method, body.count.max(1), body.error))
-            }
-            None => ("unknown", String::new()),
-        };
-        let integration = event.integration.strip_prefix("integrations/").unwrap_or(&event.integration);
-        vec![
-            time(event.time).unwrap_or_default(),
-            integration.to_owned(),
-            kind.to_owned(),
-            what,
-            event.service_id.clone(),
-        ]
+        let mut row = event_cells(event).to_vec();
+        if look.wide {
+            row.extend([event.shard.to_string(), event.revision.to_string(), event.uid.clone()]);
+        }
+        row
     });
-    table(&["TIME", "INTEGRATION", "TYPE", "WHAT", "SERVICE"], rows)
+    grid(&header, rows, look.coloured)
 }
 
-/// SERVICE, ROLE, VERSION, LIVE, LAST SEEN, ADDRESSES, KINDS.
-pub(crate) fn nodes(all: &[Node]) -> String {
+const EVENT_HEADER: [&str; 5] = ["TIME", "INTEGRATION", "TYPE", "WHAT", "SERVICE"];
+
+fn event_cells(event: &Event) -> [String; 5] {
+    let (kind, what) = match &event.body {
+        Some(Body::Lifecycle(body)) if body.error.is_empty() => ("lifecycle", body.event.clone()),
+        Some(Body::Lifecycle(body)) if body.success => {
+            ("lifecycle", format!("{}: {}", body.event, body.error))
+        }
+        Some(Body::Lifecycle(body)) => ("lifecycle", format!("{} failed: {}", body.event, body.error)),
+        Some(Body::Statistics(body)) => {
+            ("statistics", format!("{} processed, {} errors", body.messages_processed, body.errors_occurred))
+        }
+        Some(Body::Error(body)) => {
+            ("error", format!("{} ({}×): {}", body.method, body.count.max(1), body.error))
+        }
+        None => ("unknown", String::new()),
+    };
+    let integration = event.integration.strip_prefix("integrations/").unwrap_or(&event.integration);
+    [
+        time(event.time).unwrap_or_default(),
+        integration.to_owned(),
+        kind.to_owned(),
+        what,
+        event.service_id.clone(),
+    ]
+}
+
+/// TIME, INTEGRATION, TYPE, SERVICE, WHAT: of lines that come one by one.
+pub(crate) fn event_header() -> String {
+    event_cells_line(EVENT_HEADER.map(str::to_owned))
+}
+
+/// One line.
+pub(crate) fn event_line(event: &Event) -> String {
+    event_cells_line(event_cells(event))
+}
+
+/// Columns of a width that was chosen before it was known what comes; what has no limit is last.
+fn event_cells_line(cells: [String; 5]) -> String {
+    let cells = cells.map(|cell| cell.replace(|c: char| c.is_control(), " "));
+    let [time, integration, kind, what, service] = cells;
+    format!("{time:<24}  {integration:<36}  {kind:<10}  {service:<20}  {what}\n")
+}
+
+/// SERVICE, ROLE, VERSION, LIVE, LAST SEEN, ADDRESSES, KINDS; wide: SESSION, DRAINING, CONNECTIONS, CPU, MEMORY, DISK,
+/// STARTED.
+pub(crate) fn nodes(all: &[Node], look: Look) -> String {
+    let mut header = vec!["SERVICE", "ROLE", "VERSION", "LIVE", "LAST SEEN", "ADDRESSES", "KINDS"];
+    if look.wide {
+        header.extend(["SESSION", "DRAINING", "CONNECTIONS", "CPU", "MEMORY", "DISK", "STARTED"]);
+    }
     let rows = all.iter().map(|node| {
-        vec![
+        let mut row = vec![
             node.service_id.clone(),
             node.role.clone(),
             node.version.clone(),
@@ -159,9 +229,37 @@ pub(crate) fn nodes(all: &[Node]) -> String {
             time(node.last_seen_time).unwrap_or_default(),
             node.addresses.join(", "),
             node.kinds.join(", "),
-        ]
+        ];
+        if look.wide {
+            row[5] = or_dash(Some(node.addresses.join(", ")));
+            row[6] = or_dash(Some(node.kinds.join(", ")));
+            let info = node.system_info.as_ref();
+            let part = |percent: u32, total: u64| format!("{percent}% of {}", bytes(total));
+            // Only data planes have clients.
+            let own = |text: String| or_dash((node.role == "DATA_PLANE").then_some(text));
+            row.extend([
+                own(yes(node.session)),
+                own(yes(node.draining)),
+                own(node.connections.to_string()),
+                or_dash(info.map(|info| format!("{}% of {}", info.cpu_percent, info.cpu_count))),
+                or_dash(info.map(|info| part(info.memory_percent, info.total_memory_bytes))),
+                or_dash(info.map(|info| part(info.disk_percent, info.total_disk_bytes))),
+                or_dash(time(node.start_time)),
+            ]);
+        }
+        row
     });
-    table(&["SERVICE", "ROLE", "VERSION", "LIVE", "LAST SEEN", "ADDRESSES", "KINDS"], rows)
+    grid(&header, rows, look.coloured)
+}
+
+/// In the greatest binary unit that leaves a whole part.
+fn bytes(number: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let unit = (number.max(1).ilog2() / 10).min(UNITS.len() as u32 - 1);
+    if unit == 0 {
+        return format!("{number} B");
+    }
+    format!("{:.1} {}", number as f64 / f64::from(1_u32 << 10).powi(unit as i32), UNITS[unit as usize])
 }
 
 /// TYPE, SERVED BY.
@@ -175,7 +273,7 @@ pub(crate) fn kinds(all: &[Kind]) -> String {
 }
 
 /// STAGE, RESULT, MS, TEXT, and who checked.
-pub(crate) fn check(answer: &CheckConnectionResponse) -> String {
+pub(crate) fn check(answer: &CheckConnectionResponse, look: Look) -> String {
     let rows = answer.stages.iter().map(|stage| {
         let result = if stage.ok { "ok" } else { "failed" };
         vec![stage.name.clone(), result.to_owned(), stage.elapsed_ms.to_string(), stage.text.clone()]
@@ -185,7 +283,7 @@ pub(crate) fn check(answer: &CheckConnectionResponse) -> String {
     if answer.stages.is_empty() {
         summary
     } else {
-        table(&["STAGE", "RESULT", "MS", "TEXT"], rows) + &summary
+        grid(&["STAGE", "RESULT", "MS", "TEXT"], rows, look.coloured) + &summary
     }
 }
 
@@ -193,21 +291,19 @@ fn yes(yes: bool) -> String {
     if yes { "yes" } else { "no" }.to_owned()
 }
 
-fn table(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
-    let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
-    if !header.is_empty() {
-        table.set_header(header);
-    }
-    for row in rows {
-        // One line per thing, and nothing that moves the cursor.
-        table.add_row(row.iter().map(|cell| cell.replace(|c: char| c.is_control(), " ")));
-    }
-    for column in table.column_iter_mut() {
-        column.set_padding((0, 2));
-    }
-    let lines: Vec<_> = table.lines().map(|line| line.trim_end().to_owned() + "\n").collect();
-    lines.concat()
+fn or_dash(text: Option<String>) -> String {
+    text.filter(|text| !text.is_empty()).unwrap_or_else(|| "-".to_owned())
+}
+
+/// One line per row under the header, if there is one.
+pub(crate) fn table(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
+    grid(header, rows, false)
+}
+
+/// One thing: what is known of it, a line each.
+fn facts<const N: usize>(rows: [(&str, String); N]) -> String {
+    let known = rows.into_iter().filter(|(_, value)| !value.is_empty());
+    table(&[], known.map(|(key, value)| vec![format!("{key}:"), value]))
 }
 
 #[cfg(test)]
@@ -261,21 +357,21 @@ NAME     TYPE  ENABLED  PHASE    REVISION  LAG  UID
 sensors  HTTP  yes      ACTIVE   7         3    0e2f
 b ad           no       UNKNOWN  0         -
 ";
-        assert_eq!(integrations(&[sensors(), second]), expected);
+        assert_eq!(integrations(&[sensors(), second], Look::default()), expected);
     }
 
     #[test]
     fn one_that_is_stalled_is_shown_so_in_a_list() {
         let mut stalled = sensors();
         stalled.status.as_mut().unwrap().reason = "STALLED".to_owned();
-        assert!(integrations(&[stalled]).contains("yes      STALLED  7"));
+        assert!(integrations(&[stalled], Look::default()).contains("yes      STALLED  7"));
     }
 
     #[test]
     fn changes_are_lines_under_their_header() {
         use tbmq_proto::control::watch_integrations_response::Type;
         let change = |what: Type, integration, revision| {
-            change(&WatchIntegrationsResponse { r#type: what.into(), integration, revision })
+            change(&WatchIntegrationsResponse { r#type: what.into(), integration, revision }, Look::default())
         };
         let gone = Integration { uid: "0e2f".to_owned(), ..Integration::default() };
         let text = change_header()
@@ -306,7 +402,7 @@ HOLDER  ROLE        SHARD  EPOCH  REVISION  STATE    ERROR
 ie1     EXECUTOR    1      12     7         STARTED
 dp1     DATA_PLANE  -      -      7         APPLIED
 ";
-        assert_eq!(integration(&sensors()), expected);
+        assert_eq!(integration(&sensors(), Look::default()), expected);
     }
 
     #[test]
@@ -318,7 +414,7 @@ dp1     DATA_PLANE  -      -      7         APPLIED
             body: Some(Body::Lifecycle(body)),
             ..Event::default()
         };
-        let text = events(&[event]);
+        let text = events(&[event], Look::default());
         assert!(
             text.lines().nth(1).unwrap().contains("0e2f         lifecycle  STARTED failed: no route  ie1"),
             "{text}"
@@ -345,6 +441,6 @@ resolve  ok      2
 connect  failed  2   refused
 failed, checked by ie1 in 4 ms
 ";
-        assert_eq!(check(&answer), expected);
+        assert_eq!(check(&answer, Look::default()), expected);
     }
 }

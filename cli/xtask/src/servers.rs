@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use tbmq_harness::{kafka, mosquitto, postgres};
+use tbmq_harness::{kafka, mosquitto, postgres, toolbox};
 
 /// Tells whether something is missing.
 type Test = fn() -> bool;
@@ -15,13 +15,15 @@ const PACKAGES: &[(Test, &str)] = &[
     (|| postgres::availability().is_err(), "postgresql"),
     (|| mosquitto::availability().is_err(), "mosquitto-clients"),
     (|| mosquitto::broker_availability().is_err(), "mosquitto"),
+    (toolbox::pip_is_missing, "python3-pip"),
+    (toolbox::go_is_missing, "golang-go"),
 ];
 
 fn missing(program: &str) -> bool {
     Command::new(program).arg("-version").output().is_err()
 }
 
-/// Installs with `install`, fetches Kafka, and prints a line for each server.
+/// Installs with `install`, fetches Kafka and what the examples in `clients/` need, and prints a line for each server.
 pub(crate) fn run(install: bool) -> Result<()> {
     if install {
         install_packages()?;
@@ -32,6 +34,8 @@ pub(crate) fn run(install: bool) -> Result<()> {
         ("PostgreSQL", postgres::availability()),
         ("Mosquitto clients", mosquitto::availability()),
         ("Mosquitto broker", mosquitto::broker_availability()),
+        ("Python's gRPC packages", toolbox::python_availability()),
+        ("grpcurl", toolbox::grpcurl_availability()),
     ];
     for (name, state) in checks {
         match state {

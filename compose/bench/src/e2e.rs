@@ -101,6 +101,7 @@ async fn kafka(options: &Options) -> Result<()> {
             setting("TB_SERVICE_ID", role),
             setting("HTTP_BIND_PORT", 0),
             setting("LISTENER_TCP_BIND_PORT", 0),
+            setting("CONTROL_GRPC_BIND_ADDRESS", "127.0.0.1"),
             setting("CONTROL_GRPC_BIND_PORT", 0),
         ]
     };

@@ -19,6 +19,7 @@ use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 
 use crate::{
+    fetched,
     guard::{Guard, signal},
     postgres::free_port,
 };
@@ -50,11 +51,7 @@ pub fn availability() -> Result<(), String> {
 
 /// Where the jars lie.
 fn jars() -> PathBuf {
-    let servers = std::env::var_os("TBMQ_SERVERS_DIR").map(PathBuf::from).unwrap_or_else(|| {
-        let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-        here.ancestors().nth(2).unwrap_or(here).join("target/servers")
-    });
-    servers.join("kafka-3.9.1")
+    fetched("kafka-3.9.1")
 }
 
 /// Fetches into a folder of its own and moves it into place when it is complete: several tests may do so at once.

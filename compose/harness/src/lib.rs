@@ -8,6 +8,7 @@
 //! | [`http_sink`] | an HTTP server that records what arrives |
 //! | [`port`] | a TCP port that is closed and opened again |
 //! | [`proxy`] | a TCP proxy that goes down, swallows, cuts and refuses |
+//! | [`toolbox`] | Python's gRPC packages and grpcurl, for the examples in `clients/` |
 //! | [`ledger`] | the independent checker: nothing acknowledged is missing, nothing is out of order, all is accounted for |
 //!
 //! Nothing here is part of the product. A server that is missing on the machine is reported with the command that
@@ -24,6 +25,9 @@ pub mod port;
 pub mod postgres;
 pub mod process;
 pub mod proxy;
+pub mod toolbox;
+
+use std::path::{Path, PathBuf};
 
 /// What a test needs that the machine may lack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +40,10 @@ pub enum Need {
     Mosquitto,
     /// Mosquitto's broker.
     MosquittoBroker,
+    /// Python's gRPC packages, from PyPI.
+    Python,
+    /// grpcurl, from Go's module proxy.
+    Grpcurl,
 }
 
 /// Tells what is missing of `needs`, each with the command that installs it.
@@ -48,6 +56,8 @@ pub fn availability(needs: &[Need]) -> Result<(), String> {
                 Need::Postgres => postgres::availability(),
                 Need::Mosquitto => mosquitto::availability(),
                 Need::MosquittoBroker => mosquitto::broker_availability(),
+                Need::Python => toolbox::python_availability(),
+                Need::Grpcurl => toolbox::grpcurl_availability(),
             }
             .err()
         })
@@ -71,4 +81,13 @@ pub fn ready(test: &str, needs: &[Need]) -> bool {
             false
         }
     }
+}
+
+/// Where something lies that is fetched once: in `target/servers`, or `TBMQ_SERVERS_DIR`.
+fn fetched(name: &str) -> PathBuf {
+    let servers = std::env::var_os("TBMQ_SERVERS_DIR").map(PathBuf::from).unwrap_or_else(|| {
+        let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+        here.ancestors().nth(2).unwrap_or(here).join("target/servers")
+    });
+    servers.join(name)
 }

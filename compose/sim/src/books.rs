@@ -482,6 +482,11 @@ impl Books {
             self.violate(Invariant::CommitAboveOpen, text);
         } else {
             part.checked = part.checked.max(offset);
+            let counted = metadata.totals.settled();
+            if counted != offset {
+                let text = format!("{id}-{partition}: {offset} is committed, but {counted} are counted");
+                self.violate(Invariant::Books, text);
+            }
         }
     }
 

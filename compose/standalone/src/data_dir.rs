@@ -66,6 +66,25 @@ impl DataDir {
     pub(crate) fn database(&self) -> PathBuf {
         self.path.join("control.db")
     }
+
+    /// The key that secrets are sealed with when none is configured.
+    pub(crate) fn secrets_key(&self) -> PathBuf {
+        self.path.join("secrets.key")
+    }
+
+    /// Writes that key, for its owner only. It is there as a whole or not at all.
+    pub(crate) fn write_secrets_key(&self, key: &str) -> std::io::Result<()> {
+        let unfinished = self.path.join("secrets.key.new");
+        let mut options = File::options();
+        options.create(true).truncate(true).write(true);
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        let mut file = options.open(&unfinished)?;
+        writeln!(file, "{key}")?;
+        file.sync_all()?;
+        fs::rename(&unfinished, self.secrets_key())?;
+        File::open(&self.path)?.sync_all()
+    }
 }
 
 #[cfg(test)]
@@ -92,6 +111,17 @@ mod tests {
         let path = parent.path().join("data");
         let _held = DataDir::open(&path).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o700);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn the_key_of_secrets_is_for_its_owner_only() {
+        use std::os::unix::fs::PermissionsExt;
+        let parent = tempfile::tempdir().unwrap();
+        let held = DataDir::open(parent.path()).unwrap();
+        held.write_secrets_key("a:b").unwrap();
+        assert_eq!(fs::read_to_string(held.secrets_key()).unwrap(), "a:b\n");
+        assert_eq!(fs::metadata(held.secrets_key()).unwrap().permissions().mode() & 0o777, 0o600);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Starts the planes over one bus, and stops them in the order that loses nothing.
 
-use std::{future::pending, net::SocketAddr, sync::Arc};
+use std::{convert::Infallible, future::pending, net::SocketAddr, sync::Arc};
 
 use anyhow::Context as _;
 use tbmq_bus::{
@@ -8,13 +8,16 @@ use tbmq_bus::{
     embedded::{self, EmbeddedBus, EmbeddedConfig},
     kafka::{KafkaBus, KafkaConfig},
 };
+use tbmq_control_plane::vault::new_key;
 use tbmq_proto::{
     ids::{InvalidServiceId, ServiceId},
     topic::Catalogue,
 };
 use tbmq_service::{
     bus_config::KafkaSettings,
+    config::Secret,
     identity::Identity,
+    secrets_config::SecretsConfig,
     shell::{Misconfigured, Running, Shell, ShellConfig},
 };
 
@@ -63,9 +66,15 @@ pub(crate) fn check(config: &Config, shell: &ShellConfig) -> Result<(), Misconfi
         }
         None => {}
     }
-    if roles != Roles::Executor && config.control_plane.names_store() {
-        config.control_plane.store_options().map_err(|error| Misconfigured::new(error.to_string()))?;
+    if roles != Roles::Executor {
+        let misconfigured =
+            |error: tbmq_control_plane::config::Misconfigured| Misconfigured::new(error.to_string());
+        if config.control_plane.names_store() {
+            config.control_plane.store_options().map_err(misconfigured)?;
+        }
+        config.control_plane.check_access().map_err(misconfigured)?;
     }
+    config.control_plane.keys().map_err(|error| Misconfigured::new(error.to_string()))?;
     Ok(())
 }
 
@@ -77,6 +86,9 @@ pub(crate) async fn start(mut config: Config, arguments: Arguments, shell: Shell
     let data_dir = if servers.is_none() || sqlite { Some(DataDir::open(&arguments.data_dir)?) } else { None };
     if let (true, Some(data_dir)) = (sqlite, &data_dir) {
         config.control_plane.use_sqlite(&data_dir.database());
+    }
+    if let (None, Some(data_dir)) = (servers, &data_dir) {
+        seal_secrets(&mut config, data_dir)?;
     }
     let log = match (servers, &data_dir) {
         (Some(servers), _) => Log::Kafka(KafkaBus::new(kafka(servers, &shell.kafka)?)?),
@@ -92,6 +104,32 @@ pub(crate) async fn start(mut config: Config, arguments: Arguments, shell: Shell
             Err(error)
         }
     }
+}
+
+/// What keeps everything in one folder keeps the key of secrets there, too, unless one is configured. A key from before
+/// that still opens what it has sealed.
+fn seal_secrets(config: &mut Config, data_dir: &DataDir) -> anyhow::Result<()> {
+    let file = data_dir.secrets_key();
+    let configured = &config.control_plane.secrets;
+    let secrets = if configured.is_empty() {
+        if !file.exists() {
+            let written = data_dir.write_secrets_key(&new_key()?);
+            written.with_context(|| format!("can't write the key of secrets to {}", file.display()))?;
+        }
+        tracing::info!(file = %file.display(), "the key of secrets is in this file; without it they are lost");
+        SecretsConfig { key_file: Some(file), ..SecretsConfig::default() }
+    } else if file.exists() {
+        let own = std::fs::read_to_string(&file)
+            .with_context(|| format!("can't read the key of secrets in {}", file.display()))?;
+        let given = configured.read(|text| Ok::<_, Infallible>(text.to_owned()))?;
+        let own = if given.contains(own.trim()) { "" } else { own.trim() };
+        SecretsConfig { keys: Secret::new(format!("{given}\n{own}")), ..SecretsConfig::default() }
+    } else {
+        return Ok(());
+    };
+    config.control_plane.secrets = secrets.clone();
+    config.executor.secrets = secrets;
+    Ok(())
 }
 
 fn kafka(servers: &str, settings: &KafkaSettings) -> Result<KafkaConfig, Misconfigured> {
@@ -134,11 +172,13 @@ impl Planes {
             let running = tbmq_control_plane::start(control_plane, context).await;
             let running = running.map_err(misconfigured).context("the control plane can't start")?;
             if data_plane.control.grpc.endpoints.is_empty() {
+                let scheme = if running.serves_tls() { "https" } else { "http" };
                 data_plane.control.grpc.endpoints = running
                     .addresses()
                     .iter()
-                    .map(|(_, address)| format!("http://{}", reachable(*address)))
+                    .map(|(_, address)| format!("{scheme}://{}", reachable(*address)))
                     .collect();
+                data_plane.control.grpc.token = Secret::new(running.node_token());
             }
             self.control_plane = Some(running);
         }

@@ -168,6 +168,30 @@ fn planes_that_run_apart_need_kafka() {
 }
 
 #[test]
+fn the_key_of_secrets_is_made_once_and_a_configured_one_is_added_to_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("secrets.key");
+    assert_eq!(Started::new(&mut tbmq(folder.path())).stop(), Some(0));
+    let key = std::fs::read_to_string(&file).unwrap();
+    let (id, _) = key.split_once(':').unwrap();
+    let own = format!("own:{}=", "A".repeat(43));
+    for (keys, expected) in [("", format!("[\"{id}\"]")), (own.as_str(), format!("[\"own\", \"{id}\"]"))] {
+        let mut command = tbmq(folder.path());
+        let mut started = Started::new(command.env("TBMQ_SECRETS_KEYS", keys).stderr(Stdio::piped()));
+        let mut log = started.child.stderr.take().unwrap();
+        assert_eq!(started.stop(), Some(0));
+        let mut text = String::new();
+        log.read_to_string(&mut text).unwrap();
+        assert!(text.contains(&expected) && text.contains("are sealed"), "{text}");
+        assert!(!text.contains(key.trim()) && !text.contains(&own), "{text}");
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), key);
+    }
+    let output = tbmq(folder.path()).env("TBMQ_SECRETS_KEYS", "own:AAAA").output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    assert!(stderr(&output).contains("TBMQ_SECRETS_KEYS: key 1 has 3 bytes"), "{}", stderr(&output));
+}
+
+#[test]
 fn an_address_that_is_taken_ends_it_with_the_address() {
     let folder = tempfile::tempdir().unwrap();
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -177,4 +201,67 @@ fn an_address_that_is_taken_ends_it_with_the_address() {
         assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
         assert!(stderr(&output).contains(&port), "{name}: {}", stderr(&output));
     }
+}
+
+#[test]
+fn it_serves_this_machine_without_authentication_and_says_so_in_one_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut started = Started::new(tbmq(folder.path()).stderr(Stdio::piped()));
+    let mut stderr = started.child.stderr.take().expect("piped");
+    assert_eq!(started.stop(), Some(0));
+    let mut text = String::new();
+    stderr.read_to_string(&mut text).expect("text");
+    assert_eq!(text.matches("no authentication: everyone on this machine").count(), 1, "{text}");
+}
+
+#[test]
+fn it_does_not_serve_other_machines_without_authentication() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = tbmq(folder.path()).env("CONTROL_GRPC_BIND_ADDRESS", "0.0.0.0").output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    for setting in ["TBMQ_ADMIN_TOKEN", "TBMQ_AUTH_INSECURE=true", "CONTROL_GRPC_BIND_ADDRESS=127.0.0.1"] {
+        assert!(stderr(&output).contains(setting), "{}", stderr(&output));
+    }
+    assert!(stdout(&output).is_empty(), "{}", stdout(&output));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_tls_and_a_token_its_planes_find_each_other_and_nobody_else_gets_in() {
+    use tbmq_proto::control::{ListNodesRequest, node_service_client::NodeServiceClient};
+    use tonic::{
+        Code, Request,
+        transport::{Certificate, ClientTlsConfig, Endpoint},
+    };
+    const TOKEN: &str = "the-first-token-of-all";
+    let folder = tempfile::tempdir().unwrap();
+    let certified = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    let (certificate, key) = (folder.path().join("cert.pem"), folder.path().join("key.pem"));
+    std::fs::write(&certificate, certified.cert.pem()).unwrap();
+    std::fs::write(&key, certified.signing_key.serialize_pem()).unwrap();
+    let mut command = tbmq(&folder.path().join("data"));
+    command
+        .env("CONTROL_GRPC_TLS_PEM_CERT", &certificate)
+        .env("CONTROL_GRPC_TLS_PEM_KEY", &key)
+        .env("CONTROL_GRPC_CA_FILE", &certificate)
+        .env("TBMQ_ADMIN_TOKEN", TOKEN);
+    let started = tokio::task::spawn_blocking(move || Started::new(&mut command)).await.unwrap();
+
+    let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(certified.cert.pem()));
+    let address = format!("https://{}", started.address("grpc"));
+    let channel = Endpoint::from_shared(address).unwrap().tls_config(tls).unwrap().connect().await.unwrap();
+    let mut nodes = NodeServiceClient::new(channel);
+    let status = nodes.list_nodes(ListNodesRequest {}).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unauthenticated, "{status:?}");
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let mut request = Request::new(ListNodesRequest {});
+        request.metadata_mut().insert("authorization", format!("Bearer {TOKEN}").parse().unwrap());
+        let listed = nodes.list_nodes(request).await.unwrap().into_inner().nodes;
+        if listed.iter().any(|node| node.role == "DATA_PLANE" && node.session) {
+            break;
+        }
+        assert!(Instant::now() < deadline, "the data plane has no session: {listed:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(tokio::task::spawn_blocking(|| started.stop()).await.unwrap(), Some(0));
 }

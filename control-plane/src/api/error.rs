@@ -6,15 +6,20 @@ use tbmq_integration::entity::Violation;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt as _};
 
-use crate::store;
+use crate::{commands::Failure, store};
 
 /// Domain of every `ErrorInfo`.
 pub(super) const DOMAIN: &str = "tbmq";
 
 /// Details travel in a header, which clients limit to 16 KiB or less.
 const VIOLATIONS_MAX: usize = 40;
-const VIOLATION_CHARS_MAX: usize = 200;
-const TEXT_CHARS_MAX: usize = 2_000;
+const PART_BYTES_MAX: usize = 300;
+const VIOLATIONS_BYTES_MAX: usize = 7_000;
+/// Percent encoding makes three bytes of one.
+const TEXT_BYTES_MAX: usize = 1_000;
+
+/// Of a request for a data plane whose session is not here.
+pub(super) const NOT_HELD: &str = "NOT_HELD";
 
 /// Where the configuration document stands in requests.
 pub(super) const DOCUMENT: &str = "integration.configuration_json";
@@ -28,14 +33,12 @@ fn details(reason: &str) -> ErrorDetails {
 }
 
 fn with_details(code: Code, text: impl Into<String>, details: ErrorDetails) -> Status {
-    Status::with_error_details(code, shorten(&text.into(), TEXT_CHARS_MAX), details)
+    Status::with_error_details(code, shorten(&text.into(), TEXT_BYTES_MAX), details)
 }
 
 fn shorten(text: &str, max: usize) -> String {
-    match text.char_indices().nth(max) {
-        Some((at, _)) => format!("{}...", &text[..at]),
-        None => text.to_owned(),
-    }
+    let end = text.floor_char_boundary(max);
+    if end < text.len() { format!("{}...", &text[..end]) } else { text.to_owned() }
 }
 
 /// Violations of a document as fields of a request.
@@ -52,11 +55,16 @@ pub(super) fn in_document(violations: Vec<Violation>) -> Vec<Violation> {
 fn fields(violations: &[Violation]) -> Vec<FieldViolation> {
     let field = |violation: &Violation| {
         FieldViolation::new(
-            shorten(&violation.path, VIOLATION_CHARS_MAX),
-            shorten(&violation.text, VIOLATION_CHARS_MAX),
+            shorten(&violation.path, PART_BYTES_MAX),
+            shorten(&violation.text, PART_BYTES_MAX),
         )
     };
-    violations.iter().take(VIOLATIONS_MAX).map(field).collect()
+    let mut bytes = 0;
+    let fits = |field: &FieldViolation| {
+        bytes += field.field.len() + field.description.len();
+        bytes <= VIOLATIONS_BYTES_MAX
+    };
+    violations.iter().take(VIOLATIONS_MAX).map(field).take_while(fits).collect()
 }
 
 /// A malformed request, with every problem at once.
@@ -86,10 +94,23 @@ pub(super) fn rejected(text: &str, violations: Vec<Violation>) -> Status {
 }
 
 pub(super) fn not_found(name: &str) -> Status {
+    absent("tbmq.control.v1.Integration", name)
+}
+
+/// There is no such resource.
+pub(super) fn absent(resource_type: &str, name: &str) -> Status {
     let mut details = details("NOT_FOUND");
+    let name = shorten(name, PART_BYTES_MAX);
     let text = format!("{name} does not exist");
-    details.set_resource_info("tbmq.control.v1.Integration", name, "", &text);
+    details.set_resource_info(resource_type, name, "", &text);
     with_details(Code::NotFound, text, details)
+}
+
+/// A data plane, or the control plane that holds its session, can't be asked now.
+pub(super) fn node_unreachable(text: impl Into<String>) -> Status {
+    let mut details = details("NODE_UNREACHABLE");
+    details.set_retry_info(Some(Duration::from_secs(2)));
+    with_details(Code::Unavailable, text, details)
 }
 
 /// Something that the control plane needs is away; nothing was saved.
@@ -105,6 +126,18 @@ pub(super) fn overloaded(error: impl Display) -> Status {
     with_details(Code::ResourceExhausted, error.to_string(), details)
 }
 
+/// A message that is none of its type is the caller's fault; tonic calls that an internal error.
+pub(super) fn readable(error: Status) -> Status {
+    let says = |text| error.message().contains(text);
+    let is_malformed = error.code() == Code::Internal
+        && (says("decode Protobuf") || says("Missing request message") || says("compression flag"));
+    if !is_malformed {
+        return error;
+    }
+    let text = format!("the request is not a message of its type: {}", error.message());
+    status(Code::InvalidArgument, "MALFORMED_REQUEST", text)
+}
+
 /// A limit of this replica; another one may have room.
 pub(super) fn limit_reached(text: String) -> Status {
     let mut details = details("LIMIT_REACHED");
@@ -112,12 +145,22 @@ pub(super) fn limit_reached(text: String) -> Status {
     with_details(Code::ResourceExhausted, text, details)
 }
 
-/// A watch whose client takes nothing; `resume` is the last revision that was handed over.
-pub(super) fn slow_watcher(patience: Duration, resume: Option<u64>) -> Status {
-    let (metadata, advice) = match resume {
-        Some(revision) => {
-            let metadata = HashMap::from([("resume_revision".to_owned(), revision.to_string())]);
-            (metadata, format!("resume after revision {revision}"))
+/// There are as many integrations as the operator allows.
+fn integrations_full(max: u64) -> Status {
+    let text =
+        format!("there are {max} integrations already, as many as the setting TBMQ_INTEGRATIONS_MAX allows");
+    let mut details = details("LIMIT_REACHED");
+    // Only a deletion makes room.
+    details.set_retry_info(Some(Duration::from_mins(1)));
+    with_details(Code::ResourceExhausted, text, details)
+}
+
+/// A watch whose client takes nothing; `place` is the last number of that name that was handed over.
+pub(super) fn slow_watcher(patience: Duration, name: &str, place: Option<u64>) -> Status {
+    let (metadata, advice) = match place {
+        Some(place) => {
+            let metadata = HashMap::from([(format!("resume_{name}"), place.to_string())]);
+            (metadata, format!("resume after {name} {place}"))
         }
         None => (HashMap::new(), "watch anew".to_owned()),
     };
@@ -150,13 +193,36 @@ impl From<store::Error> for Status {
                 let text = format!("{error}; list again: watch without after_revision");
                 status(Code::OutOfRange, "REVISION_COMPACTED", text)
             }
+            store::Error::LimitReached { max } => integrations_full(*max),
+            store::Error::Expired { .. } => {
+                let text = format!("{error}; watch without after_sequence, and list what is kept");
+                status(Code::OutOfRange, "REVISION_COMPACTED", text)
+            }
             store::Error::RequestReused(_) => invalid_field("request_id", error.to_string()),
+            store::Error::Unreadable(..) => {
+                status(Code::FailedPrecondition, "SECRETS_UNREADABLE", error.to_string())
+            }
+            store::Error::NotSealed(_) => unavailable(error),
             // Answered where it arises.
             store::Error::Replayed(_) => status(Code::Aborted, "REPLAYED", error.to_string()),
             store::Error::Corrupt(_) | store::Error::Refused(_) => {
                 tracing::error!(%error, "the store failed");
                 status(Code::Internal, "INTERNAL", "the store failed; see the control plane's log")
             }
+        }
+    }
+}
+
+impl From<Failure> for Status {
+    fn from(failure: Failure) -> Self {
+        let text = failure.to_string();
+        match failure {
+            Failure::NotHeld { .. } => status(Code::FailedPrecondition, NOT_HELD, text),
+            Failure::Unsupported { .. } => status(Code::FailedPrecondition, "NODE_UNSUPPORTED", text),
+            Failure::Refused { .. } => status(Code::FailedPrecondition, "NODE_REFUSED", text),
+            Failure::Busy { .. } => overloaded(text),
+            Failure::Lost { .. } => node_unreachable(text),
+            Failure::Late { .. } => status(Code::DeadlineExceeded, "NODE_TIMEOUT", text),
         }
     }
 }

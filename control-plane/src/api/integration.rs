@@ -7,7 +7,7 @@ use std::{
 };
 
 use serde_json::Value;
-use sha2::{Digest as _, Sha256};
+use sha2::Digest as _;
 use tbmq_integration::{
     entity::{Document, Violation},
     validation::End,
@@ -18,7 +18,7 @@ use tbmq_proto::{
     control::{
         self as proto, CheckConnectionRequest, CheckConnectionResponse, CreateIntegrationRequest,
         DeleteIntegrationRequest, DisableIntegrationRequest, EnableIntegrationRequest, GetIntegrationRequest,
-        Holder, Integration, IntegrationStatus, ListIntegrationsRequest, ListIntegrationsResponse,
+        Holder, Integration, IntegrationStatus, Lag, ListIntegrationsRequest, ListIntegrationsResponse,
         ListKindsRequest, ListKindsResponse, RestartIntegrationRequest, UpdateIntegrationRequest,
         integration_service_server::IntegrationService, integration_status::Phase,
     },
@@ -28,18 +28,22 @@ use tbmq_service::drain::Drain;
 use tonic::{Code, Request, Response, Status, metadata::MetadataMap};
 use uuid::Uuid;
 
-use super::{error, page, pages::Pages, status};
+use super::{
+    backlog::Backlogs,
+    calls::{hash_request, remembered, shortened},
+    draft::{Draft, apply_mask, check_texts},
+    error,
+    mask::{LAG, ReadMask},
+    pages::Pages,
+    status, stream,
+};
 use crate::{
+    access::audit,
     fault::Point,
     plane::{BUILT_IN_KINDS, Plane},
     secret,
-    store::{self, Change, Filter, New, Projection, Row, StatusRow},
+    store::{self, Change, New, Projection, Row, StatusRow},
 };
-
-const NAME_CHARS_MAX: usize = 255;
-const DESCRIPTION_CHARS_MAX: usize = 4_096;
-const LABELS_MAX: usize = 64;
-const LABEL_CHARS_MAX: usize = 255;
 
 /// Bytes of a document: its downlink record must stay below Kafka's default limit of 1 MiB.
 const DOCUMENT_BYTES_MAX: usize = 900_000;
@@ -47,20 +51,21 @@ const DOCUMENT_BYTES_MAX: usize = 900_000;
 /// Metadata of a response that names live data planes which have not applied the change in time.
 const SILENT_NODES: &str = "tbmq-silent-nodes";
 
-/// How long the lag of one integration may take to be read.
-const LAG_PATIENCE: Duration = Duration::from_millis(500);
+/// How long the backlog of one integration may take to be read.
+const LAG_PATIENCE: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Debug)]
 pub(super) struct Integrations {
     pub(super) plane: Arc<Plane>,
     /// Begins when streams are to end.
     pub(super) stopping: Drain,
+    pub(super) backlogs: Arc<Backlogs>,
     pub(super) pages: Arc<Pages>,
 }
 
 impl Integrations {
     pub(super) fn new(plane: Arc<Plane>, stopping: Drain) -> Self {
-        Self { plane, stopping, pages: Arc::default() }
+        Self { plane, stopping, backlogs: Arc::new(Backlogs::new()), pages: Arc::default() }
     }
 }
 
@@ -92,6 +97,7 @@ impl IntegrationService for Integrations {
                 IntegrationId(Uuid::nil())
             }),
         };
+        audit::note_resource(resource_name(id));
         let kind = self.read_kind(&integration.r#type, &mut violations);
         let draft = Draft {
             name: integration.display_name,
@@ -104,6 +110,10 @@ impl IntegrationService for Integrations {
         let (Some(kind), Some(document), true) = (kind, document, violations.is_empty()) else {
             return Err(error::invalid(violations));
         };
+        let max = self.plane.config.control.integrations_max;
+        let max = (max > 0).then_some(max);
+        // Before an executor is troubled; it counts again when it is saved.
+        self.plane.store.check_room(max).await.inspect_err(|error| self.count_refusal(error))?;
         if self.plane.store.is_name_taken(&draft.name, None).await? {
             return Err(error::name_taken(&draft.name));
         }
@@ -126,13 +136,16 @@ impl IntegrationService for Integrations {
         if request.validate_only {
             return Ok(Response::new(self.preview(new)));
         }
-        match self.plane.store.create(new, self.plane.saved(remembered.as_ref())).await {
+        match self.plane.store.create_within(max, new, self.plane.saved(remembered.as_ref())).await {
             Ok(row) => {
                 self.plane.faults.pass(Point::Saved).await;
                 self.plane.committed();
                 self.await_applied(row).await
             }
-            Err(error) => self.replay_or(error).await,
+            Err(error) => {
+                self.count_refusal(&error);
+                self.replay_or(error).await
+            }
         }
     }
 
@@ -140,16 +153,15 @@ impl IntegrationService for Integrations {
         &self,
         request: Request<GetIntegrationRequest>,
     ) -> Result<Response<Integration>, Status> {
-        let id = parse_name("name", &request.into_inner().name)?;
+        let request = request.into_inner();
+        let id = parse_name("name", &request.name)?;
+        let mask = ReadMask::parse(request.read_mask)?;
         let row = self.plane.store.get(id).await?;
         let kind = row.kind.clone();
+        let lag = if mask.wants(LAG) { self.lag(&row).await? } else { None };
         let mut integration = self.resource(row).await?;
         if let Some(status) = &mut integration.status {
-            let life = self.plane.store.life(id).await?;
-            if let Some(life) = life {
-                let lag = status::lag(&self.plane, &life);
-                status.lag = tokio::time::timeout(LAG_PATIENCE, lag).await.ok().flatten();
-            }
+            status.lag = lag;
             if status.phase() == Phase::Pending
                 && status.reason != status::EXECUTOR_SILENT
                 && self.plane.nodes.executors_of(&kind).is_empty()
@@ -157,34 +169,14 @@ impl IntegrationService for Integrations {
                 "NO_EXECUTOR".clone_into(&mut status.reason);
             }
         }
-        Ok(Response::new(integration))
+        Ok(Response::new(mask.apply(integration)))
     }
 
     async fn list_integrations(
         &self,
         request: Request<ListIntegrationsRequest>,
     ) -> Result<Response<ListIntegrationsResponse>, Status> {
-        let request = request.into_inner();
-        let size = page::size(request.page_size)?;
-        if request.text_search.contains('\0') {
-            return Err(error::invalid_field("text_search", "must not contain U+0000"));
-        }
-        let question = format!("integrations {:?}", request.text_search);
-        let after = page::place::<String>(&request.page_token, &question)?;
-        let filter = Filter { text: request.text_search, after, limit: size + 1 };
-        let (mut rows, total) = self.plane.store.list(&filter).await?;
-        let more = rows.len() as u64 > size;
-        rows.truncate(size as usize);
-        let next_page_token = match rows.last() {
-            Some(last) if more => page::token(&last.name, &question),
-            _ => String::new(),
-        };
-        let integrations = self.resources(rows).await?;
-        Ok(Response::new(ListIntegrationsResponse {
-            integrations,
-            next_page_token,
-            total_size: total as i64,
-        }))
+        self.list(request.into_inner()).await.map(Response::new)
     }
 
     async fn update_integration(
@@ -206,8 +198,10 @@ impl IntegrationService for Integrations {
             return Err(error::invalid_field("integration", "is missing"));
         };
         let id = parse_name("integration.name", &integration.name)?;
+        audit::note_resource(resource_name(id));
         let stored = self.plane.store.get(id).await?;
-        if !integration.etag.is_empty() && integration.etag != etag(stored.revision) {
+        audit::note_before(resource_name(id), etag(stored.revision));
+        if parse_etag(&integration.etag)?.is_some_and(|seen| seen != stored.revision) {
             return Err(error::stale());
         }
         let mask = request.update_mask.map(|mask| mask.paths).unwrap_or_default();
@@ -243,6 +237,7 @@ impl IntegrationService for Integrations {
             description: draft.description,
         };
         if request.validate_only {
+            let changes = stored.differs(&change);
             let row = Row {
                 name: change.name,
                 enabled: change.enabled,
@@ -251,7 +246,13 @@ impl IntegrationService for Integrations {
                 description: change.description,
                 ..stored
             };
-            return self.answer(row).await;
+            let mut preview = self.resource(row).await?;
+            if changes {
+                // What is not saved has no version yet.
+                preview.revision = 0;
+                preview.etag.clear();
+            }
+            return Ok(Response::new(preview));
         }
         let saved = self.plane.saved(remembered.as_ref());
         match self.plane.store.update(id, stored.revision, change, saved).await {
@@ -280,6 +281,7 @@ impl IntegrationService for Integrations {
             }
         }
         let id = parse_name("name", &request.name)?;
+        self.note_before(id).await;
         let base = parse_etag(&request.etag)?;
         match self.plane.store.delete(id, base, self.plane.saved(remembered.as_ref())).await {
             Ok(()) => {
@@ -298,7 +300,7 @@ impl IntegrationService for Integrations {
         request: Request<EnableIntegrationRequest>,
     ) -> Result<Response<Integration>, Status> {
         let request = request.into_inner();
-        self.switch("Enable", &request.name, &request.etag, &request.request_id, true).await
+        self.turn(Turn::Enable, &request.name, &request.etag, &request.request_id).await
     }
 
     async fn disable_integration(
@@ -306,17 +308,15 @@ impl IntegrationService for Integrations {
         request: Request<DisableIntegrationRequest>,
     ) -> Result<Response<Integration>, Status> {
         let request = request.into_inner();
-        self.switch("Disable", &request.name, &request.etag, &request.request_id, false).await
+        self.turn(Turn::Disable, &request.name, &request.etag, &request.request_id).await
     }
 
     async fn restart_integration(
         &self,
         request: Request<RestartIntegrationRequest>,
     ) -> Result<Response<Integration>, Status> {
-        let id = parse_name("name", &request.into_inner().name)?;
-        let row = self.plane.store.restart(id, self.plane.saved(None)).await?;
-        self.plane.committed();
-        self.answer(row).await
+        let request = request.into_inner();
+        self.turn(Turn::Restart, &request.name, &request.etag, &request.request_id).await
     }
 
     async fn check_connection(
@@ -366,16 +366,16 @@ impl IntegrationService for Integrations {
 
     async fn get_integration_stats(
         &self,
-        _request: Request<proto::GetIntegrationStatsRequest>,
+        request: Request<proto::GetIntegrationStatsRequest>,
     ) -> Result<Response<proto::IntegrationStats>, Status> {
-        Err(Status::unimplemented("not yet"))
+        self.stats(request).await.map(Response::new)
     }
 
     async fn explain_topic(
         &self,
-        _request: Request<proto::ExplainTopicRequest>,
+        request: Request<proto::ExplainTopicRequest>,
     ) -> Result<Response<proto::ExplainTopicResponse>, Status> {
-        Err(Status::unimplemented("not yet"))
+        super::explain::explain(&self.plane, request).await.map(Response::new)
     }
 
     type WatchIntegrationsStream = super::watch::Watching;
@@ -384,20 +384,25 @@ impl IntegrationService for Integrations {
         &self,
         request: Request<proto::WatchIntegrationsRequest>,
     ) -> Result<Response<Self::WatchIntegrationsStream>, Status> {
-        self.watch(request.into_inner()).await
+        let client = stream::client_of(&request);
+        self.watch(request.into_inner(), client).await
     }
 }
 
-/// What a caller wants an integration to be.
-struct Draft {
-    name: String,
-    enabled: bool,
-    configuration: String,
-    labels: BTreeMap<String, String>,
-    description: String,
+#[derive(Clone, Copy, Debug)]
+enum Turn {
+    Enable,
+    Disable,
+    Restart,
 }
 
 impl Integrations {
+    fn count_refusal(&self, error: &store::Error) {
+        if matches!(error, store::Error::LimitReached { .. }) {
+            self.plane.metrics.integrations_refused.inc();
+        }
+    }
+
     fn save_patience(&self, metadata: &MetadataMap) -> Duration {
         shortened(metadata, self.plane.config.control.validation_timeout)
     }
@@ -445,8 +450,7 @@ impl Integrations {
             return (draft, None);
         }
         if let Some(kind) = kind {
-            let held = stored.map(|row| row.configuration.as_str());
-            match secret::unmask(self.schema(kind).as_deref(), &draft.configuration, held) {
+            match secret::unmask(self.schema(kind).as_deref(), &draft.configuration, stored) {
                 Ok(whole) => draft.configuration = whole,
                 Err(problems) => violations.extend(error::in_document(problems)),
             }
@@ -508,6 +512,7 @@ impl Integrations {
             name: draft.name.clone(),
             enabled: draft.enabled,
             configuration: draft.configuration.clone(),
+            sealed: None,
             created_ms: 0,
             deadline_ms: 0,
         };
@@ -558,6 +563,9 @@ impl Integrations {
                     "neither an integration nor a name is given",
                 ));
             };
+            if let Some(unreadable) = row.unreadable {
+                return Err(store::Error::Unreadable(row.id, unreadable).into());
+            }
             let draft = Draft {
                 name: row.name,
                 enabled: row.enabled,
@@ -583,8 +591,7 @@ impl Integrations {
             let text = format!("has {} bytes, more than {DOCUMENT_BYTES_MAX}", draft.configuration.len());
             violations.push(Violation::new(error::DOCUMENT, text));
         } else if let Some(kind) = &kind {
-            let held = stored.as_ref().map(|row| row.configuration.as_str());
-            match secret::unmask(self.schema(kind).as_deref(), &draft.configuration, held) {
+            match secret::unmask(self.schema(kind).as_deref(), &draft.configuration, stored.as_ref()) {
                 Ok(whole) => draft.configuration = whole,
                 Err(problems) => violations.extend(error::in_document(problems)),
             }
@@ -605,14 +612,19 @@ impl Integrations {
         }
     }
 
-    async fn switch(
+    /// What is done to an integration without a document.
+    async fn turn(
         &self,
-        method: &'static str,
+        turn: Turn,
         name: &str,
         etag: &str,
         request_id: &str,
-        enabled: bool,
     ) -> Result<Response<Integration>, Status> {
+        let method = match turn {
+            Turn::Enable => "Enable",
+            Turn::Disable => "Disable",
+            Turn::Restart => "Restart",
+        };
         let remembered = remembered(method, request_id, |hash| {
             hash.update(name);
             hash.update(etag);
@@ -621,9 +633,16 @@ impl Integrations {
             return self.answer(row).await;
         }
         let id = parse_name("name", name)?;
+        self.note_before(id).await;
         let base = parse_etag(etag)?;
         let saved = self.plane.saved(remembered.as_ref());
-        match self.plane.store.set_enabled(id, base, enabled, saved).await {
+        let store = &self.plane.store;
+        let done = match turn {
+            Turn::Enable => store.set_enabled(id, base, true, saved).await,
+            Turn::Disable => store.set_enabled(id, base, false, saved).await,
+            Turn::Restart => store.restart(id, base, saved).await,
+        };
+        match done {
             Ok(row) => {
                 self.plane.committed();
                 self.answer(row).await
@@ -650,14 +669,24 @@ impl Integrations {
         }
     }
 
+    /// Tells the audit log what is about to change, as it is now.
+    async fn note_before(&self, id: IntegrationId) {
+        audit::note_resource(resource_name(id));
+        // The call itself says what is wrong.
+        if let Ok(row) = self.plane.store.get(id).await {
+            audit::note_before(resource_name(id), etag(row.revision));
+        }
+    }
+
     async fn answer(&self, row: Row) -> Result<Response<Integration>, Status> {
+        audit::note_after(resource_name(row.id), etag(row.revision));
         self.resource(row).await.map(Response::new)
     }
 
     fn preview(&self, new: New) -> Integration {
         let masked = secret::mask(self.schema(&new.kind).as_deref(), &new.configuration);
         Integration {
-            name: format!("integrations/{}", new.id),
+            name: resource_name(new.id),
             uid: new.id.to_string(),
             display_name: new.name,
             r#type: new.kind.to_string(),
@@ -673,6 +702,7 @@ impl Integrations {
     async fn await_applied(&self, row: Row) -> Result<Response<Integration>, Status> {
         let deadline = tokio::time::Instant::now() + self.plane.config.control.apply_timeout;
         let (id, revision) = (row.id, row.revision);
+        audit::note_after(resource_name(id), etag(revision));
         // What is saved is saved: from here on nothing makes the call fail.
         let projection =
             tokio::time::timeout_at(deadline, self.plane.projected.reached(id, revision)).await.ok();
@@ -708,13 +738,35 @@ impl Integrations {
     }
 
     pub(super) async fn resources(&self, rows: Vec<Row>) -> Result<Vec<Integration>, Status> {
+        let statuses = self.statuses(&rows).await?;
+        let build = |(row, status)| self.show_one(row, Some(status), true);
+        Ok(rows.into_iter().zip(statuses).map(build).collect())
+    }
+
+    /// A row as it is shown: its secrets masked.
+    pub(super) fn show_one(
+        &self,
+        row: Row,
+        status: Option<IntegrationStatus>,
+        with_configuration: bool,
+    ) -> Integration {
+        let masked = if with_configuration {
+            secret::mask(self.schema(&row.kind).as_deref(), &row.configuration)
+        } else {
+            String::new()
+        };
+        to_resource(row, masked, status)
+    }
+
+    /// The status of each of these rows, without backlogs: three statements however many they are.
+    pub(super) async fn statuses(&self, rows: &[Row]) -> Result<Vec<IntegrationStatus>, Status> {
         let ids: Vec<IntegrationId> = rows.iter().map(|row| row.id).collect();
         let store = &self.plane.store;
-        let (found, projections, lives) =
+        let (events, projections, lives) =
             tokio::try_join!(store.statuses(&ids), store.projections(&ids), store.lives(&ids))?;
-        let mut statuses: HashMap<IntegrationId, Vec<StatusRow>> = HashMap::new();
-        for status in found {
-            statuses.entry(status.integration).or_default().push(status);
+        let mut of_shards: HashMap<IntegrationId, Vec<StatusRow>> = HashMap::new();
+        for event in events {
+            of_shards.entry(event.integration).or_default().push(event);
         }
         let projections: HashMap<IntegrationId, Projection> = projections.into_iter().collect();
         let shards: HashMap<IntegrationId, u32> =
@@ -722,12 +774,11 @@ impl Integrations {
         let nodes = self.plane.nodes.live_data_planes();
         let executors = self.plane.nodes.live_executors();
         let topic = self.plane.catalogue.integration_subscriptions().name;
-        let build = |row: Row| {
-            let statuses = statuses.remove(&row.id).unwrap_or_default();
+        let status = |row: &Row| {
+            let events = of_shards.remove(&row.id).unwrap_or_default();
             let projection = projections.get(&row.id).copied();
             let count = shards.get(&row.id).copied().unwrap_or(1);
-            let mut status =
-                status::of_executors(&self.plane, &row, &statuses, count, &executors, projection);
+            let mut status = status::of_executors(&self.plane, row, &events, count, &executors, projection);
             for node in &nodes {
                 let applied = projection.filter(|at| node.position(&topic, 0) >= at.position);
                 status.holders.push(Holder {
@@ -741,85 +792,28 @@ impl Integrations {
                     ownership_epoch: 0,
                 });
             }
-            let masked = secret::mask(self.schema(&row.kind).as_deref(), &row.configuration);
-            to_resource(row, masked, status)
+            status
         };
-        Ok(rows.into_iter().map(build).collect())
+        Ok(rows.iter().map(status).collect())
+    }
+
+    /// The backlog of one integration, if the bus tells it soon.
+    async fn lag(&self, row: &Row) -> Result<Option<Lag>, Status> {
+        let Some(life) = self.plane.store.life(row.id).await? else { return Ok(None) };
+        let found = self.backlogs.of(&self.plane, std::slice::from_ref(&life), LAG_PATIENCE).await;
+        let backlog = found.ok().and_then(|mut found| found.remove(&row.id));
+        let now_ms = tbmq_service::time::now_ms();
+        Ok(backlog.map(|backlog| backlog.lag(&self.plane, row, &life, now_ms)))
     }
 }
 
-fn check_texts(draft: &Draft, violations: &mut Vec<Violation>) {
-    let mut refuse =
-        |field: &str, text: &str| violations.push(Violation::new(format!("integration.{field}"), text));
-    let name_chars = draft.name.chars().count();
-    if draft.name.is_empty() {
-        refuse("display_name", "Integration name should be specified!");
-    } else if name_chars > NAME_CHARS_MAX {
-        refuse("display_name", "name length must be equal or less than 255");
-    } else if draft.name.chars().any(char::is_control) {
-        refuse("display_name", "name is malformed");
-    }
-    if draft.description.chars().count() > DESCRIPTION_CHARS_MAX || draft.description.contains('\0') {
-        refuse("description", "must have at most 4096 characters, without U+0000");
-    }
-    let label_ok = |text: &str| text.chars().count() <= LABEL_CHARS_MAX && !text.contains('\0');
-    let labels_ok =
-        draft.labels.iter().all(|(key, value)| !key.is_empty() && label_ok(key) && label_ok(value));
-    if draft.labels.len() > LABELS_MAX || !labels_ok {
-        refuse("labels", "must be at most 64, with keys and values of at most 255 characters");
-    }
-    if draft.configuration.contains('\0') {
-        refuse("configuration_json", "must not contain U+0000");
-    }
+fn resource_name(id: IntegrationId) -> String {
+    format!("integrations/{id}")
 }
 
-fn apply_mask(
-    stored: &Row,
-    given: Integration,
-    mask: &[String],
-    violations: &mut Vec<Violation>,
-    type_given: bool,
-) -> Result<Draft, Status> {
-    let everything = mask.is_empty() || mask.iter().any(|path| path == "*");
-    let wants = |field: &str| everything || mask.iter().any(|path| path == field);
-    for path in mask {
-        let known = [
-            "*",
-            "display_name",
-            "type",
-            "enabled",
-            "configuration_json",
-            "labels",
-            "description",
-            "name",
-            "etag",
-        ];
-        if !known.contains(&path.as_str()) {
-            violations.push(Violation::new("update_mask", format!("{path:?} is not a writable field")));
-        }
-    }
-    if type_given && wants("type") && given.r#type != stored.kind.as_str() {
-        return Err(error::invalid_because(
-            "TYPE_IMMUTABLE",
-            vec![Violation::new("integration.type", "Integration type can not be changed!")],
-        ));
-    }
-    Ok(Draft {
-        name: if wants("display_name") { given.display_name } else { stored.name.clone() },
-        enabled: if wants("enabled") { given.enabled } else { stored.enabled },
-        configuration: if wants("configuration_json") {
-            given.configuration_json
-        } else {
-            stored.configuration.clone()
-        },
-        labels: if wants("labels") { given.labels.into_iter().collect() } else { stored.labels.clone() },
-        description: if wants("description") { given.description } else { stored.description.clone() },
-    })
-}
-
-fn to_resource(row: Row, configuration_json: String, status: IntegrationStatus) -> Integration {
+fn to_resource(row: Row, configuration_json: String, status: Option<IntegrationStatus>) -> Integration {
     Integration {
-        name: format!("integrations/{}", row.id),
+        name: resource_name(row.id),
         uid: row.id.to_string(),
         display_name: row.name,
         r#type: row.kind.to_string(),
@@ -827,7 +821,7 @@ fn to_resource(row: Row, configuration_json: String, status: IntegrationStatus) 
         configuration_json,
         labels: row.labels.into_iter().collect(),
         description: row.description,
-        status: Some(status),
+        status,
         revision: row.revision,
         etag: etag(row.revision),
         create_time: Some(timestamp(row.created_ms)),
@@ -865,80 +859,9 @@ pub(super) fn to_ms(timestamp: &prost_types::Timestamp) -> i64 {
     timestamp.seconds.saturating_mul(1_000).saturating_add(i64::from(timestamp.nanos) / 1_000_000)
 }
 
-fn remembered(
-    method: &'static str,
-    id: &str,
-    hash: impl FnOnce(&mut Sha256),
-) -> Result<Option<store::Request>, Status> {
-    if id.is_empty() {
-        return Ok(None);
-    }
-    if id.len() > 128 || id.chars().any(char::is_control) {
-        return Err(error::invalid_field("request_id", "must have at most 128 characters, none of control"));
-    }
-    let mut sha = Sha256::new();
-    hash(&mut sha);
-    let fingerprint = sha.finalize().iter().fold(String::with_capacity(64), |mut text, byte| {
-        use std::fmt::Write as _;
-        write!(text, "{byte:02x}").expect("writing to a String does not fail");
-        text
-    });
-    Ok(Some(store::Request { method, id: id.to_owned(), fingerprint }))
-}
-
-/// Labels apart, since their order on the wire is by chance.
-fn hash_request(hash: &mut Sha256, bare: &impl prost::Message, labels: Option<HashMap<String, String>>) {
-    hash.update(bare.encode_to_vec());
-    let labels: BTreeMap<String, String> = labels.into_iter().flatten().collect();
-    for (key, value) in labels {
-        hash.update(key.len().to_be_bytes());
-        hash.update(key);
-        hash.update(value.len().to_be_bytes());
-        hash.update(value);
-    }
-}
-
-/// The wait, shortened by the caller's own deadline, so that he gets our answer and not his timeout.
-fn shortened(metadata: &MetadataMap, patience: Duration) -> Duration {
-    let Some(own) = metadata.get("grpc-timeout").and_then(|text| text.to_str().ok()).and_then(parse_timeout)
-    else {
-        return patience;
-    };
-    let margin = (own / 10).min(Duration::from_millis(500));
-    patience.min(own.saturating_sub(margin))
-}
-
-fn parse_timeout(text: &str) -> Option<Duration> {
-    let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    let number: u64 = number.parse().ok()?;
-    Some(match unit {
-        "H" => Duration::from_secs(number.saturating_mul(3_600)),
-        "M" => Duration::from_secs(number.saturating_mul(60)),
-        "S" => Duration::from_secs(number),
-        "m" => Duration::from_millis(number),
-        "u" => Duration::from_micros(number),
-        "n" => Duration::from_nanos(number),
-        _ => return None,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_callers_deadline_shortens_the_wait() {
-        let with = |text: &'static str| {
-            let mut metadata = MetadataMap::new();
-            metadata.insert("grpc-timeout", text.parse().unwrap());
-            shortened(&metadata, Duration::from_secs(30))
-        };
-        assert_eq!(with("1000m"), Duration::from_millis(900));
-        assert_eq!(with("20S"), Duration::from_millis(19_500));
-        assert_eq!(with("1H"), Duration::from_secs(30));
-        assert_eq!(with("x"), Duration::from_secs(30));
-        assert_eq!(shortened(&MetadataMap::new(), Duration::from_secs(30)), Duration::from_secs(30));
-    }
 
     #[test]
     fn times_survive_also_before_1970() {

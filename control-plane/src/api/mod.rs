@@ -1,17 +1,31 @@
 //! The gRPC server: the control API, sessions of nodes, reflection, health.
 
 mod audit;
+mod backlog;
+mod calls;
+mod draft;
 pub(crate) mod drift;
 mod error;
 mod event;
+mod event_watch;
+mod explain;
+mod filter;
 mod forward;
 mod integration;
+mod layers;
+mod listing;
+mod mask;
 mod node;
 mod node_session;
+mod overload;
 mod page;
 mod pages;
+mod rates;
+mod reach;
 mod session;
+mod stats;
 mod status;
+mod stream;
 mod token;
 mod watch;
 
@@ -39,7 +53,7 @@ use tonic_health::{
     server::{HealthReporter, HealthService},
 };
 
-use crate::plane::Plane;
+use crate::{access::tls::Tls, config::Misconfigured, plane::Plane};
 
 /// Interval and patience of HTTP/2 pings on idle connections.
 const KEEPALIVE: Duration = Duration::from_secs(20);
@@ -76,11 +90,13 @@ impl Server {
     /// Binds and serves.
     pub(crate) async fn start(plane: Arc<Plane>) -> anyhow::Result<Self> {
         let grpc = &plane.config.control.grpc;
+        let calls = &plane.config.control.calls;
         let wanted = SocketAddr::new(grpc.bind_address, grpc.bind_port);
         let listener = TcpListener::bind(wanted).await.with_context(|| {
             format!("can't listen on {wanted} (CONTROL_GRPC_BIND_ADDRESS, CONTROL_GRPC_BIND_PORT)")
         })?;
         let address = listener.local_addr()?;
+        plane.advertise(grpc.advertised(address));
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true)).with_keepalive(Some(KEEPALIVE));
 
         let health = HealthReporter::new();
@@ -91,32 +107,57 @@ impl Server {
             tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(DESCRIPTORS)
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+                // So that who knows us by reflection alone can read the details of errors.
+                .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
         };
         let stopping = Drain::new();
         let integrations =
             IntegrationServiceServer::new(integration::Integrations::new(plane.clone(), stopping.clone()))
                 .max_decoding_message_size(REQUEST_BYTES_MAX)
                 .max_encoding_message_size(usize::MAX);
-        let server = tonic::transport::Server::builder()
+        let mut server = tonic::transport::Server::builder();
+        if !grpc.max_connection_age.is_zero() {
+            server = server.max_connection_age(grpc.max_connection_age);
+            if !grpc.max_connection_age_grace.is_zero() {
+                server = server.max_connection_age_grace(grpc.max_connection_age_grace);
+            }
+        }
+        let router = server
             .http2_keepalive_interval(Some(KEEPALIVE))
             .http2_keepalive_timeout(Some(KEEPALIVE))
-            .concurrency_limit_per_connection(grpc.calls_max.get())
-            .load_shed(true)
+            .max_concurrent_streams(Some(calls.streams_max.get()))
+            .layer(layers::stack(&plane))
             .add_service(integrations)
-            .add_service(EventServiceServer::new(event::Events::new(plane.clone())))
+            .add_service(EventServiceServer::new(event::Events::new(plane.clone(), stopping.clone())))
             .add_service(NodeServiceServer::new(node::NodesApi::new(plane.clone())))
             .add_service(SessionServiceServer::new(session::SessionsApi::new(plane.clone())))
             .add_service(TokenServiceServer::new(token::Tokens::new(plane.clone())))
             .add_service(AuditServiceServer::new(audit::Audit::new(plane.clone())))
             .add_service(NodeForwardServiceServer::new(forward::Forwards::new(plane.clone())))
-            .add_service(NodeSessionServiceServer::new(node_session::Sessions::new(plane, stopping.clone())))
+            .add_service(NodeSessionServiceServer::new(node_session::Sessions::new(
+                plane.clone(),
+                stopping.clone(),
+            )))
             .add_service(HealthServer::new(HealthService::from_health_reporter(health.clone())))
             .add_service(reflection().build_v1()?)
             .add_service(reflection().build_v1alpha()?);
+        let tls = Tls::open(&grpc.tls).map_err(Misconfigured::Access)?;
+        say_who_may_call(&plane, address, tls.is_some());
         let stopped = stopping.clone();
-        let task = tokio::spawn(async move {
-            server.serve_with_incoming_shutdown(incoming, async move { stopped.begun().await }).await
-        });
+        let stopped = async move { stopped.begun().await };
+        let task = match tls {
+            None => tokio::spawn(router.serve_with_incoming_shutdown(incoming, stopped)),
+            Some(tls) => {
+                let incoming = Box::pin(tls.accept(incoming, plane.metrics.clone()));
+                let metrics = plane.metrics.clone();
+                tokio::spawn(async move {
+                    tokio::select! {
+                        result = router.serve_with_incoming_shutdown(incoming, stopped) => result,
+                        () = tls.follow(metrics) => Ok(()),
+                    }
+                })
+            }
+        };
         Ok(Self { address, stopping, health, task })
     }
 
@@ -144,5 +185,22 @@ impl Server {
             tracing::warn!(?patience, "calls did not end in time and are cut");
             task.abort();
         }
+    }
+}
+
+/// One line at the start.
+fn say_who_may_call(plane: &Plane, address: SocketAddr, tls: bool) {
+    let local = address.ip().is_loopback();
+    match (plane.access.is_open(), local) {
+        (true, true) => tracing::info!(
+            "no authentication: everyone on this machine may do everything through {address} (TBMQ_ADMIN_TOKEN turns it on)"
+        ),
+        (true, false) => tracing::warn!(
+            "no authentication: everyone who reaches {address} may do everything (TBMQ_AUTH_INSECURE is set)"
+        ),
+        (false, false) if !tls => tracing::warn!(
+            "tokens travel in the clear to {address}: set CONTROL_GRPC_TLS_PEM_CERT and CONTROL_GRPC_TLS_PEM_KEY"
+        ),
+        (false, _) => tracing::info!("callers of {address} must show who they are"),
     }
 }

@@ -1,4 +1,5 @@
-//! `NodeSessionService`: data planes register, and are told when a newer incarnation has replaced them.
+//! `NodeSessionService`: data planes register, are told when a newer incarnation has replaced them, and answer what
+//! this control plane asks ([`crate::commands`]).
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -17,7 +18,12 @@ use tonic::{Request, Response, Status, Streaming};
 use uuid::Uuid;
 
 use super::error;
-use crate::{nodes::LIVE_FOR, plane::Plane, store::SessionRow};
+use crate::{
+    commands::{Held, Outbox, REQUESTS_MAX, Remote},
+    nodes::LIVE_FOR,
+    plane::Plane,
+    store::SessionRow,
+};
 
 /// Interval of heartbeats that nodes are asked for.
 const HEARTBEAT: Duration = Duration::from_secs(5);
@@ -32,8 +38,6 @@ pub(super) struct Sessions {
     /// The newest incarnation of each node that has a session here.
     newest: Arc<Mutex<BTreeMap<String, watch::Sender<String>>>>,
 }
-
-type Outbox = mpsc::Sender<Result<ControlMessage, Status>>;
 
 impl Sessions {
     pub(super) fn new(plane: Arc<Plane>, stopping: Drain) -> Self {
@@ -50,7 +54,7 @@ impl NodeSessionService for Sessions {
         request: Request<Streaming<NodeMessage>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
         let inbound = request.into_inner();
-        let (outbox, stream) = mpsc::channel(8);
+        let (outbox, stream) = mpsc::channel(REQUESTS_MAX + 8);
         let session = Session {
             plane: self.plane.clone(),
             stopping: self.stopping.clone(),
@@ -85,24 +89,35 @@ impl Session {
 
     async fn serve(&self, inbound: &mut Streaming<NodeMessage>) -> Result<(), Status> {
         let first = tokio::time::timeout(LIVE_FOR, inbound.message()).await;
-        let first = first.map_err(|_| Status::deadline_exceeded("no hello"))??;
+        let first = first.map_err(|_| Status::deadline_exceeded("no hello"))?.map_err(error::readable)?;
         let Some(NodeMessage { message: Some(node_message::Message::Hello(hello)) }) = first else {
             return Err(error::invalid_field("hello", "must be the first message of a session"));
         };
         check(&hello)?;
-        let row = SessionRow {
+        let mut row = SessionRow {
             service_id: hello.service_id.clone(),
             incarnation: hello.incarnation.clone(),
             replica: self.plane.service_id.to_string(),
+            replica_incarnation: self.plane.identity.incarnation.clone(),
+            replica_address: self.plane.advertised().to_owned(),
             version: hello.version.chars().take(64).collect(),
             addresses: hello.addresses,
             capabilities: hello.capabilities,
             seen_ms: tbmq_service::time::now_ms(),
+            connections: 0,
+            draining: false,
         };
         if let Some(newer) = self.plane.store.open_session(&row).await? {
             return self.supersede(newer);
         }
         let mut newest = self.enter(&row)?;
+        let remote = Remote {
+            service_id: row.service_id.clone(),
+            incarnation: row.incarnation.clone(),
+            version: row.version.clone(),
+            capabilities: row.capabilities.clone(),
+        };
+        let held = self.plane.commands.hold(remote, self.outbox.clone());
         tracing::info!(
             node = row.service_id,
             incarnation = row.incarnation,
@@ -111,9 +126,12 @@ impl Session {
         );
         let welcome = Welcome { service_id: row.replica.clone(), heartbeat_ms: HEARTBEAT.as_millis() as u32 };
         self.say(control_message::Message::Welcome(welcome))?;
-        let result = self.attend(inbound, &row, &mut newest).await;
+        let result = self.attend(inbound, &mut row, &mut newest, &held).await;
+        let is_latest = held.is_latest();
+        drop(held);
         tracing::info!(node = row.service_id, incarnation = row.incarnation, "data plane's session ended");
-        if let Err(error) = self.plane.store.close_session(&row.service_id, &row.incarnation).await {
+        // The row of a session that has followed is like that of this one.
+        if is_latest && let Err(error) = self.plane.store.close_session(&row).await {
             tracing::debug!(%error, "session not closed in the store");
         }
         result
@@ -122,27 +140,27 @@ impl Session {
     async fn attend(
         &self,
         inbound: &mut Streaming<NodeMessage>,
-        row: &SessionRow,
+        row: &mut SessionRow,
         newest: &mut watch::Receiver<String>,
+        held: &Held<'_>,
     ) -> Result<(), Status> {
         loop {
             tokio::select! {
                 message = tokio::time::timeout(LIVE_FOR, inbound.message()) => {
-                    let message = message.map_err(|_| Status::deadline_exceeded("no heartbeat"))??;
-                    let Some(NodeMessage { message: Some(node_message::Message::Heartbeat(_)) }) = message else {
-                        if message.is_none() {
-                            return Ok(());
+                    let message = message.map_err(|_| Status::deadline_exceeded("no heartbeat"))?.map_err(error::readable)?;
+                    let Some(NodeMessage { message }) = message else { return Ok(()) };
+                    match message {
+                        Some(node_message::Message::Heartbeat(heartbeat)) => {
+                            row.seen_ms = tbmq_service::time::now_ms();
+                            row.connections = heartbeat.connections;
+                            row.draining = heartbeat.draining;
+                            if let Some(newer) = self.note(row).await {
+                                return self.supersede(newer);
+                            }
                         }
-                        continue;
-                    };
-                    let now_ms = tbmq_service::time::now_ms();
-                    match self.plane.store.touch_session(&row.service_id, &row.incarnation, now_ms).await {
-                        Ok(None) => {}
-                        // It may be held by another control plane.
-                        Ok(Some(newer)) if newer > row.incarnation => return self.supersede(newer),
-                        Ok(Some(_)) => { self.plane.store.open_session(row).await?; }
-                        // Losing the store costs no session.
-                        Err(error) => tracing::debug!(%error, "heartbeat not stored"),
+                        Some(node_message::Message::Reply(reply)) => held.answer(reply),
+                        // A newer data plane may say more.
+                        Some(node_message::Message::Hello(_)) | None => {}
                     }
                 }
                 changed = newest.changed() => {
@@ -153,6 +171,22 @@ impl Session {
                 }
             }
         }
+    }
+
+    /// Keeps a heartbeat; tells of a newer incarnation that has its session elsewhere. Losing the store costs no
+    /// session.
+    async fn note(&self, row: &SessionRow) -> Option<String> {
+        let noted = match self.plane.store.touch_session(row).await {
+            Ok(Some(newer)) if newer > row.incarnation => return Some(newer),
+            // The row was lost, or tells of a session that this one has followed.
+            Ok(Some(_)) => self.plane.store.open_session(row).await,
+            Ok(None) => Ok(None),
+            Err(error) => Err(error),
+        };
+        noted.unwrap_or_else(|error| {
+            tracing::debug!(%error, "heartbeat not stored");
+            None
+        })
     }
 
     /// Takes the place of an older incarnation that has its session here.

@@ -3,10 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use tbmq_bus::TopicPartition;
-use tbmq_integration::wire::CommitMetadata;
 use tbmq_proto::{
-    control::{Holder, IntegrationStatus, Lag, integration_status::Phase},
+    control::{Holder, IntegrationStatus, integration_status::Phase},
     ids::ShardId,
     partition,
 };
@@ -15,7 +13,7 @@ use super::integration::timestamp;
 use crate::{
     claims::Claim,
     plane::Plane,
-    store::{Life, Projection, Row, StatusRow},
+    store::{Projection, Row, StatusRow},
 };
 
 /// Reason of a status: the executor that has claimed a shard is not alive.
@@ -30,6 +28,9 @@ struct Shard<'a> {
     /// The latest claim of its downlink partition.
     claim: Option<Claim>,
 }
+
+/// Reason of a status: the control plane that tells it can't open the secrets.
+const SECRETS_UNREADABLE: &str = "SECRETS_UNREADABLE";
 
 /// Reason of a status: it runs, but nothing gets through.
 const STALLED: &str = "STALLED";
@@ -79,6 +80,8 @@ fn status_of<'a>(
     let any = |state| shards.iter().any(|(of, _)| *of == state);
     let (phase, reason) = if !row.enabled {
         (Phase::Disabled, "DISABLED")
+    } else if row.unreadable.is_some() {
+        (Phase::Failed, SECRETS_UNREADABLE)
     } else if any(State::Failed) {
         (Phase::Failed, "EXECUTOR_FAILED")
     } else if shards.iter().all(|(state, _)| matches!(state, State::Running | State::Stalled)) {
@@ -97,6 +100,9 @@ fn status_of<'a>(
     let failed = shards.iter().find(|(state, _)| *state == wrong);
     if let (true, Some((_, Some(holder)))) = (phase == Phase::Failed || reason == STALLED, failed) {
         status.error.clone_from(&holder.error);
+    }
+    if let Some(unreadable) = &row.unreadable {
+        status.error = unreadable.to_string();
     }
     let latest = || {
         let time = |holder: &&Holder| holder.update_time.map_or((0, 0), |time| (time.seconds, time.nanos));
@@ -173,29 +179,6 @@ fn to_holder(event: &StatusRow) -> Holder {
     }
 }
 
-/// What was written and not settled, over all partitions, if the bus tells.
-pub(super) async fn lag(plane: &Plane, life: &Life) -> Option<Lag> {
-    let topic = plane.catalogue.messages(life.integration, life.shards).name;
-    let info = plane.admin.topic(&topic).await.ok()??;
-    let partitions: Vec<TopicPartition> =
-        (0..info.partitions).map(|partition| TopicPartition::new(topic.as_str(), partition)).collect();
-    let bounds = plane.admin.bounds(&partitions).await.ok()?;
-    let committed = plane.admin.committed(&plane.catalogue.messages_group(), &partitions).await.ok()?;
-    // A commit of another generation speaks of another topic.
-    let is_of_this = |metadata: &str| {
-        CommitMetadata::from_text(metadata)
-            .is_some_and(|metadata| metadata.is_of(life.life.generation, &info.id))
-    };
-    let messages = partitions.iter().zip(&bounds).map(|(partition, bounds)| {
-        let commit = committed.iter().find(|commit| commit.partition == *partition);
-        let settled = commit
-            .filter(|commit| is_of_this(&commit.metadata))
-            .map_or(bounds.start, |commit| commit.offset.max(bounds.start));
-        bounds.end.saturating_sub(settled)
-    });
-    Some(Lag { messages: messages.sum(), ..Lag::default() })
-}
-
 #[cfg(test)]
 mod tests {
     use tbmq_integration::wire::Cause;
@@ -213,6 +196,8 @@ mod tests {
             kind: "HTTP".parse().unwrap(),
             enabled,
             configuration: String::new(),
+            parted: None,
+            unreadable: None,
             labels: BTreeMap::new(),
             description: String::new(),
             revision: 7,

@@ -5,37 +5,24 @@
 //! message, and what the client does not take in time is not kept for it. Watches that are at one place, as all are that
 //! wait for the next change, share their page.
 
-use std::{
-    collections::HashMap,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{collections::HashMap, convert::Infallible, sync::Arc, time::Duration};
 
-use futures_util::Stream;
 use tbmq_proto::{
     control::{
         Integration, WatchIntegrationsRequest, WatchIntegrationsResponse, watch_integrations_response::Type,
     },
     ids::IntegrationId,
 };
-use tokio::{
-    sync::{mpsc, watch},
-    time::Instant,
-};
-use tokio_stream::wrappers::ReceiverStream;
+use tokio::{sync::watch, time::Instant};
 use tonic::{Response, Status};
 
 use super::{
     error,
     integration::{Integrations, parse_name},
     pages::{Page, Told},
+    stream::{self, End, Outbox},
 };
-use crate::{
-    changes::Seat,
-    store::{ChangeKind, ChangeRow},
-};
+use crate::store::{ChangeKind, ChangeRow};
 
 /// Changes read at once.
 const PAGE_CHANGES: u64 = 500;
@@ -46,48 +33,22 @@ const CHUNK: usize = 50;
 /// Bytes of a page at most, unless one chunk alone has more.
 const PAGE_BYTES: usize = 4 << 20;
 
-/// Messages that wait for the client to take them.
-const OUTBOX: usize = 16;
-
-/// The promise of the API: a client that hears nothing for longer has lost its connection.
-const BOOKMARKS_MAX: Duration = Duration::from_secs(10);
-
-type Answer = Result<WatchIntegrationsResponse, Status>;
-
-/// The stream of a watch. It keeps its seat until the client has gone, however slowly it reads.
-#[derive(Debug)]
-pub(crate) struct Watching {
-    answers: ReceiverStream<Answer>,
-    _seat: Seat,
-}
-
-impl Stream for Watching {
-    type Item = Answer;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Answer>> {
-        Pin::new(&mut self.answers).poll_next(cx)
-    }
-}
+/// The stream of a watch.
+pub(crate) type Watching = stream::Watching<WatchIntegrationsResponse>;
 
 impl Integrations {
     /// Begins to watch. What can be refused is refused here; afterwards only the stream speaks.
     pub(super) async fn watch(
         &self,
         request: WatchIntegrationsRequest,
+        client: String,
     ) -> Result<Response<Watching>, Status> {
         let of = match request.name.as_str() {
             "" => None,
             name => Some(parse_name("name", name)?),
         };
         let plane = &self.plane;
-        let control = &plane.config.control;
-        let Some(seat) = plane.changes.take_seat(&plane.metrics.watchers) else {
-            plane.metrics.watchers_refused.inc();
-            return Err(error::limit_reached(format!(
-                "this control plane has {} watches already (control.watchers-max)",
-                control.watchers_max
-            )));
-        };
+        let seat = stream::take_seat(plane, client)?;
         // Before anything is listed: what changes from now on comes as a change.
         let present = plane.store.revision().await?;
         if let Some(after) = request.after_revision {
@@ -97,30 +58,14 @@ impl Integrations {
             }
             plane.store.check_place(after).await?;
         }
-        let (outbox, answers) = mpsc::channel(OUTBOX);
-        // So that there is room for the last word, however full the rest is.
-        let last_word = outbox.clone().try_reserve_owned().map_err(|_| Status::internal("no room"))?;
-        let watcher = Watcher {
-            api: self.clone(),
-            of,
-            place: request.after_revision.unwrap_or(present),
-            resume: request.after_revision,
-            head: plane.changes.subscribe(present),
-            outbox,
-            patience: control.watch_patience,
-            bookmarks: control.watch_bookmarks.clamp(Duration::from_millis(10), BOOKMARKS_MAX),
-        };
-        let stopping = self.stopping.clone();
-        tokio::spawn(async move {
-            let end = tokio::select! {
-                end = watcher.run() => end,
-                () = stopping.begun() => Some(Status::unavailable("the control plane is stopping; watch at another")),
-            };
-            if let Some(status) = end {
-                last_word.send(Err(status));
-            }
-        });
-        Ok(Response::new(Watching { answers: ReceiverStream::new(answers), _seat: seat }))
+        let (place, resume) = (request.after_revision.unwrap_or(present), request.after_revision);
+        let head = plane.changes.integrations.subscribe(present);
+        let bookmarks = stream::bookmarks(plane);
+        let api = self.clone();
+        let watching = stream::begin(plane, &self.stopping, seat, |outbox| async move {
+            Watcher { api, of, place, resume, head, outbox, bookmarks }.serve().await
+        })?;
+        Ok(Response::new(watching))
     }
 }
 
@@ -175,36 +120,12 @@ struct Watcher {
     /// Where the client can resume after all that it was sent; `None` while the list is not complete.
     resume: Option<u64>,
     head: watch::Receiver<u64>,
-    outbox: mpsc::Sender<Answer>,
-    patience: Duration,
+    outbox: Outbox<WatchIntegrationsResponse>,
     bookmarks: Duration,
 }
 
-/// Why a watch ends: with a status, or without a word because the client has gone.
-enum End {
-    Gone,
-    Status(Status),
-}
-
-impl<E: Into<Status>> From<E> for End {
-    fn from(error: E) -> Self {
-        Self::Status(error.into())
-    }
-}
-
 impl Watcher {
-    async fn run(mut self) -> Option<Status> {
-        let gone = self.outbox.clone();
-        tokio::select! {
-            Err(end) = self.serve() => match end {
-                End::Gone => None,
-                End::Status(status) => Some(status),
-            },
-            () = gone.closed() => None,
-        }
-    }
-
-    async fn serve(&mut self) -> Result<std::convert::Infallible, End> {
+    async fn serve(mut self) -> Result<Infallible, End> {
         if self.resume.is_none() {
             self.list().await?;
             self.bookmark().await?;
@@ -266,19 +187,11 @@ impl Watcher {
     /// Hands a message over, and cuts a client that takes none for too long.
     async fn send(&mut self, what: Type, integration: Option<Integration>, revision: u64) -> Result<(), End> {
         let message = WatchIntegrationsResponse { r#type: what.into(), integration, revision };
-        match tokio::time::timeout(self.patience, self.outbox.send(Ok(message))).await {
-            Ok(Ok(())) => {
-                if revision > 0 {
-                    self.resume = Some(revision);
-                }
-                Ok(())
-            }
-            Ok(Err(_)) => Err(End::Gone),
-            Err(_) => {
-                self.api.plane.metrics.watchers_cut.inc();
-                Err(End::Status(error::slow_watcher(self.patience, self.resume)))
-            }
+        self.outbox.send(message, || ("revision", self.resume)).await?;
+        if revision > 0 {
+            self.resume = Some(revision);
         }
+        Ok(())
     }
 }
 

@@ -22,8 +22,8 @@ use tbmq_proto::ids::IntegrationId;
 use uuid::Uuid;
 
 use super::{
-    Error, PAGE_ROWS_MAX, Row, STATEMENT_ROWS_MAX, Store, entity, fault, integration::from_model,
-    next_revision, read_counter, take_revisions,
+    Error, PAGE_ROWS_MAX, Row, STATEMENT_ROWS_MAX, Store, entity, fault, next_revision, read_counter,
+    take_revisions,
 };
 
 /// Name of the counter that says up to which number changes may have been removed.
@@ -145,7 +145,7 @@ impl Store {
             .all(&self.connection)
             .await
             .map_err(|error| fault(&error))?;
-        models.into_iter().map(from_model).collect()
+        models.into_iter().map(|model| self.row(model)).collect()
     }
 
     /// A page of integrations in the order of their ids: at most `limit` after `after`.
@@ -164,7 +164,7 @@ impl Store {
             .all(&self.connection)
             .await
             .map_err(|error| fault(&error))?;
-        models.into_iter().map(from_model).collect()
+        models.into_iter().map(|model| self.row(model)).collect()
     }
 }
 

@@ -19,6 +19,36 @@ macro_rules! entity {
     };
 }
 
+entity!(access_key, "access_key" {
+    #[sea_orm(primary_key, auto_increment = false)] name: String,
+    secret: String,
+});
+
+entity!(api_token, "api_token" {
+    #[sea_orm(primary_key, auto_increment = false)] id: Uuid,
+    display_name: String,
+    role: String,
+    hash: String,
+    created_ms: i64,
+    expires_ms: Option<i64>,
+    last_used_ms: Option<i64>,
+});
+
+entity!(audit_entry, "audit_entry" {
+    #[sea_orm(primary_key, auto_increment = false)] id: Uuid,
+    time_ms: i64,
+    principal: String,
+    role: String,
+    peer: String,
+    method: String,
+    resource: String,
+    etag_before: String,
+    etag_after: String,
+    result: String,
+    error: String,
+    service_id: String,
+});
+
 entity!(counter, "counter" {
     #[sea_orm(primary_key, auto_increment = false)] name: String,
     value: i64,
@@ -30,6 +60,8 @@ entity!(integration, "integration" {
     kind: String,
     enabled: bool,
     configuration: String,
+    sealed: Option<String>,
+    sealed_key: Option<String>,
     labels: String,
     description: String,
     revision: i64,
@@ -79,11 +111,11 @@ entity!(integration_status, "integration_status" {
     time_ms: i64,
 });
 
-entity!(event, "event" {
+entity!(event, "event_log" {
     #[sea_orm(primary_key, auto_increment = false)] event_id: Uuid,
     integration_id: Uuid,
     event_type: i32,
-    time_ms: i64,
+    #[sea_orm(primary_key, auto_increment = false)] time_ms: i64,
     service_id: String,
     shard: i32,
     revision: i64,
@@ -96,6 +128,7 @@ entity!(event, "event" {
     error: Option<String>,
     messages_processed: Option<i64>,
     errors: Option<i64>,
+    sequence: i64,
 });
 
 entity!(integration_change, "integration_change" {
@@ -128,6 +161,10 @@ entity!(node_session, "node_session" {
     capabilities: String,
     connected_ms: i64,
     seen_ms: i64,
+    replica_incarnation: String,
+    replica_address: String,
+    connections: i64,
+    draining: bool,
 });
 
 entity!(request, "request" {

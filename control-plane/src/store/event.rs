@@ -3,16 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use sea_orm::{
-    ActiveModelTrait as _, ActiveValue::Set, ColumnTrait as _, Condition, ConnectionTrait,
-    DatabaseTransaction, EntityTrait as _, QueryFilter as _, QueryOrder as _, QuerySelect as _,
-    sea_query::Expr, sea_query::OnConflict,
+    ActiveModelTrait as _, ActiveValue::Set, ColumnTrait as _, DatabaseTransaction, EntityTrait as _,
+    QueryFilter as _, QueryOrder as _, QuerySelect as _, sea_query::Expr, sea_query::OnConflict,
 };
 use tbmq_proto::ids::IntegrationId;
 use uuid::Uuid;
 
 use super::{
-    Error, PAGE_ROWS_MAX, STATEMENT_ROWS_MAX, Store, change, entity,
-    entity::integration_status::Model as Status, fault, next_revision,
+    Error, STATEMENT_ROWS_MAX, Store, change, entity, entity::integration_status::Model as Status, event_log,
+    fault, next_revision, take_numbers,
 };
 
 /// An event.
@@ -70,23 +69,6 @@ pub enum EventBody {
     },
 }
 
-/// What a page of events is to hold; newest first.
-#[derive(Clone, Debug, Default)]
-pub struct EventFilter {
-    /// Of one integration.
-    pub integration: Option<IntegrationId>,
-    /// 1 lifecycle, 2 statistics, 3 error.
-    pub event_type: Option<i32>,
-    /// Epoch ms, inclusive.
-    pub start_ms: Option<i64>,
-    /// Epoch ms, inclusive.
-    pub end_ms: Option<i64>,
-    /// Events older than this one.
-    pub before: Option<(i64, Uuid)>,
-    /// Rows at most.
-    pub limit: u64,
-}
-
 /// The latest known state of a shard.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StatusRow {
@@ -130,55 +112,6 @@ impl Store {
             change::record_statuses(&transaction, seq, &changed, tbmq_service::time::now_ms()).await?;
         }
         transaction.commit().await.map_err(|error| fault(&error))
-    }
-
-    /// A page of events, newest first.
-    ///
-    /// # Errors
-    /// The database's.
-    pub async fn events(&self, filter: &EventFilter) -> Result<Vec<EventRow>, Error> {
-        use entity::event::Column;
-        let mut query = entity::event::Entity::find();
-        if let Some(integration) = filter.integration {
-            query = query.filter(Column::IntegrationId.eq(integration.0));
-        }
-        if let Some(event_type) = filter.event_type {
-            query = query.filter(Column::EventType.eq(event_type));
-        }
-        if let Some(start) = filter.start_ms {
-            query = query.filter(Column::TimeMs.gte(start));
-        }
-        if let Some(end) = filter.end_ms {
-            query = query.filter(Column::TimeMs.lte(end));
-        }
-        if let Some((time_ms, event_id)) = filter.before {
-            query = query.filter(
-                Condition::any()
-                    .add(Column::TimeMs.lt(time_ms))
-                    .add(Condition::all().add(Column::TimeMs.eq(time_ms)).add(Column::EventId.lt(event_id))),
-            );
-        }
-        let models = query
-            .order_by_desc(Column::TimeMs)
-            .order_by_desc(Column::EventId)
-            .limit(filter.limit.min(PAGE_ROWS_MAX + 1))
-            .all(&self.connection)
-            .await
-            .map_err(|error| fault(&error))?;
-        Ok(models.into_iter().filter_map(from_model).collect())
-    }
-
-    /// Deletes events that are older than this.
-    ///
-    /// # Errors
-    /// The database's.
-    pub async fn delete_events_before(&self, before_ms: i64) -> Result<u64, Error> {
-        let result = entity::event::Entity::delete_many()
-            .filter(entity::event::Column::TimeMs.lt(before_ms))
-            .exec(&self.connection)
-            .await
-            .map_err(|error| fault(&error))?;
-        Ok(result.rows_affected)
     }
 
     /// The status of the shards of these integrations.
@@ -228,14 +161,20 @@ impl Store {
     }
 }
 
-/// Inserts events; those that are there already are left alone.
-pub(super) async fn insert(connection: &impl ConnectionTrait, events: &[EventRow]) -> Result<(), Error> {
-    for chunk in events.chunks(STATEMENT_ROWS_MAX) {
-        let models = chunk.iter().map(to_model);
+/// Inserts events under the next numbers of their order; those that are there already are left alone. Locks the
+/// counter of these numbers until the transaction ends.
+pub(super) async fn insert(transaction: &DatabaseTransaction, events: &[EventRow]) -> Result<(), Error> {
+    let last = take_numbers(transaction, event_log::SEQUENCE, events.len()).await?;
+    let first = last - events.len() as i64 + 1;
+    let numbered: Vec<_> = (first..).zip(events).collect();
+    for chunk in numbered.chunks(STATEMENT_ROWS_MAX) {
+        let models = chunk.iter().map(|(sequence, event)| to_model(*sequence, event));
+        // The time is there for the partitions of PostgreSQL: an event that is repeated has the same.
+        let known = [entity::event::Column::EventId, entity::event::Column::TimeMs];
         entity::event::Entity::insert_many(models)
-            .on_conflict(OnConflict::column(entity::event::Column::EventId).do_nothing().to_owned())
+            .on_conflict(OnConflict::columns(known).do_nothing().to_owned())
             .try_insert()
-            .exec_without_returning(connection)
+            .exec_without_returning(transaction)
             .await
             .map_err(|error| fault(&error))?;
     }
@@ -387,7 +326,7 @@ fn to_status(event: &EventRow) -> Option<Status> {
     })
 }
 
-fn to_model(event: &EventRow) -> entity::event::ActiveModel {
+fn to_model(sequence: i64, event: &EventRow) -> entity::event::ActiveModel {
     let mut model = entity::event::ActiveModel {
         event_id: Set(event.event_id),
         integration_id: Set(event.integration.0),
@@ -405,7 +344,9 @@ fn to_model(event: &EventRow) -> entity::event::ActiveModel {
         error: Set(None),
         messages_processed: Set(None),
         errors: Set(None),
+        sequence: Set(sequence),
     };
+    let count = |count: u64| Set(Some(i64::try_from(count).unwrap_or(i64::MAX)));
     match &event.body {
         EventBody::Lifecycle { event, success, error } => {
             model.event_type = Set(1);
@@ -415,20 +356,20 @@ fn to_model(event: &EventRow) -> entity::event::ActiveModel {
         }
         EventBody::Statistics { messages_processed, errors_occurred } => {
             model.event_type = Set(2);
-            model.messages_processed = Set(Some(*messages_processed as i64));
-            model.errors = Set(Some(*errors_occurred as i64));
+            model.messages_processed = count(*messages_processed);
+            model.errors = count(*errors_occurred);
         }
-        EventBody::Error { method, error, count } => {
+        EventBody::Error { method, error, count: messages } => {
             model.event_type = Set(3);
             model.method = Set(Some(method.clone()));
             model.error = Set(Some(error.clone()));
-            model.errors = Set(Some(*count as i64));
+            model.errors = count(*messages);
         }
     }
     model
 }
 
-fn from_model(model: entity::event::Model) -> Option<EventRow> {
+pub(super) fn from_model(model: entity::event::Model) -> Option<EventRow> {
     let body = match model.event_type {
         1 => EventBody::Lifecycle {
             event: model.lifecycle.unwrap_or_default(),

@@ -1,13 +1,16 @@
 //! Integrations: rows, changes, idempotency of requests.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
+use bytes::Bytes;
 use sea_orm::{
-    ActiveValue::Set, ColumnTrait as _, DatabaseTransaction, EntityTrait as _, ExprTrait as _,
-    PaginatorTrait as _, QueryFilter as _, QueryOrder as _, QuerySelect as _, sea_query::Expr,
-    sea_query::Func, sea_query::OnConflict,
+    ActiveValue::Set, ColumnTrait as _, ConnectionTrait, DatabaseTransaction, EntityTrait as _,
+    PaginatorTrait as _, QueryFilter as _, QueryOrder as _, QuerySelect as _, sea_query::OnConflict,
 };
-use tbmq_integration::wire::Cause;
+use tbmq_integration::{
+    seal::{Parted, Purpose, Sealed, Unreadable},
+    wire::Cause,
+};
 use tbmq_proto::ids::{IntegrationId, Kind};
 use uuid::Uuid;
 
@@ -17,6 +20,7 @@ use super::{
     Error, PAGE_ROWS_MAX, Store, change, change::ChangeKind, entity, event::EventBody, event::EventRow,
     fault, life, next_revision, unique_violation,
 };
+use crate::vault;
 
 /// A stored integration.
 #[derive(Clone, PartialEq, Eq)]
@@ -31,6 +35,10 @@ pub struct Row {
     pub enabled: bool,
     /// The configuration document, byte for byte; may hold secrets.
     pub configuration: String,
+    /// The same as it is stored and sent, if its secrets are sealed.
+    pub parted: Option<Arc<Parted>>,
+    /// Why the secrets can't be opened: then masks stand in their places in `configuration`.
+    pub unreadable: Option<Unreadable>,
     /// Labels.
     pub labels: BTreeMap<String, String>,
     /// Description.
@@ -57,6 +65,17 @@ impl std::fmt::Debug for Row {
             .field("enabled", &self.enabled)
             .field("revision", &self.revision)
             .finish_non_exhaustive()
+    }
+}
+
+impl Row {
+    /// Whether a change would make it another one.
+    pub fn differs(&self, change: &Change) -> bool {
+        self.name != change.name
+            || self.enabled != change.enabled
+            || self.configuration != change.configuration
+            || self.labels != change.labels
+            || self.description != change.description
     }
 }
 
@@ -132,35 +151,37 @@ pub struct Saved<'a> {
     pub request: Option<&'a Request>,
 }
 
-/// What a page of integrations is to hold.
-#[derive(Clone, Debug, Default)]
-pub struct Filter {
-    /// Case-insensitive part of the name.
-    pub text: String,
-    /// Names greater than this one.
-    pub after: Option<String>,
-    /// Rows at most.
-    pub limit: u64,
-}
-
 /// How long a request id is remembered.
 pub(super) const REQUEST_MEMORY_MS: i64 = 10 * 60 * 1000;
 
 impl Store {
-    /// Saves a new integration with its dirty mark, the life of its topic, and the event CREATED.
+    /// As [`Store::create_within`] without a limit.
     ///
     /// # Errors
-    /// `NameTaken`, `IdTaken`, `Replayed`, `RequestReused`, or the database's.
+    /// As there, without `LimitReached`.
     pub async fn create(&self, new: New, saved: Saved<'_>) -> Result<Row, Error> {
+        self.create_within(None, new, saved).await
+    }
+
+    /// Saves a new integration with its dirty mark, the life of its topic, and the event CREATED, unless there are
+    /// `max` integrations already.
+    ///
+    /// # Errors
+    /// `LimitReached`, `NameTaken`, `IdTaken`, `Replayed`, `RequestReused`, or the database's.
+    pub async fn create_within(&self, max: Option<u64>, new: New, saved: Saved<'_>) -> Result<Row, Error> {
         let transaction = self.begin().await?;
         let revision = next_revision(&transaction).await?;
         remember(&transaction, saved, new.id).await?;
-        let row = Row {
+        // The counter's lock keeps others from creating or deleting in between.
+        check_room(&transaction, max).await?;
+        let mut row = Row {
             id: new.id,
             name: new.name,
             kind: new.kind,
             enabled: new.enabled,
             configuration: new.configuration,
+            parted: None,
+            unreadable: None,
             labels: new.labels,
             description: new.description,
             revision: revision as u64,
@@ -169,7 +190,8 @@ impl Store {
             updated_ms: saved.now_ms,
             disconnected_ms: (!new.enabled).then_some(saved.now_ms),
         };
-        entity::integration::Entity::insert(to_model(&row))
+        self.seal(&mut row)?;
+        entity::integration::Entity::insert(self.model(&row))
             .exec_without_returning(&transaction)
             .await
             .map_err(|error| taken(&error, &row))?;
@@ -180,6 +202,14 @@ impl Store {
         self.faults.pass(Point::Saving).await;
         transaction.commit().await.map_err(|error| fault(&error))?;
         Ok(row)
+    }
+
+    /// Whether another integration may be created now.
+    ///
+    /// # Errors
+    /// `LimitReached` when there are `max` already, or the database's.
+    pub async fn check_room(&self, max: Option<u64>) -> Result<(), Error> {
+        check_room(&self.connection, max).await
     }
 
     /// One integration.
@@ -199,7 +229,7 @@ impl Store {
             .one(&self.connection)
             .await
             .map_err(|error| fault(&error))?;
-        model.map(from_model).transpose()
+        model.map(|model| self.row(model)).transpose()
     }
 
     /// Whether a name is used by another integration than `except`.
@@ -213,38 +243,6 @@ impl Store {
             query = query.filter(Column::Id.ne(except.0));
         }
         Ok(query.count(&self.connection).await.map_err(|error| fault(&error))? > 0)
-    }
-
-    /// A page in the order of names, and how many there are in all.
-    ///
-    /// # Errors
-    /// The database's.
-    pub async fn list(&self, filter: &Filter) -> Result<(Vec<Row>, u64), Error> {
-        use entity::integration::Column;
-        let mut query = entity::integration::Entity::find();
-        if !filter.text.is_empty() {
-            let mut pattern = String::from("%");
-            for c in filter.text.to_lowercase().chars() {
-                if matches!(c, '%' | '_' | '\\') {
-                    pattern.push('\\');
-                }
-                pattern.push(c);
-            }
-            pattern.push('%');
-            let like = sea_orm::sea_query::LikeExpr::new(pattern).escape('\\');
-            query = query.filter(Expr::expr(Func::lower(Expr::col(Column::Name))).like(like));
-        }
-        let total = query.clone().count(&self.connection).await.map_err(|error| fault(&error))?;
-        if let Some(after) = &filter.after {
-            query = query.filter(Column::Name.gt(after.as_str()));
-        }
-        let models = query
-            .order_by_asc(Column::Name)
-            .limit(Ord::min(filter.limit, PAGE_ROWS_MAX + 1))
-            .all(&self.connection)
-            .await
-            .map_err(|error| fault(&error))?;
-        Ok((models.into_iter().map(from_model).collect::<Result<_, _>>()?, total))
     }
 
     /// All integrations in the order of ids, in pages: those after `after`.
@@ -263,10 +261,11 @@ impl Store {
             .all(&self.connection)
             .await
             .map_err(|error| fault(&error))?;
-        models.into_iter().map(from_model).collect()
+        models.into_iter().map(|model| self.row(model)).collect()
     }
 
-    /// Replaces what an update may set, if the integration still has revision `base`.
+    /// Replaces what an update may set, if the integration still has revision `base`. One that is so already stays as
+    /// it is: it gets no revision, and its executor is not disturbed.
     ///
     /// # Errors
     /// `NotFound`, `Stale`, `NameTaken`, `Replayed`, `RequestReused`, or the database's.
@@ -278,13 +277,15 @@ impl Store {
         saved: Saved<'_>,
     ) -> Result<Row, Error> {
         let change = |row: &mut Row| {
+            let differs = row.differs(&change);
             row.name = change.name;
             switch(row, change.enabled, saved.now_ms);
             row.configuration = change.configuration;
+            row.unreadable = None;
             row.labels = change.labels;
             row.description = change.description;
             row.cause = Cause::Updated;
-            Ok(true)
+            Ok(differs)
         };
         self.change(id, Some(base), "UPDATED", saved, change).await
     }
@@ -312,8 +313,13 @@ impl Store {
     /// Has the integration started anew.
     ///
     /// # Errors
-    /// `NotFound`, `Disabled`, or the database's.
-    pub async fn restart(&self, id: IntegrationId, saved: Saved<'_>) -> Result<Row, Error> {
+    /// As [`Store::update`], and `Disabled`.
+    pub async fn restart(
+        &self,
+        id: IntegrationId,
+        base: Option<u64>,
+        saved: Saved<'_>,
+    ) -> Result<Row, Error> {
         let change = |row: &mut Row| {
             if !row.enabled {
                 return Err(Error::Disabled);
@@ -321,7 +327,7 @@ impl Store {
             row.cause = Cause::Reinit;
             Ok(true)
         };
-        self.change(id, None, "REINIT", saved, change).await
+        self.change(id, base, "REINIT", saved, change).await
     }
 
     /// Removes the row; topic and records follow by the relayer.
@@ -332,7 +338,7 @@ impl Store {
         let transaction = self.begin().await?;
         let revision = next_revision(&transaction).await?;
         remember(&transaction, saved, id).await?;
-        let row = locked(&transaction, id, base).await?;
+        let row = self.locked(&transaction, id, base).await?;
         entity::integration::Entity::delete_by_id(id.0)
             .exec(&transaction)
             .await
@@ -389,7 +395,7 @@ impl Store {
         let transaction = self.begin().await?;
         let revision = next_revision(&transaction).await?;
         remember(&transaction, saved, id).await?;
-        let before = locked(&transaction, id, base).await?;
+        let before = self.locked(&transaction, id, base).await?;
         let mut row = before.clone();
         if !change(&mut row)? {
             // The request is remembered all the same, the revision is given back.
@@ -400,7 +406,8 @@ impl Store {
         }
         row.revision = revision as u64;
         row.updated_ms = saved.now_ms;
-        entity::integration::Entity::update(to_model(&row))
+        self.seal(&mut row)?;
+        entity::integration::Entity::update(self.model(&row))
             .exec(&transaction)
             .await
             .map_err(|error| taken(&error, &row))?;
@@ -418,28 +425,129 @@ impl Store {
         transaction.commit().await.map_err(|error| fault(&error))?;
         Ok(row)
     }
+
+    async fn locked(
+        &self,
+        transaction: &DatabaseTransaction,
+        id: IntegrationId,
+        base: Option<u64>,
+    ) -> Result<Row, Error> {
+        let model = entity::integration::Entity::find_by_id(id.0)
+            .one(transaction)
+            .await
+            .map_err(|error| fault(&error))?
+            .ok_or(Error::NotFound(id))?;
+        let row = self.row(model)?;
+        match base {
+            Some(expected) if expected != row.revision => {
+                Err(Error::Stale { expected, actual: row.revision })
+            }
+            _ => Ok(row),
+        }
+    }
+
+    /// Seals the secrets of a row for its revision. What can't be opened stays as it is.
+    pub(super) fn seal(&self, row: &mut Row) -> Result<(), Error> {
+        if row.unreadable.is_none() {
+            let purpose = Purpose::Revision(row.revision);
+            row.parted = self.vault.part(row.id, &row.kind, purpose, &row.configuration)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn model(&self, row: &Row) -> entity::integration::ActiveModel {
+        let parted = row.parted.as_deref();
+        let looked_through = match (parted, &row.unreadable) {
+            (Some(parted), Some(_)) => Some(parted.sealed.key_id.as_str()),
+            _ => self.vault.first(),
+        };
+        entity::integration::ActiveModel {
+            id: Set(row.id.0),
+            name: Set(row.name.clone()),
+            kind: Set(row.kind.to_string()),
+            enabled: Set(row.enabled),
+            configuration: Set(
+                parted.map_or_else(|| row.configuration.clone(), |parted| parted.plain.to_string())
+            ),
+            sealed: Set(parted.map(|parted| vault::to_text(&parted.sealed))),
+            sealed_key: Set(looked_through.map(ToOwned::to_owned)),
+            labels: Set(serde_json::to_string(&row.labels).expect("a map of texts is always JSON")),
+            description: Set(row.description.clone()),
+            revision: Set(row.revision as i64),
+            cause: Set(cause_text(row.cause).to_owned()),
+            created_ms: Set(row.created_ms),
+            updated_ms: Set(row.updated_ms),
+            disconnected_ms: Set(row.disconnected_ms),
+        }
+    }
+
+    pub(super) fn row(&self, model: entity::integration::Model) -> Result<Row, Error> {
+        let id = IntegrationId(model.id);
+        let corrupt = |what: &str| Error::Corrupt(format!("{what} of integration {id} that can't be read"));
+        let (configuration, parted, unreadable) = self.opened(id, model.configuration, model.sealed);
+        Ok(Row {
+            id,
+            kind: model.kind.parse().map_err(|_| corrupt("a kind"))?,
+            labels: serde_json::from_str(&model.labels).map_err(|_| corrupt("labels"))?,
+            cause: match model.cause.as_str() {
+                "CREATED" => Cause::Created,
+                "UPDATED" => Cause::Updated,
+                "REINIT" => Cause::Reinit,
+                _ => return Err(corrupt("a cause")),
+            },
+            name: model.name,
+            enabled: model.enabled,
+            configuration,
+            parted,
+            unreadable,
+            description: model.description,
+            revision: model.revision as u64,
+            created_ms: model.created_ms,
+            updated_ms: model.updated_ms,
+            disconnected_ms: model.disconnected_ms,
+        })
+    }
+
+    /// The whole document if it can be opened, how it is stored, and why it can't be opened.
+    fn opened(
+        &self,
+        id: IntegrationId,
+        plain: String,
+        sealed: Option<String>,
+    ) -> (String, Option<Arc<Parted>>, Option<Unreadable>) {
+        let Some(sealed) = sealed else { return (plain, None, None) };
+        let (sealed, malformed) = match vault::from_text(&sealed) {
+            Ok(sealed) => (sealed, None),
+            // Something that nobody can open takes its place: masks must not pass for secrets.
+            Err(error) => (
+                Sealed {
+                    key_id: String::new(),
+                    purpose: Purpose::Revision(0),
+                    nonce: [0; 12],
+                    ciphertext: Bytes::new(),
+                },
+                Some(error),
+            ),
+        };
+        let parted = Parted { plain: plain.as_str().into(), sealed };
+        let opened = malformed.map_or_else(|| self.vault.open(id, &parted), Err);
+        let (configuration, unreadable) = match opened {
+            Ok(whole) => (whole, None),
+            Err(error) => (plain, Some(error)),
+        };
+        (configuration, Some(Arc::new(parted)), unreadable)
+    }
+}
+
+async fn check_room(connection: &impl ConnectionTrait, max: Option<u64>) -> Result<(), Error> {
+    let Some(max) = max else { return Ok(()) };
+    let count = entity::integration::Entity::find().count(connection).await.map_err(|error| fault(&error))?;
+    if count < max { Ok(()) } else { Err(Error::LimitReached { max }) }
 }
 
 fn switch(row: &mut Row, enabled: bool, now_ms: i64) {
     row.disconnected_ms = if enabled { None } else { row.disconnected_ms.or(Some(now_ms)) };
     row.enabled = enabled;
-}
-
-async fn locked(
-    transaction: &DatabaseTransaction,
-    id: IntegrationId,
-    base: Option<u64>,
-) -> Result<Row, Error> {
-    let model = entity::integration::Entity::find_by_id(id.0)
-        .one(transaction)
-        .await
-        .map_err(|error| fault(&error))?
-        .ok_or(Error::NotFound(id))?;
-    let row = from_model(model)?;
-    match base {
-        Some(expected) if expected != row.revision => Err(Error::Stale { expected, actual: row.revision }),
-        _ => Ok(row),
-    }
 }
 
 async fn remember(
@@ -520,45 +628,4 @@ fn cause_text(cause: Cause) -> &'static str {
         Cause::Updated => "UPDATED",
         Cause::Reinit => "REINIT",
     }
-}
-
-fn to_model(row: &Row) -> entity::integration::ActiveModel {
-    entity::integration::ActiveModel {
-        id: Set(row.id.0),
-        name: Set(row.name.clone()),
-        kind: Set(row.kind.to_string()),
-        enabled: Set(row.enabled),
-        configuration: Set(row.configuration.clone()),
-        labels: Set(serde_json::to_string(&row.labels).expect("a map of texts is always JSON")),
-        description: Set(row.description.clone()),
-        revision: Set(row.revision as i64),
-        cause: Set(cause_text(row.cause).to_owned()),
-        created_ms: Set(row.created_ms),
-        updated_ms: Set(row.updated_ms),
-        disconnected_ms: Set(row.disconnected_ms),
-    }
-}
-
-pub(super) fn from_model(model: entity::integration::Model) -> Result<Row, Error> {
-    let id = IntegrationId(model.id);
-    let corrupt = |what: &str| Error::Corrupt(format!("{what} of integration {id} that can't be read"));
-    Ok(Row {
-        id,
-        kind: model.kind.parse().map_err(|_| corrupt("a kind"))?,
-        labels: serde_json::from_str(&model.labels).map_err(|_| corrupt("labels"))?,
-        cause: match model.cause.as_str() {
-            "CREATED" => Cause::Created,
-            "UPDATED" => Cause::Updated,
-            "REINIT" => Cause::Reinit,
-            _ => return Err(corrupt("a cause")),
-        },
-        name: model.name,
-        enabled: model.enabled,
-        configuration: model.configuration,
-        description: model.description,
-        revision: model.revision as u64,
-        created_ms: model.created_ms,
-        updated_ms: model.updated_ms,
-        disconnected_ms: model.disconnected_ms,
-    })
 }

@@ -80,7 +80,6 @@ impl Store {
     /// # Errors
     /// The database's.
     pub async fn mark_again(&self, id: IntegrationId, seen: u64, now_ms: i64) -> Result<(), Error> {
-        use entity::integration::Column;
         let transaction = self.begin().await?;
         let next = next_revision(&transaction).await?;
         let Some(model) = entity::integration::Entity::find_by_id(id.0)
@@ -93,9 +92,10 @@ impl Store {
         let mut revision = model.revision;
         if (model.revision as u64) < seen {
             revision = next;
-            entity::integration::Entity::update_many()
-                .col_expr(Column::Revision, Expr::value(next))
-                .filter(Column::Id.eq(id.0))
+            let mut row = self.row(model)?;
+            row.revision = revision as u64;
+            self.seal(&mut row)?;
+            entity::integration::Entity::update(self.model(&row))
                 .exec(&transaction)
                 .await
                 .map_err(|error| fault(&error))?;

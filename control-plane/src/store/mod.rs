@@ -4,34 +4,47 @@
 //! transaction: revisions become visible in their order. The same transaction writes the dirty mark that the relayer
 //! follows (architecture §4.7, §4.9).
 
+mod audit;
 mod change;
 mod entity;
 mod event;
+mod event_log;
 mod integration;
 mod lease;
 mod life;
+mod listing;
 mod node;
+mod retention;
+mod sealed;
+mod token;
 
-use std::{path::Path, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use sea_orm::{
-    ColumnTrait as _, ConnectOptions, ConnectionTrait as _, Database, DatabaseConnection,
-    DatabaseTransaction, DbErr, EntityTrait as _, ExprTrait as _, QueryFilter as _, RuntimeErr, SqlErr,
-    SqliteTransactionMode, TransactionOptions, TransactionTrait as _,
-    sea_query::{Expr, Query},
+    ColumnTrait as _, ConnectOptions, Database, DatabaseConnection, DatabaseTransaction, DbErr,
+    EntityTrait as _, ExprTrait as _, QueryFilter as _, RuntimeErr, SqlErr, SqliteTransactionMode,
+    TransactionOptions, TransactionTrait as _, sea_query::Expr,
 };
+use tbmq_integration::seal::{NoRandomness, Unreadable};
 use tbmq_proto::ids::IntegrationId;
 
 use crate::fault::Faults;
 
 pub use self::{
+    audit::{AuditFilter, AuditRow},
     change::{ChangeKind, ChangeRow},
-    event::{EventBody, EventFilter, EventRow, StatusRow},
-    integration::{Change, Filter, New, Request, Row, Saved},
+    event::{EventBody, EventRow, StatusRow},
+    event_log::{EventFilter, EventPage, EventPlace, Number},
+    integration::{Change, New, Request, Row, Saved},
     lease::{Lease, Observed},
     life::{Life, Mark, Projection},
+    listing::{Listing, Place, PlaceKey, Sort, SortKey},
     node::{KindRow, SessionRow},
+    retention::Expired,
+    sealed::Sealing,
+    token::TokenRow,
 };
+use crate::vault::Vault;
 
 /// Rows that a page or a batch holds at most.
 pub const PAGE_ROWS_MAX: u64 = 1_000;
@@ -46,6 +59,7 @@ const REVISION: &str = "revision";
 #[derive(Clone, Debug)]
 pub struct Store {
     connection: DatabaseConnection,
+    vault: Arc<Vault>,
     faults: Faults,
 }
 
@@ -75,6 +89,12 @@ pub enum Error {
     /// The integration is disabled.
     #[error("the integration is disabled")]
     Disabled,
+    /// There are as many integrations as there may be.
+    #[error("there are {max} integrations already, as many as may be")]
+    LimitReached {
+        /// The limit.
+        max: u64,
+    },
     /// This request id was used, within the last 10 minutes, by the same request, for this integration.
     #[error("the request was done already")]
     Replayed(IntegrationId),
@@ -87,6 +107,18 @@ pub enum Error {
         /// All changes after this revision are kept.
         floor: u64,
     },
+    /// Events after the number that was asked for may have been removed.
+    #[error("events up to sequence {floor} are not all kept any more")]
+    Expired {
+        /// All events after this number are kept, but for those that were cleared.
+        floor: u64,
+    },
+    /// The integration's secrets can't be opened here.
+    #[error("integration {0}: {1}")]
+    Unreadable(IntegrationId, Unreadable),
+    /// The secrets were not sealed, and nothing was saved.
+    #[error(transparent)]
+    NotSealed(#[from] NoRandomness),
     /// A row holds what this version can't read.
     #[error("the database holds {0}")]
     Corrupt(String),
@@ -118,18 +150,30 @@ impl Options {
 }
 
 impl Store {
-    /// Connects and brings the schema up to date.
+    /// As [`Store::open_with`], without keys: secrets are kept in plain text.
     ///
     /// # Errors
     /// When the database can't be reached or migrated.
     pub async fn open(options: &Options) -> Result<Self, Error> {
+        Self::open_with(options, Arc::default()).await
+    }
+
+    /// Connects and brings the schema up to date. Secrets are sealed and opened by `vault`.
+    ///
+    /// # Errors
+    /// When the database can't be reached or migrated.
+    pub async fn open_with(options: &Options, vault: Arc<Vault>) -> Result<Self, Error> {
         let mut single = connect_options(options);
         single.max_connections(1).min_connections(1);
         let migrator = Database::connect(single).await.map_err(|error| fault(&error))?;
         tbmq_migrations::migrate(&migrator).await.map_err(|error| fault(&error))?;
         migrator.close().await.map_err(|error| fault(&error))?;
         let connection = Database::connect(connect_options(options)).await.map_err(|error| fault(&error))?;
-        Ok(Self { connection, faults: Faults::default() })
+        Ok(Self { connection, vault, faults: Faults::default() })
+    }
+
+    pub(crate) fn vault(&self) -> &Arc<Vault> {
+        &self.vault
     }
 
     /// The same store, for tests that have it die between two steps.
@@ -213,17 +257,19 @@ async fn next_revision(transaction: &DatabaseTransaction) -> Result<i64, Error> 
 
 /// Takes the next `count` revisions at once and tells the last of them; as [`next_revision`] otherwise.
 async fn take_revisions(transaction: &DatabaseTransaction, count: usize) -> Result<i64, Error> {
-    use entity::counter::{Column, Entity};
-    // One statement: while its row is locked, every other writer waits.
-    let taking = Query::update()
-        .table(Entity)
-        .value(Column::Value, Expr::col(Column::Value).add(count as i64))
-        .and_where(Expr::col(Column::Name).eq(REVISION))
-        .returning_col(Column::Value)
-        .to_owned();
-    let taken = transaction.query_one(&taking).await.map_err(|error| fault(&error))?;
-    let taken = taken.ok_or_else(|| Error::Corrupt(format!("no counter {REVISION}")))?;
-    taken.try_get("", "value").map_err(|error| fault(&error))
+    take_numbers(transaction, REVISION, count).await
+}
+
+/// Takes the next `count` numbers of a counter and tells the last of them. The counter's row stays locked until the
+/// transaction ends. Whoever takes of several counters begins with the revisions: no deadlock.
+async fn take_numbers(transaction: &DatabaseTransaction, name: &str, count: usize) -> Result<i64, Error> {
+    let rows = entity::counter::Entity::update_many()
+        .col_expr(entity::counter::Column::Value, Expr::col(entity::counter::Column::Value).add(count as i64))
+        .filter(entity::counter::Column::Name.eq(name))
+        .exec_with_returning(transaction)
+        .await
+        .map_err(|error| fault(&error))?;
+    rows.first().map(|row| row.value).ok_or_else(|| Error::Corrupt(format!("no counter {name}")))
 }
 
 async fn read_counter(connection: &impl sea_orm::ConnectionTrait, name: &str) -> Result<u64, Error> {

@@ -1,8 +1,8 @@
 //! Kinds that executors announced, and sessions of data planes.
 
 use sea_orm::{
-    ActiveValue::Set, ColumnTrait as _, EntityTrait as _, QueryFilter as _, QueryOrder as _, sea_query::Expr,
-    sea_query::OnConflict,
+    ActiveValue::Set, ColumnTrait as _, Condition, EntityTrait as _, QueryFilter as _, QueryOrder as _,
+    sea_query::Expr, sea_query::OnConflict,
 };
 
 use super::{Error, Store, entity, fault};
@@ -27,6 +27,10 @@ pub struct SessionRow {
     pub incarnation: String,
     /// The control plane that holds the session.
     pub replica: String,
+    /// Its process start; empty when it is of a release that did not tell.
+    pub replica_incarnation: String,
+    /// Where other control planes reach it, such as `http://cp1:9090`; empty when it did not tell.
+    pub replica_address: String,
     /// Version of the program.
     pub version: String,
     /// Addresses that it serves.
@@ -35,6 +39,10 @@ pub struct SessionRow {
     pub capabilities: Vec<String>,
     /// Epoch ms by the replica's clock.
     pub seen_ms: i64,
+    /// Connected clients, as it told last.
+    pub connections: u64,
+    /// It takes no clients.
+    pub draining: bool,
 }
 
 impl Store {
@@ -79,7 +87,7 @@ impl Store {
             .exec_without_returning(&self.connection)
             .await
             .map_err(|error| fault(&error))?;
-        Ok(())
+        self.look_again(&kind.name).await
     }
 
     /// Takes a session over unless a newer incarnation of the data plane has one; then that one is returned.
@@ -106,6 +114,10 @@ impl Store {
             capabilities: Set(list(&session.capabilities)),
             connected_ms: Set(session.seen_ms),
             seen_ms: Set(session.seen_ms),
+            replica_incarnation: Set(session.replica_incarnation.clone()),
+            replica_address: Set(session.replica_address.clone()),
+            connections: Set(session.connections as i64),
+            draining: Set(session.draining),
         };
         entity::node_session::Entity::insert(model)
             .on_conflict(
@@ -118,6 +130,10 @@ impl Store {
                         Column::Capabilities,
                         Column::ConnectedMs,
                         Column::SeenMs,
+                        Column::ReplicaIncarnation,
+                        Column::ReplicaAddress,
+                        Column::Connections,
+                        Column::Draining,
                     ])
                     .to_owned(),
             )
@@ -128,47 +144,50 @@ impl Store {
         Ok(None)
     }
 
-    /// Notes a heartbeat; otherwise returns the incarnation that has replaced this one (empty when unknown).
+    /// Notes a heartbeat of a session, with the time and the state that it holds now. Otherwise returns the incarnation
+    /// that has a session instead, here or at another control plane; empty when none has.
     ///
     /// # Errors
     /// The database's.
-    pub async fn touch_session(
-        &self,
-        service_id: &str,
-        incarnation: &str,
-        now_ms: i64,
-    ) -> Result<Option<String>, Error> {
+    pub async fn touch_session(&self, session: &SessionRow) -> Result<Option<String>, Error> {
         use entity::node_session::Column;
         let result = entity::node_session::Entity::update_many()
-            .col_expr(Column::SeenMs, Expr::value(now_ms))
-            .filter(Column::ServiceId.eq(service_id))
-            .filter(Column::Incarnation.eq(incarnation))
+            .col_expr(Column::SeenMs, Expr::value(session.seen_ms))
+            .col_expr(Column::Connections, Expr::value(session.connections as i64))
+            .col_expr(Column::Draining, Expr::value(session.draining))
+            .filter(held_by(session))
             .exec(&self.connection)
             .await
             .map_err(|error| fault(&error))?;
         if result.rows_affected > 0 {
             return Ok(None);
         }
-        let held = entity::node_session::Entity::find_by_id(service_id.to_owned())
-            .one(&self.connection)
-            .await
-            .map_err(|error| fault(&error))?;
-        Ok(Some(held.map(|held| held.incarnation).unwrap_or_default()))
+        Ok(Some(self.session(&session.service_id).await?.map(|held| held.incarnation).unwrap_or_default()))
     }
 
-    /// Ends a session, unless a newer incarnation has taken it over.
+    /// Ends a session, unless a newer incarnation or another control plane has taken it over.
     ///
     /// # Errors
     /// The database's.
-    pub async fn close_session(&self, service_id: &str, incarnation: &str) -> Result<(), Error> {
-        use entity::node_session::Column;
+    pub async fn close_session(&self, session: &SessionRow) -> Result<(), Error> {
         entity::node_session::Entity::delete_many()
-            .filter(Column::ServiceId.eq(service_id))
-            .filter(Column::Incarnation.eq(incarnation))
+            .filter(held_by(session))
             .exec(&self.connection)
             .await
             .map_err(|error| fault(&error))?;
         Ok(())
+    }
+
+    /// The session of a data plane, alive or not.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn session(&self, service_id: &str) -> Result<Option<SessionRow>, Error> {
+        let model = entity::node_session::Entity::find_by_id(service_id.to_owned())
+            .one(&self.connection)
+            .await
+            .map_err(|error| fault(&error))?;
+        Ok(model.map(from_model))
     }
 
     /// Removes sessions that were last alive before `before_ms`: of control planes that died.
@@ -194,18 +213,32 @@ impl Store {
             .all(&self.connection)
             .await
             .map_err(|error| fault(&error))?;
-        let list = |text: &str| serde_json::from_str(text).unwrap_or_default();
-        Ok(models
-            .into_iter()
-            .map(|model| SessionRow {
-                addresses: list(&model.addresses),
-                capabilities: list(&model.capabilities),
-                service_id: model.service_id,
-                incarnation: model.incarnation,
-                replica: model.replica,
-                version: model.version,
-                seen_ms: model.seen_ms,
-            })
-            .collect())
+        Ok(models.into_iter().map(from_model).collect())
+    }
+}
+
+/// This session, and no later one of its data plane.
+fn held_by(session: &SessionRow) -> Condition {
+    use entity::node_session::Column;
+    Condition::all()
+        .add(Column::ServiceId.eq(&session.service_id))
+        .add(Column::Incarnation.eq(&session.incarnation))
+        .add(Column::ReplicaIncarnation.eq(&session.replica_incarnation))
+}
+
+fn from_model(model: entity::node_session::Model) -> SessionRow {
+    let list = |text: &str| serde_json::from_str(text).unwrap_or_default();
+    SessionRow {
+        addresses: list(&model.addresses),
+        capabilities: list(&model.capabilities),
+        service_id: model.service_id,
+        incarnation: model.incarnation,
+        replica: model.replica,
+        replica_incarnation: model.replica_incarnation,
+        replica_address: model.replica_address,
+        version: model.version,
+        seen_ms: model.seen_ms,
+        connections: model.connections as u64,
+        draining: model.draining,
     }
 }

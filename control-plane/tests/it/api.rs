@@ -343,7 +343,36 @@ async fn validate_only_does_everything_but_save() {
     };
     let previewed = plane.integrations.clone().update_integration(update).await.unwrap().into_inner();
     assert_eq!(previewed.display_name, "two");
+    assert_eq!((previewed.revision, previewed.etag.as_str()), (0, ""), "it has no version yet");
     assert_eq!(plane.get(&created.name).await.unwrap().display_name, "one");
+}
+
+#[tokio::test]
+async fn an_update_that_changes_nothing_makes_no_revision_and_its_preview_says_so() {
+    let cluster = Cluster::new();
+    let plane = cluster.control_plane("cp1").await;
+    let executor = cluster.executor(Verdict::Accept).await;
+    let created = plane.create("one").await.unwrap();
+    let asked = executor.requests.lock().len();
+    let update = async |configuration_json: String, validate_only| {
+        let integration =
+            Integration { name: created.name.clone(), configuration_json, ..integration("one") };
+        let request =
+            UpdateIntegrationRequest { integration: Some(integration), validate_only, ..Default::default() };
+        plane.integrations.clone().update_integration(request).await.unwrap().into_inner()
+    };
+    let secret = integration("one").configuration_json;
+    assert!(secret.contains("s3cret"));
+    for same in [&secret, &created.configuration_json] {
+        for validate_only in [true, false] {
+            let answer = update(same.clone(), validate_only).await;
+            assert_eq!((answer.revision, &answer.etag), (created.revision, &created.etag));
+        }
+    }
+    assert_eq!(executor.requests.lock().len(), asked, "nothing was to be validated");
+    let other = secret.replace("s3cret", "an0ther");
+    assert_eq!(update(other.clone(), true).await.etag, "", "another secret is a change");
+    assert!(update(other, false).await.revision > created.revision);
 }
 
 #[tokio::test]

@@ -301,8 +301,8 @@ impl System {
             Call::Update => "UPDATED",
             Call::Delete => "DELETED",
         };
-        let filter = EventFilter { integration: Some(self.id), limit: 100, ..EventFilter::default() };
-        let events = self.store.events(&filter).await.unwrap();
+        let filter = EventFilter { integration: Some(self.id), ..EventFilter::default() };
+        let events = self.store.events(&filter, None, 100).await.unwrap();
         let is_it = |body: &EventBody| matches!(body, EventBody::Lifecycle { event, .. } if event == wanted);
         // Executors do not say any of these.
         events.iter().filter(|event| event.service_id == "cp1" && is_it(&event.body)).count()

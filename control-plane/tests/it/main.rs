@@ -2,15 +2,25 @@
 //! tests.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod access;
 mod api;
 mod crash;
+mod event_log;
+mod events;
+mod fuzz;
+mod nodes;
+mod overload;
 mod ownership;
 mod postgres;
 mod relay;
 mod replicas;
+mod sealed;
 mod shards;
+mod stats;
 mod store;
 mod support;
+mod tls;
 mod topics;
+mod uplink;
 mod watch;
 mod watch_cut;

@@ -68,7 +68,8 @@ async fn each_shard_has_a_partition_of_messages_and_a_record_of_its_own() {
     let commit = |partition, generation| Commit {
         partition: TopicPartition::new(topic.as_str(), partition),
         offset: 2,
-        metadata: CommitMetadata { generation, epoch: 5, topic: info.id.clone() }.to_text(),
+        metadata: CommitMetadata { generation, epoch: 5, topic: info.id.clone(), ..Default::default() }
+            .to_text(),
     };
     let group = cluster.catalogue.messages_group();
     let mut reader = cluster.bus.reader(ReaderConfig::new("ie1", Some(group))).await.unwrap();

@@ -329,7 +329,7 @@ async fn a_watch_of_one_integration_hears_of_no_other() {
     assert_eq!(watch.told().await.1.uid, one.id.to_string());
     let two = store.create(new("two", 0), now()).await.unwrap();
     while watch.bookmark().await < two.revision {}
-    let restarted = store.restart(one.id, now()).await.unwrap();
+    let restarted = store.restart(one.id, None, now()).await.unwrap();
     let (what, integration, revision) = watch.told().await;
     assert_eq!((what, integration.uid), (Type::Modified, one.id.to_string()));
     assert_eq!(revision, restarted.revision);
@@ -374,7 +374,7 @@ fn saved(now_ms: i64) -> Saved<'static> {
 }
 
 /// An integration with a document of so many bytes and some more.
-fn new(name: &str, bytes: usize) -> New {
+pub(crate) fn new(name: &str, bytes: usize) -> New {
     let filler = "x".repeat(bytes);
     let configuration =
         format!(r#"{{"topicFilters":["a"],"metadata":{{"f":"{filler}"}},"clientConfiguration":{{}}}}"#);
@@ -424,7 +424,7 @@ async fn every_write_leaves_its_change(store: &Store) {
     let disabled = store.set_enabled(row.id, None, false, saved(10)).await.unwrap();
     store.set_enabled(row.id, None, false, saved(10)).await.unwrap();
     let enabled = store.set_enabled(row.id, None, true, saved(10)).await.unwrap();
-    let restarted = store.restart(row.id, saved(10)).await.unwrap();
+    let restarted = store.restart(row.id, None, saved(10)).await.unwrap();
     store.mark_again(row.id, 0, 10).await.unwrap();
     store.mark_again(row.id, restarted.revision + 1, 10).await.unwrap();
     let marked = store.get(row.id).await.unwrap();
@@ -489,7 +489,7 @@ async fn a_reader_misses_nothing_of_concurrent_writers(store: &Store, options: &
                 let event = if i % 2 == 0 { "STARTED" } else { "STOPPED" };
                 match (writer + i) % 3 {
                     0 => store.store_events(&[lifecycle(row.id, i + 1, event)]).await.unwrap(),
-                    1 => drop(store.restart(row.id, saved(1)).await.unwrap()),
+                    1 => drop(store.restart(row.id, None, saved(1)).await.unwrap()),
                     _ => drop(store.set_enabled(row.id, None, true, saved(1)).await.unwrap()),
                 }
             }

@@ -4,7 +4,7 @@
 //! 32,768 levels. Matching reads only; a data plane shares the tree behind a read-write lock, held for the match and
 //! not for what follows.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, ops::ControlFlow};
 
 /// Where the root lies.
 const ROOT: usize = 0;
@@ -147,6 +147,41 @@ impl<S: PartialEq, V> Tree<S, V> {
         }
     }
 
+    /// As [`Tree::matching`], with each filter's text, until `found` breaks. Notes the way to each node, so it is for
+    /// questions and not for messages.
+    pub fn matching_filters<'a>(
+        &'a self,
+        name: &str,
+        mut found: impl FnMut(&str, &'a S, &'a V) -> ControlFlow<()>,
+    ) {
+        // What was reached, each with where it was reached from: an index of this list and the level's text.
+        let mut reached = vec![Step { node: ROOT, from: 0, level: "" }];
+        let mut current = 0..1;
+        let is_dollar = name.starts_with('$');
+        for (depth, level) in name.split('/').enumerate() {
+            let wildcards = depth > 0 || !is_dollar;
+            for from in current.clone() {
+                let node = &self.nodes[reached[from].node];
+                if wildcards {
+                    let text = || text_of(&reached, from, true);
+                    if tell(&node.below, text, &mut found).is_break() {
+                        return;
+                    }
+                    reached.extend(node.plus.map(|node| Step { node, from, level: "+" }));
+                }
+                reached.extend(node.children.get(level).map(|node| Step { node: *node, from, level }));
+            }
+            current = current.end..reached.len();
+        }
+        for from in current {
+            let node = &self.nodes[reached[from].node];
+            let here = tell(&node.here, || text_of(&reached, from, false), &mut found);
+            if here.is_break() || tell(&node.below, || text_of(&reached, from, true), &mut found).is_break() {
+                return;
+            }
+        }
+    }
+
     fn child(&self, at: usize, level: &str) -> Option<usize> {
         let node = &self.nodes[at];
         if level == "+" { node.plus } else { node.children.get(level).copied() }
@@ -168,6 +203,41 @@ impl<S: PartialEq, V> Tree<S, V> {
         }
         child
     }
+}
+
+/// One level of a way through the tree.
+#[derive(Clone, Copy, Debug)]
+struct Step<'n> {
+    node: usize,
+    from: usize,
+    level: &'n str,
+}
+
+/// The filter whose way ends at an entry of `reached`.
+fn text_of(reached: &[Step<'_>], mut at: usize, is_multi: bool) -> String {
+    let mut levels = Vec::new();
+    if is_multi {
+        levels.push("#");
+    }
+    // The root is the first.
+    while at > 0 {
+        levels.push(reached[at].level);
+        at = reached[at].from;
+    }
+    levels.reverse();
+    levels.join("/")
+}
+
+fn tell<'a, S, V>(
+    list: &'a [(S, V)],
+    text: impl FnOnce() -> String,
+    found: &mut impl FnMut(&str, &'a S, &'a V) -> ControlFlow<()>,
+) -> ControlFlow<()> {
+    if list.is_empty() {
+        return ControlFlow::Continue(());
+    }
+    let text = text();
+    list.iter().try_for_each(|(subscriber, value)| found(&text, subscriber, value))
 }
 
 /// The levels of a filter without a closing `#`, and whether there was one.
@@ -212,6 +282,33 @@ mod tests {
     }
 
     #[test]
+    fn a_question_finds_what_a_message_finds_and_tells_the_filters() {
+        let mut tree = Tree::new();
+        let filters = [
+            "a/b", "a/+", "a/#", "a/b/#", "#", "+/b", "+/+", "+/#", "a", "/a", "/+", "+", "$SYS/#", "$SYS/+",
+        ];
+        for (subscriber, filter) in (0..).zip(filters) {
+            tree.insert(filter, subscriber, ());
+        }
+        for name in ["a/b", "a", "/a", "a/b/c", "$SYS", "$SYS/x", "/", "nobody/wants/this"] {
+            let mut told = Vec::new();
+            tree.matching_filters(name, |filter, subscriber, ()| {
+                assert_eq!(filter, filters[*subscriber as usize], "for {name}");
+                told.push(*subscriber);
+                ControlFlow::Continue(())
+            });
+            told.sort_unstable();
+            assert_eq!(told, found(&tree, name), "{name}");
+        }
+        let mut count = 0;
+        tree.matching_filters("a/b", |_, _, ()| {
+            count += 1;
+            if count == 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        assert_eq!(count, 2, "it ends when told");
+    }
+
+    #[test]
     fn an_emptied_tree_reuses_its_nodes() {
         let mut tree = Tree::new();
         for round in 0..3 {
@@ -228,6 +325,12 @@ mod tests {
         tree.insert(&name, 1, ());
         tree.insert("+/#", 2, ());
         assert_eq!(found(&tree, &name), [1, 2]);
+        let mut told = Vec::new();
+        tree.matching_filters(&name, |filter, subscriber, ()| {
+            told.push((*subscriber, filter.len()));
+            ControlFlow::Continue(())
+        });
+        assert_eq!(told, [(2, 3), (1, name.len())]);
         assert_eq!(tree.remove(&name, &1), Some(()));
     }
 }

@@ -31,13 +31,18 @@ impl Tcp {
         self.listener.local_addr()
     }
 
-    /// Accepts connections until a drain begins.
+    /// Accepts connections until the node takes none any more: then the port is closed. Ends with the process.
     pub(crate) async fn run(self, plane: Arc<Plane>) {
-        let drain = plane.drain.clone();
+        self.accept(&plane).await;
+        plane.drain.begun().await;
+    }
+
+    async fn accept(self, plane: &Arc<Plane>) {
         loop {
             let accepted = tokio::select! {
                 accepted = self.listener.accept() => accepted,
-                () = drain.begun() => return,
+                () = plane.retiring.begun() => return,
+                () = plane.drain.begun() => return,
             };
             match accepted {
                 Ok((stream, _)) => {

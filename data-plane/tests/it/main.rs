@@ -7,6 +7,8 @@ mod bus_trouble;
 #[cfg(test)]
 mod client;
 #[cfg(test)]
+mod commands;
+#[cfg(test)]
 mod control_session;
 #[cfg(test)]
 mod delivery;

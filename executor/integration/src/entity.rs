@@ -62,7 +62,7 @@ pub struct Delivery {
 }
 
 /// A configuration document that has the right shape.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub struct Document {
     /// `topicFilters`, without duplicates, in order. Their syntax is checked by the control plane.
     pub topic_filters: Vec<String>,
@@ -75,6 +75,19 @@ pub struct Document {
     /// `shards`: over how many executors the integration can be spread, from 1 (the default) to [`SHARDS_MAX`]. It is
     /// fixed when the integration is created.
     pub shards: u32,
+}
+
+impl fmt::Debug for Document {
+    // `clientConfiguration` may hold secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { topic_filters, metadata, client_configuration: _, delivery, shards } = self;
+        f.debug_struct("Document")
+            .field("topic_filters", topic_filters)
+            .field("metadata", metadata)
+            .field("delivery", delivery)
+            .field("shards", shards)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Document {

@@ -395,7 +395,7 @@ mod tests {
     }
 
     fn apply(revision: u64, enabled: bool) -> Desired {
-        let target = Target { name: "n".into(), enabled, configuration: "{}".into() };
+        let target = Target { name: "n".into(), enabled, configuration: "{}".into(), sealed: None };
         state(revision, Change::Apply { cause: Cause::Updated, target })
     }
 

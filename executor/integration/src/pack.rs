@@ -87,6 +87,8 @@ pub struct Item<M> {
     pub key: u64,
     /// Its bytes.
     pub weight: usize,
+    /// When it was written, epoch ms.
+    pub timestamp_ms: i64,
     /// Epoch ms after which it is not to be delivered; 0 or less: never.
     pub expires_at_ms: i64,
     /// The message.
@@ -197,6 +199,16 @@ impl Settled {
     pub fn total(&self) -> u64 {
         self.delivered + self.rejected + self.skipped + self.dead_lettered + self.expired
     }
+
+    fn count(&mut self, exit: Exit) {
+        match exit {
+            Exit::Delivered => self.delivered += 1,
+            Exit::Rejected => self.rejected += 1,
+            Exit::Skipped => self.skipped += 1,
+            Exit::DeadLettered => self.dead_lettered += 1,
+            Exit::Expired => self.expired += 1,
+        }
+    }
 }
 
 /// A message that was given up on, to be written elsewhere; answered by [`Partition::dead_lettered`] or
@@ -246,6 +258,8 @@ pub struct Partition<M> {
     position: Option<u64>,
     seen: u64,
     settled: Settled,
+    /// Those of `settled` that lie below everything that has not left.
+    settled_in_order: Settled,
     processor: Processor,
     /// Answers by which the remote end confirmed that it is at work.
     confirmed: u64,
@@ -260,8 +274,11 @@ struct Entry<M> {
     /// `None`: it waits for no other and none waits for it.
     key: Option<u64>,
     weight: usize,
+    timestamp_ms: i64,
     expires_at_ms: i64,
     pack: u64,
+    /// Records right behind it that retention removed before they were read.
+    gap: u64,
     attempts: u32,
     /// When it was taken, then when its first attempt began.
     first: Millis,
@@ -280,10 +297,10 @@ enum State {
     Waiting,
     /// Until its dead letter is written.
     Parting,
-    Left,
+    Left(Exit),
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Exit {
     Delivered,
     Rejected,
@@ -331,6 +348,7 @@ impl<M: Clone> Partition<M> {
             position: None,
             seen: 0,
             settled: Settled::default(),
+            settled_in_order: Settled::default(),
             processor: Processor::default(),
             confirmed: 0,
             late: 0,
@@ -356,8 +374,10 @@ impl<M: Clone> Partition<M> {
                 offset: item.offset,
                 key: is_keyed.then_some(item.key),
                 weight: item.weight,
+                timestamp_ms: item.timestamp_ms,
                 expires_at_ms: item.expires_at_ms,
                 pack,
+                gap: 0,
                 attempts: 0,
                 first: now,
                 state: State::Ready,
@@ -393,6 +413,10 @@ impl<M: Clone> Partition<M> {
         if to > from {
             self.seen += to - from;
             self.settled.expired += to - from;
+            match self.entries.back_mut() {
+                Some(last) => last.gap += to - from,
+                None => self.settled_in_order.expired += to - from,
+            }
             self.position = Some(to);
             self.notices.push_back(Notice::Gap { from, to });
         }
@@ -554,6 +578,18 @@ impl<M: Clone> Partition<M> {
     /// Everything below has left, or was never there. `None`: nothing is known yet.
     pub fn commit_position(&self) -> Option<u64> {
         self.entries.front().map_or(self.position, |entry| Some(entry.offset))
+    }
+
+    /// How the messages below [`Partition::commit_position`] left: what a commit of that position may count, since
+    /// those above it will be taken again by whoever begins there.
+    pub fn settled_in_order(&self) -> Settled {
+        self.settled_in_order
+    }
+
+    /// When the oldest message that has not left was written, epoch ms: the one at [`Partition::commit_position`].
+    /// `None`: none is held.
+    pub fn oldest_ms(&self) -> Option<i64> {
+        self.entries.front().map(|entry| entry.timestamp_ms)
     }
 
     /// Whether there is room for another pack.
@@ -718,15 +754,9 @@ impl<M: Clone> Partition<M> {
     }
 
     fn leave(&mut self, number: u64, exit: Exit) {
-        match exit {
-            Exit::Delivered => self.settled.delivered += 1,
-            Exit::Rejected => self.settled.rejected += 1,
-            Exit::Skipped => self.settled.skipped += 1,
-            Exit::DeadLettered => self.settled.dead_lettered += 1,
-            Exit::Expired => self.settled.expired += 1,
-        }
+        self.settled.count(exit);
         let entry = self.entry(number);
-        entry.state = State::Left;
+        entry.state = State::Left(exit);
         entry.message = None;
         let (key, weight, pack) = (entry.key, entry.weight, entry.pack);
         self.bytes -= weight;
@@ -747,7 +777,9 @@ impl<M: Clone> Partition<M> {
 
     /// Removes what has left from the front, and counts packs that are done.
     fn trim(&mut self) {
-        while self.entries.front().is_some_and(|entry| entry.state == State::Left) {
+        while let Some(Entry { state: State::Left(exit), gap, .. }) = self.entries.front() {
+            self.settled_in_order.count(*exit);
+            self.settled_in_order.expired += gap;
             self.entries.pop_front();
             self.base += 1;
         }

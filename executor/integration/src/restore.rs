@@ -231,7 +231,7 @@ mod tests {
     }
 
     fn apply(name: &str) -> Change {
-        let target = Target { name: name.into(), enabled: true, configuration: "{}".into() };
+        let target = Target { name: name.into(), enabled: true, configuration: "{}".into(), sealed: None };
         Change::Apply { cause: Cause::Updated, target }
     }
 
@@ -245,6 +245,7 @@ mod tests {
             name: String::new(),
             enabled: true,
             configuration: "{}".to_owned(),
+            sealed: None,
             created_ms: 0,
             deadline_ms: 0,
         }

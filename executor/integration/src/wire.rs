@@ -3,7 +3,7 @@
 //! Reading never panics and never guesses: a record that can't be understood is an [`Error`] for the driver to log
 //! with topic, partition and offset, to count, and to skip.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use bytes::Bytes;
 use prost::Message as _;
@@ -14,7 +14,11 @@ use tbmq_proto::{
 };
 use uuid::Uuid;
 
-use crate::entity::Violation;
+use crate::{
+    entity::Violation,
+    pack::Settled,
+    seal::{Purpose, Sealed},
+};
 
 /// A record that can't be understood.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -95,14 +99,28 @@ pub enum Cause {
 }
 
 /// What is to run.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Target {
     /// Name of the integration.
     pub name: Arc<str>,
     /// Whether it is to run at all.
     pub enabled: bool,
-    /// The configuration document, JSON text.
+    /// The configuration document, JSON text; with masks in the places of what is sealed.
     pub configuration: Arc<str>,
+    /// The secrets of the document, if they are encrypted.
+    pub sealed: Option<Sealed>,
+}
+
+impl fmt::Debug for Target {
+    // The configuration may hold secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, enabled, sealed, .. } = self;
+        f.debug_struct("Target")
+            .field("name", name)
+            .field("enabled", enabled)
+            .field("sealed", sealed)
+            .finish_non_exhaustive()
+    }
 }
 
 /// What an executor is asked.
@@ -124,7 +142,7 @@ impl RequestType {
 }
 
 /// A request to an executor.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct ValidationRequest {
     /// Correlation id, and key of the record.
     pub id: Uuid,
@@ -140,12 +158,27 @@ pub struct ValidationRequest {
     pub name: String,
     /// Whether it is to be enabled.
     pub enabled: bool,
-    /// The configuration document, JSON text.
+    /// The configuration document, JSON text; with masks in the places of what is sealed.
     pub configuration: String,
+    /// The secrets of the document, if they are encrypted.
+    pub sealed: Option<Sealed>,
     /// Epoch ms of creation.
     pub created_ms: i64,
     /// Epoch ms after which no reply is expected; 0 or less: none.
     pub deadline_ms: i64,
+}
+
+impl fmt::Debug for ValidationRequest {
+    // The configuration may hold secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ValidationRequest")
+            .field("id", &self.id)
+            .field("request_type", &self.request_type)
+            .field("integration", &self.integration)
+            .field("kind", &self.kind)
+            .field("sealed", &self.sealed)
+            .finish_non_exhaustive()
+    }
 }
 
 /// An executor's answer.
@@ -218,6 +251,7 @@ fn decode_desired(message: proto::IntegrationMsgProto, revision: Option<&str>) -
                     .configuration
                     .ok_or_else(|| Error::Field { field: "configuration", problem: "is missing".to_owned() })?
                     .into(),
+                sealed: sealed(message.sealed, Purpose::Revision(message.revision))?,
             },
         },
     };
@@ -251,8 +285,9 @@ fn decode_request(request: proto::IntegrationValidationRequestProto) -> Result<V
     let entity = request
         .configuration
         .ok_or_else(|| Error::Field { field: "configuration", problem: "is missing".to_owned() })?;
+    let id = uuid(request.id_msb, request.id_lsb);
     Ok(ValidationRequest {
-        id: uuid(request.id_msb, request.id_lsb),
+        id,
         reply_to: request.service_id,
         request_type,
         integration: IntegrationId::from_halves(entity.integration_id_msb, entity.integration_id_lsb),
@@ -260,9 +295,27 @@ fn decode_request(request: proto::IntegrationValidationRequestProto) -> Result<V
         name: entity.name,
         enabled: entity.enabled,
         configuration: entity.configuration,
+        sealed: sealed(entity.sealed, Purpose::Request(id))?,
         created_ms: request.timestamp,
         deadline_ms: request.deadline,
     })
+}
+
+fn sealed(message: Option<proto::SealedProto>, purpose: Purpose) -> Result<Option<Sealed>, Error> {
+    let Some(proto::SealedProto { key_id, nonce, ciphertext }) = message else { return Ok(None) };
+    let nonce = nonce.as_ref().try_into().map_err(|_| Error::Field {
+        field: "nonce",
+        problem: format!("has {} bytes instead of 12", nonce.len()),
+    })?;
+    Ok(Some(Sealed { key_id, purpose, nonce, ciphertext }))
+}
+
+fn encode_sealed(sealed: &Sealed) -> proto::SealedProto {
+    proto::SealedProto {
+        key_id: sealed.key_id.clone(),
+        nonce: Bytes::copy_from_slice(&sealed.nonce),
+        ciphertext: sealed.ciphertext.clone(),
+    }
 }
 
 fn kind(text: &str) -> Result<Kind, Error> {
@@ -286,6 +339,7 @@ pub fn encode_desired(desired: &Desired) -> Bytes {
         Change::Apply { cause: Cause::Updated, target } => (Event::Updated, Some(target)),
         Change::Apply { cause: Cause::Reinit, target } => (Event::Reinit, Some(target)),
     };
+    let sealed = target.and_then(|target| target.sealed.as_ref());
     let message = proto::IntegrationMsgProto {
         integration_id_msb: msb,
         integration_id_lsb: lsb,
@@ -298,8 +352,12 @@ pub fn encode_desired(desired: &Desired) -> Bytes {
         shard: desired.shard.index,
         // One shard is TBMQ's own form: the field stays away.
         shard_count: if desired.shard_count > 1 { desired.shard_count } else { 0 },
-        sealed: None,
-        revision: 0,
+        sealed: sealed.map(encode_sealed),
+        revision: match sealed.map(|sealed| sealed.purpose) {
+            Some(Purpose::Revision(revision)) => revision,
+            // Without secrets it is TBMQ's own form; the header tells the revision.
+            Some(Purpose::Request(_)) | None => 0,
+        },
     };
     let message =
         proto::DownlinkIntegrationMsgProto { integration_msg: Some(message), validation_request_msg: None };
@@ -323,7 +381,7 @@ pub fn encode_request(request: &ValidationRequest) -> Bytes {
             enabled: request.enabled,
             configuration: request.configuration.clone(),
             additional_info: None,
-            sealed: None,
+            sealed: request.sealed.as_ref().map(encode_sealed),
         }),
         r#type: request.request_type.as_str().to_owned(),
         timestamp: request.created_ms,
@@ -449,6 +507,75 @@ pub struct CommitMetadata {
     /// The bus's id of the topic; a commit for another topic of the same name is void. Empty: not known.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub topic: String,
+    /// What became of the messages below the offset, counted on from owner to owner.
+    #[serde(default, rename = "n", skip_serializing_if = "Totals::is_zero")]
+    pub totals: Totals,
+    /// When the record at the offset was written, epoch ms; absent when the owner did not hold it yet.
+    #[serde(default, rename = "o", skip_serializing_if = "Option::is_none")]
+    pub oldest_ms: Option<i64>,
+}
+
+/// What became of the messages of a partition since its topic was made: each is counted by exactly one of the first
+/// five. Older owners counted nothing, so the sum may be less than the offset.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
+pub struct Totals {
+    /// The remote end confirmed.
+    #[serde(rename = "d", skip_serializing_if = "is_zero")]
+    pub delivered: u64,
+    /// No attempt could have succeeded.
+    #[serde(rename = "j", skip_serializing_if = "is_zero")]
+    pub rejected: u64,
+    /// Given up as the strategy says, or not fit to be submitted.
+    #[serde(rename = "s", skip_serializing_if = "is_zero")]
+    pub skipped: u64,
+    /// Given up, and written to the dead letters.
+    #[serde(rename = "l", skip_serializing_if = "is_zero")]
+    pub dead_lettered: u64,
+    /// Too old, or removed by retention.
+    #[serde(rename = "x", skip_serializing_if = "is_zero")]
+    pub expired: u64,
+    /// Attempts that were followed by another one, those above the offset included.
+    #[serde(rename = "r", skip_serializing_if = "is_zero")]
+    pub retries: u64,
+}
+
+impl Totals {
+    /// Messages that have left.
+    pub fn settled(&self) -> u64 {
+        [self.delivered, self.rejected, self.skipped, self.dead_lettered, self.expired]
+            .into_iter()
+            .fold(0, u64::saturating_add)
+    }
+
+    /// These and what one owner has counted since it began where these end.
+    #[must_use]
+    pub fn and(self, settled: Settled, retries: u64) -> Self {
+        Self {
+            delivered: self.delivered.saturating_add(settled.delivered),
+            rejected: self.rejected.saturating_add(settled.rejected),
+            skipped: self.skipped.saturating_add(settled.skipped),
+            dead_lettered: self.dead_lettered.saturating_add(settled.dead_lettered),
+            expired: self.expired.saturating_add(settled.expired),
+            retries: self.retries.saturating_add(retries),
+        }
+    }
+
+    /// The sum of two partitions.
+    #[must_use]
+    pub fn with(self, other: Self) -> Self {
+        let Self { delivered, rejected, skipped, dead_lettered, expired, retries } = other;
+        self.and(Settled { delivered, rejected, skipped, dead_lettered, expired }, retries)
+    }
+
+    fn is_zero(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 impl CommitMetadata {
@@ -485,12 +612,63 @@ mod tests {
 
     #[test]
     fn a_desired_state_survives_the_wire() {
-        let target = Target { name: "n".into(), enabled: false, configuration: "{}".into() };
-        for change in [Change::Deleted, Change::Apply { cause: Cause::Reinit, target }] {
+        let target = Target { name: "n".into(), enabled: false, configuration: "{}".into(), sealed: None };
+        let secrets = Target { sealed: Some(sealed_for(Purpose::Revision(41))), ..target.clone() };
+        for change in [
+            Change::Deleted,
+            Change::Apply { cause: Cause::Reinit, target },
+            Change::Apply { cause: Cause::Updated, target: secrets },
+        ] {
             let before = desired(change);
             let bytes = encode_desired(&before);
             assert_eq!(decode_downlink(Some(&bytes), Some("42")), Ok(Downlink::Desired(before)));
         }
+    }
+
+    fn sealed_for(purpose: Purpose) -> Sealed {
+        let ciphertext = Bytes::from_static(b"text and tag");
+        Sealed { key_id: "k".to_owned(), purpose, nonce: [7; 12], ciphertext }
+    }
+
+    fn request(id: Uuid) -> ValidationRequest {
+        ValidationRequest {
+            id,
+            reply_to: "cp1".to_owned(),
+            request_type: RequestType::CheckConnection,
+            integration: IntegrationId(Uuid::from_u128(7)),
+            kind: "HTTP".parse().unwrap(),
+            name: "n".to_owned(),
+            enabled: true,
+            configuration: "planted".to_owned(),
+            sealed: Some(sealed_for(Purpose::Request(id))),
+            created_ms: 1,
+            deadline_ms: 2,
+        }
+    }
+
+    #[test]
+    fn a_request_survives_the_wire() {
+        let before = request(Uuid::from_u128(9));
+        let bytes = encode_request(&before);
+        assert_eq!(decode_downlink(Some(&bytes), None), Ok(Downlink::Request(before)));
+    }
+
+    #[test]
+    fn a_nonce_of_another_length_is_a_bad_record() {
+        let mut message = proto::IntegrationMsgProto { r#type: "HTTP".to_owned(), ..Default::default() };
+        message.configuration = Some("{}".to_owned());
+        message.sealed = Some(proto::SealedProto { nonce: Bytes::from_static(b"1"), ..Default::default() });
+        let error = decode_desired(message, None).unwrap_err();
+        assert_eq!(error.to_string(), "nonce has 1 bytes instead of 12");
+    }
+
+    #[test]
+    fn what_is_to_run_is_not_printed() {
+        let target =
+            Target { name: "n".into(), enabled: true, configuration: "planted".into(), sealed: None };
+        let desired = desired(Change::Apply { cause: Cause::Created, target });
+        let printed = format!("{desired:?} {:?}", request(Uuid::nil()));
+        assert!(!printed.contains("planted"), "{printed}");
     }
 
     #[test]
@@ -521,9 +699,37 @@ mod tests {
 
     #[test]
     fn commit_metadata_survives_and_foreign_text_is_none() {
-        let metadata = CommitMetadata { generation: 2, epoch: 9, topic: "t1".to_owned() };
+        let totals = Totals { delivered: u64::MAX, retries: 3, ..Totals::default() };
+        let topic = "t1".to_owned();
+        let metadata = CommitMetadata { generation: 2, epoch: 9, topic, totals, oldest_ms: Some(-5) };
         assert_eq!(CommitMetadata::from_text(&metadata.to_text()), Some(metadata));
         assert_eq!(CommitMetadata::from_text(""), None);
+    }
+
+    #[test]
+    fn commit_metadata_is_short_and_read_across_versions() {
+        let all = u64::MAX;
+        let totals = Totals {
+            delivered: all,
+            rejected: all,
+            skipped: all,
+            dead_lettered: all,
+            expired: all,
+            retries: all,
+        };
+        let topic = "a".repeat(36);
+        let longest =
+            CommitMetadata { generation: all, epoch: all, topic, totals, oldest_ms: Some(i64::MIN) }
+                .to_text();
+        assert!(longest.len() < 512, "{}", longest.len());
+        // By this version with nothing counted, and by one before totals.
+        let plain = CommitMetadata { generation: 1, epoch: 2, topic: "t".to_owned(), ..Default::default() };
+        assert_eq!(plain.to_text(), r#"{"generation":1,"epoch":2,"topic":"t"}"#);
+        assert_eq!(CommitMetadata::from_text(&plain.to_text()), Some(plain));
+        // By one to come.
+        let later = r#"{"generation":1,"epoch":2,"n":{"d":7,"z":{"q":1}},"z":[1]}"#;
+        let read = CommitMetadata::from_text(later).unwrap();
+        assert_eq!(read.totals, Totals { delivered: 7, ..Totals::default() });
     }
 
     #[test]

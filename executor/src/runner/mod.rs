@@ -196,17 +196,18 @@ impl Actor {
             generation: started.generation,
             epoch: self.shard.epoch,
             topic: started.topic_id.clone(),
-        }
-        .to_text();
+            ..CommitMetadata::default()
+        };
         let settings = started.settings;
         let mut lanes = Vec::with_capacity(started.partitions.len());
-        for (index, (partition, start)) in started.partitions.into_iter().enumerate() {
+        for (index, (partition, start, before)) in started.partitions.into_iter().enumerate() {
             let pack = pack::Partition::new(settings.clone(), index as u8);
             let lease = self.shard.lease.clone();
             let registration = shared.messages.add(partition, start, metadata.clone(), lease).await;
             let lane = Lane {
                 pack,
                 registration,
+                before,
                 ordering: settings.ordering,
                 keeps_records: settings.dead_letters,
                 credits: 0,
@@ -272,9 +273,7 @@ impl Actor {
         let Some(running) = &mut self.running else { return };
         running.submit(now);
         for lane in &mut running.lanes {
-            if let Some(position) = lane.pack.commit_position() {
-                lane.registration.settled(position);
-            }
+            lane.settle();
             for _ in 0..std::mem::take(&mut lane.credits) {
                 lane.registration.credit().await;
             }
@@ -369,11 +368,7 @@ impl Actor {
         let is_lost = self.end_wanted() == Some(End::Lost);
         if let Some(running) = self.running.take() {
             if !is_lost {
-                for lane in &running.lanes {
-                    if let Some(position) = lane.pack.commit_position() {
-                        lane.registration.settled(position);
-                    }
-                }
+                running.lanes.iter().for_each(Lane::settle);
                 let registrations = running.lanes.iter().map(|lane| &lane.registration);
                 // A bus that is away must not hold the shard: what is not committed is delivered again.
                 let flush = shared.messages.flush(registrations);

@@ -16,6 +16,7 @@ use tbmq_integration::{
     pack::{self, Answer, Item, Limit, Unfit},
     stall::{self, Stall},
     stats::Processor,
+    wire::Totals,
 };
 use tbmq_proto::integration::PublishIntegrationMsgProto;
 
@@ -26,7 +27,7 @@ use super::{
 use crate::{
     executor::Shared,
     lease::Lease,
-    messages::{Delivery, Registration},
+    messages::{Delivery, Progress, Registration},
     sink::{Message, Outcome, Sink, SinkState},
 };
 
@@ -66,6 +67,8 @@ pub(super) struct Running {
 pub(super) struct Lane {
     pub(super) pack: pack::Partition<Held>,
     pub(super) registration: Registration,
+    /// What earlier owners have counted.
+    pub(super) before: Totals,
     pub(super) ordering: pack::Ordering,
     pub(super) keeps_records: bool,
     /// Deliveries taken since the last pump.
@@ -289,6 +292,15 @@ impl Running {
 }
 
 impl Lane {
+    /// Has what is settled committed with the next interval, and what became of it.
+    pub(super) fn settle(&self) {
+        let Some(position) = self.pack.commit_position() else { return };
+        let processor = self.pack.processor();
+        let totals =
+            self.before.and(self.pack.settled_in_order(), processor.tmp_failed + processor.tmp_timeout);
+        self.registration.settled(Progress { position, totals, oldest_ms: self.pack.oldest_ms() });
+    }
+
     /// Takes a delivery; `Err`: the topic is gone.
     fn take(&mut self, now: Millis, delivery: Delivery, shared: &Shared) -> Result<(), String> {
         match delivery {
@@ -336,9 +348,9 @@ fn item(
         }
     };
     let expires_at_ms = message.as_ref().map_or(0, |message| message.publish.expires_at_ms);
-    let (offset, weight) = (record.offset, record.weight());
+    let (offset, weight, timestamp_ms) = (record.offset, record.weight(), record.timestamp_ms);
     let record = keeps_record.then(|| Arc::new(record));
-    Item { offset, key, weight, expires_at_ms, message: Held { message, record }, unfit }
+    Item { offset, key, weight, timestamp_ms, expires_at_ms, message: Held { message, record }, unfit }
 }
 
 /// The message of a record, if it can be understood and is within the limits.

@@ -7,7 +7,7 @@ use tbmq_bus::{Error, Start, TopicPartition, TopicSpec, spec_of};
 use tbmq_integration::{
     entity::{Document, Violation},
     pack,
-    wire::{Change, CommitMetadata, Desired},
+    wire::{Change, CommitMetadata, Desired, Target, Totals},
 };
 use tbmq_proto::ids::{IntegrationId, ShardId};
 
@@ -25,7 +25,8 @@ const LOOKUP_PAUSE: Duration = Duration::from_millis(100);
 pub(super) struct Started {
     pub(super) sink: Box<dyn Sink>,
     pub(super) settings: pack::Settings,
-    pub(super) partitions: Vec<(TopicPartition, Start)>,
+    /// Where to begin in each, and what was counted up to there.
+    pub(super) partitions: Vec<(TopicPartition, Start, Totals)>,
     pub(super) generation: u64,
     /// The bus's id of the message topic.
     pub(super) topic_id: String,
@@ -42,6 +43,22 @@ pub(super) async fn start(
     restart: Restart,
 ) -> Result<Started, String> {
     let Change::Apply { target, .. } = &desired.change else { return Err("deleted".to_owned()) };
+    let target = shared.open(shard.integration, target)?;
+    let redactor = shared.redactor(&desired.kind, &target.configuration);
+    let started = start_opened(shared, shard, &desired, target, restart).await;
+    let mut started = started.map_err(|text| redactor.clean(text))?;
+    started.sink = redactor.wrap(started.sink);
+    Ok(started)
+}
+
+/// As [`start`], with the whole configuration; what it says may hold secrets.
+async fn start_opened(
+    shared: Arc<Shared>,
+    shard: ShardId,
+    desired: &Desired,
+    target: Target,
+    restart: Restart,
+) -> Result<Started, String> {
     let kind = shared.kind(&desired.kind)?.clone();
     let document = read(&*kind, &target.configuration).map_err(|violations| listed(&violations))?;
     let settings = shared.config.pack(&document.delivery, &*kind);
@@ -50,13 +67,16 @@ pub(super) async fn start(
     if settings.dead_letters {
         make_dead_letters(&shared, shard.integration, poll_interval).await?;
     }
-    let starts = partitions.iter().map(|partition| begin_at(&found, partition, desired.generation, restart));
-    let partitions = partitions.iter().cloned().zip(starts).collect();
+    let begin = |partition: TopicPartition| {
+        let (start, totals) = begin_at(&found, &partition, desired.generation, restart);
+        (partition, start, totals)
+    };
+    let partitions = partitions.into_iter().map(begin).collect();
     let context = SinkContext {
         shard,
         topic: found.info.name.as_str().into(),
-        target: target.clone(),
         metadata: Arc::new(metadata(&target.name, &document)),
+        target,
         executor_id: shared.executor_id.clone(),
         window: settings.window_messages,
     };
@@ -166,16 +186,18 @@ async fn make_dead_letters(
     }
 }
 
-/// Where to begin: at what was committed for this generation and this creation of the topic, else at its first record.
-fn begin_at(found: &Found, partition: &TopicPartition, generation: u64, restart: Restart) -> Start {
+/// Where to begin, and what was counted up to there: at what was committed for this generation and this creation of the
+/// topic, else at its first record.
+fn begin_at(found: &Found, partition: &TopicPartition, generation: u64, restart: Restart) -> (Start, Totals) {
     let committed = || {
         let commit = found.commits.iter().find(|commit| commit.partition == *partition)?;
         let metadata = CommitMetadata::from_text(&commit.metadata)?;
-        metadata.is_of(generation, &found.info.id).then_some(commit.offset)
+        metadata.is_of(generation, &found.info.id).then_some((commit.offset, metadata.totals))
     };
     // Not `Earliest`: what retention removed before the first start is a gap, and no gap is silent.
-    match restart {
-        Restart::FromBegin => Start::Offset(0),
-        Restart::No => Start::Offset(committed().unwrap_or(0)),
-    }
+    let (offset, totals) = match restart {
+        Restart::FromBegin => (0, Totals::default()),
+        Restart::No => committed().unwrap_or_default(),
+    };
+    (Start::Offset(offset), totals)
 }

@@ -4,7 +4,10 @@ use std::{num::NonZeroUsize, time::Duration};
 
 use serde_json::json;
 use tbmq_bus::{Bus, Header, ReaderConfig, ReaderEvent, Record, Start, TopicPartition};
-use tbmq_integration::{dead_letter::DeadLetter, wire::RequestType};
+use tbmq_integration::{
+    dead_letter::DeadLetter,
+    wire::{CommitMetadata, RequestType, Totals},
+};
 use tbmq_proto::{ids::IntegrationId, integration::ComponentLifecycleEventProto as Word};
 
 use crate::world::{World, kind, new_id, numbers};
@@ -26,6 +29,60 @@ async fn dead_letters(world: &World, id: IntegrationId, count: usize) -> Vec<Rec
 
 fn read(record: &Record) -> DeadLetter {
     DeadLetter::from_headers(|name| record.header(name)).unwrap()
+}
+
+async fn commit_of(world: &World, id: IntegrationId) -> (u64, CommitMetadata) {
+    let partition = TopicPartition::new(world.catalogue.messages(id, 1).name, 0);
+    let group = world.catalogue.messages_group();
+    let commit = world.bus.admin().committed(&group, &[partition]).await.unwrap().remove(0);
+    (commit.offset, CommitMetadata::from_text(&commit.metadata).unwrap())
+}
+
+#[tokio::test]
+async fn commits_count_each_message_once_from_owner_to_owner_and_begin_anew_with_a_generation() {
+    let world = World::new().await;
+    let id = new_id();
+    world.create_messages(id).await;
+    let topic = TopicPartition::new(world.catalogue.messages(id, 1).name, 0);
+    world.publish(id, numbers(0..2)).await;
+    // Never read by anybody.
+    world.bus.admin().delete_records(&topic, 2).await.unwrap();
+    world.publish(id, ["a", "reject it", "retry 9", "retry 1", "b"].map(ToOwned::to_owned)).await;
+    let delivery = json!({ "ackStrategy": "RETRY_ALL", "retries": 2, "pauseBetweenRetriesSec": 0 });
+    world.apply_with(id, true, 1, &delivery).await;
+    let first = world.executor("ie1").await;
+    world.until("the good ones", |state| state.delivered(id).len() == 3).await;
+    let settled = async {
+        while world.committed(id).await != Some((7, 1)) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), settled).await.expect("all is committed");
+    first.drain().await;
+    let counted = Totals { delivered: 3, rejected: 1, skipped: 1, dead_lettered: 0, expired: 2, retries: 3 };
+    let (offset, metadata) = commit_of(&world, id).await;
+    assert_eq!((offset, metadata.totals, metadata.oldest_ms), (7, counted, None));
+
+    // The next owner goes on, and one that hangs is not counted, nor is what was delivered above it.
+    world.publish(id, ["key a".to_owned(), "hang".to_owned(), "key b".to_owned()]).await;
+    let second = world.executor("ie2").await;
+    world.until("what does not hang", |state| state.delivered(id).len() == 5).await;
+    second.drain().await;
+    let (offset, metadata) = commit_of(&world, id).await;
+    assert_eq!((offset, metadata.totals), (8, Totals { delivered: 4, ..counted }));
+    assert_eq!(metadata.totals.settled(), offset);
+    assert!(metadata.oldest_ms.is_some_and(|at| tbmq_service::time::now_ms() - at < 60_000));
+
+    // A new generation of the topic begins with nothing.
+    world.bus.admin().delete_topic(&topic.topic).await.unwrap();
+    world.create_messages(id).await;
+    world.publish(id, numbers(0..1)).await;
+    world.apply_with(id, true, 2, &delivery).await;
+    let third = world.executor("ie3").await;
+    world.until("the one", |state| state.delivered(id).len() == 6).await;
+    third.drain().await;
+    let (offset, metadata) = commit_of(&world, id).await;
+    assert_eq!((offset, metadata.totals), (1, Totals { delivered: 1, ..Totals::default() }));
 }
 
 #[tokio::test]

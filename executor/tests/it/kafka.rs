@@ -199,7 +199,7 @@ fn context() -> SinkContext {
     SinkContext {
         shard: ShardId { integration: IntegrationId(Uuid::from_u128(1)), index: 0 },
         topic: "messages".into(),
-        target: Target { name: "k".into(), enabled: true, configuration: "{}".into() },
+        target: Target { name: "k".into(), enabled: true, configuration: "{}".into(), sealed: None },
         metadata: Arc::new(Map::new()),
         executor_id: "ie".into(),
         window: 100,

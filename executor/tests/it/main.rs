@@ -10,4 +10,6 @@ mod mqtt;
 #[cfg(test)]
 mod ownership;
 #[cfg(test)]
+mod secrets;
+#[cfg(test)]
 mod world;

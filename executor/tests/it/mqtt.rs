@@ -35,7 +35,7 @@ fn context(window: usize) -> SinkContext {
     SinkContext {
         shard: ShardId { integration: IntegrationId(Uuid::from_u128(1)), index: 0 },
         topic: Catalogue::default().messages(IntegrationId(Uuid::from_u128(1)), 1).name.into(),
-        target: Target { name: "under test".into(), enabled: true, configuration: "{}".into() },
+        target: Target { name: "under test".into(), enabled: true, configuration: "{}".into(), sealed: None },
         metadata: Arc::new(Map::new()),
         executor_id: "ie".into(),
         window,

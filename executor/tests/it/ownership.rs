@@ -252,7 +252,7 @@ async fn an_offset_that_a_late_commit_set_back_is_committed_anew() {
     let partition = TopicPartition::new(world.catalogue.messages(id, 1).name, 0);
     let group = Some(world.catalogue.messages_group());
     let mut frozen = world.bus.reader(tbmq_bus::ReaderConfig::new("frozen", group)).await.unwrap();
-    let metadata = CommitMetadata { generation: 1, epoch: 0, topic: String::new() }.to_text();
+    let metadata = CommitMetadata { generation: 1, ..CommitMetadata::default() }.to_text();
     frozen.commit(vec![Commit { partition, offset: 3, metadata }]).await.unwrap();
     until_committed().await;
     executor.drain().await;

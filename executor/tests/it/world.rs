@@ -23,6 +23,8 @@ use tbmq_executor::{
 };
 use tbmq_integration::{
     entity::Violation,
+    seal::{Keys, Parted, Purpose},
+    secret,
     wire::{
         self, Cause, Change, CommitMetadata, Desired, RequestType, Stage, Target, ValidationReply,
         ValidationRequest,
@@ -203,8 +205,14 @@ impl World {
         delivery: &Value,
     ) -> u64 {
         let configuration = document(&json!({}), delivery);
-        let target = Target { name: "test".into(), enabled, configuration: configuration.into() };
+        let target =
+            Target { name: "test".into(), enabled, configuration: configuration.into(), sealed: None };
         self.desire(id, generation, Change::Apply { cause: Cause::Updated, target }).await
+    }
+
+    /// Writes this as the desired state under the next revision, which it returns.
+    pub(crate) async fn apply_target(&self, id: IntegrationId, target: Target) -> u64 {
+        self.desire(id, 1, Change::Apply { cause: Cause::Updated, target }).await
     }
 
     pub(crate) async fn delete(&self, id: IntegrationId) -> u64 {
@@ -219,7 +227,7 @@ impl World {
     pub(crate) async fn apply_shards(&self, id: IntegrationId, count: u32) {
         for index in 0..count {
             let configuration = document(&json!({}), &json!({})).into();
-            let target = Target { name: "test".into(), enabled: true, configuration };
+            let target = Target { name: "test".into(), enabled: true, configuration, sealed: None };
             let change = Change::Apply { cause: Cause::Created, target };
             self.desire_shard(ShardId { integration: id, index }, count, 1, change).await;
         }
@@ -249,18 +257,23 @@ impl World {
         delivery: &Value,
         deadline_ms: i64,
     ) -> Uuid {
-        let request = ValidationRequest {
-            id: Uuid::now_v7(),
-            reply_to: CONTROL_PLANE.to_owned(),
-            request_type,
-            integration: new_id(),
-            kind: kind(),
-            name: "test".to_owned(),
-            enabled: true,
-            configuration: document(client, delivery),
-            created_ms: 0,
-            deadline_ms,
-        };
+        self.send(request(request_type, document(client, delivery), deadline_ms)).await
+    }
+
+    /// As [`World::ask`], with the secrets of the request sealed.
+    pub(crate) async fn ask_sealed(&self, request_type: RequestType, key: &str, client: &Value) -> Uuid {
+        let mut request = request(request_type, document(client, &json!({})), 0);
+        let secrets = secret::find(Some(&schema()), &request.configuration);
+        let (keys, purpose) = (Keys::parse(key).unwrap(), Purpose::Request(request.id));
+        let random = ring::rand::SystemRandom::new();
+        let parted = keys.part(&random, request.integration, purpose, &request.configuration, &secrets);
+        let Parted { plain, sealed } = parted.unwrap().unwrap();
+        request.configuration = plain.to_string();
+        request.sealed = Some(sealed);
+        self.send(request).await
+    }
+
+    async fn send(&self, request: ValidationRequest) -> Uuid {
         let topic = self.catalogue.downlink(&kind());
         self.create_topic(&topic).await;
         let value = wire::encode_request(&request);
@@ -306,6 +319,27 @@ impl World {
             state.wakers.drain(..).for_each(Waker::wake);
         });
     }
+}
+
+fn request(request_type: RequestType, configuration: String, deadline_ms: i64) -> ValidationRequest {
+    ValidationRequest {
+        id: Uuid::now_v7(),
+        reply_to: CONTROL_PLANE.to_owned(),
+        request_type,
+        integration: new_id(),
+        kind: kind(),
+        name: "test".to_owned(),
+        enabled: true,
+        configuration,
+        sealed: None,
+        created_ms: 0,
+        deadline_ms,
+    }
+}
+
+/// Of [`TestKind`].
+pub(crate) fn schema() -> Value {
+    json!({ "type": "object", "properties": { "password": { "type": "string", "writeOnly": true } } })
 }
 
 pub(crate) fn kind() -> Kind {
@@ -355,7 +389,7 @@ impl SinkKind for TestKind {
     }
 
     fn schema(&self) -> Value {
-        json!({ "type": "object" })
+        schema()
     }
 
     fn check(&self, client_configuration: &Map<String, Value>) -> Vec<Violation> {
@@ -366,7 +400,9 @@ impl SinkKind for TestKind {
 
     async fn probe(&self, client: &Map<String, Value>, _: &SinkContext, _: Duration) -> ProbeReport {
         assert!(!client.contains_key("panic"), "the probe panics");
-        let stages = vec![Stage { name: "connect".into(), ok: true, elapsed_ms: 1, text: String::new() }];
+        let text = client.get("password").and_then(Value::as_str).map(|password| format!("with {password}"));
+        let text = text.unwrap_or_default();
+        let stages = vec![Stage { name: "connect".into(), ok: true, elapsed_ms: 1, text }];
         ProbeReport { stages, error: None }
     }
 

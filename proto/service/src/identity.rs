@@ -68,7 +68,7 @@ fn given(configured: Option<&str>) -> Option<&str> {
 }
 
 /// The machine's name, cut to what a service id may hold; `localhost` when there is none.
-fn host_name() -> String {
+pub fn host_name() -> String {
     // Linux keeps it here; elsewhere the shell's variable is the only source without a system call.
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname")
         .ok()

@@ -4,9 +4,11 @@
 //!   exit codes.
 //! * [`config`]: defaults → YAML file → environment, with errors that name key, value and origin.
 //! * [`bus_config`]: the settings of Kafka that all planes share, as plain data.
+//! * [`secrets_config`]: where the keys of secrets are, for the planes that need them.
 //! * [`identity`], [`build_info`], [`time`]: who is running, since when, in which version.
 //! * [`telemetry`], [`metrics`], [`admin`]: logs on stderr, one metrics registry, `/livez` `/readyz` `/metrics`.
 //! * [`drain`]: the one signal to stop taking work.
+//! * [`system`]: the load of the machine.
 #![warn(missing_docs)]
 
 pub mod admin;
@@ -16,6 +18,8 @@ pub mod config;
 pub mod drain;
 pub mod identity;
 pub mod metrics;
+pub mod secrets_config;
 pub mod shell;
+pub mod system;
 pub mod telemetry;
 pub mod time;

@@ -1097,7 +1097,8 @@ pub struct WatchEventsRequest {
     pub r#type: i32,
     #[prost(message, optional, tag = "3")]
     pub filter: ::core::option::Option<EventFilter>,
-    /// Events stored after this one are sent, as an earlier response named it; absent: from now on.
+    /// Events stored after this one are sent, as an earlier response named it; absent: from now on. Those that were cleared
+    /// meanwhile are not sent; when some have expired, the call fails with OUT_OF_RANGE, reason REVISION_COMPACTED.
     #[prost(uint64, optional, tag = "4")]
     pub after_sequence: ::core::option::Option<u64>,
 }
@@ -1112,7 +1113,7 @@ pub struct WatchEventsResponse {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ClearEventsRequest {
-    /// `integrations/{uuid}`.
+    /// `integrations/{uuid}`, which may be deleted already, or `integrations/-` for all.
     #[prost(string, tag = "1")]
     pub integration: ::prost::alloc::string::String,
     #[prost(enumeration = "EventType", tag = "2")]
@@ -1301,7 +1302,7 @@ pub mod event_service_client {
                 .insert(GrpcMethod::new("tbmq.control.v1.EventService", "WatchEvents"));
             self.inner.server_streaming(req, path, codec).await
         }
-        /// Removes events for good.
+        /// Removes events for good: those that are stored when it begins, in batches. When it fails, some may be gone.
         pub async fn clear_events(
             &mut self,
             request: impl tonic::IntoRequest<super::ClearEventsRequest>,
@@ -1364,7 +1365,7 @@ pub mod event_service_server {
             tonic::Response<Self::WatchEventsStream>,
             tonic::Status,
         >;
-        /// Removes events for good.
+        /// Removes events for good: those that are stored when it begins, in batches. When it fails, some may be gone.
         async fn clear_events(
             &self,
             request: tonic::Request<super::ClearEventsRequest>,
@@ -1766,7 +1767,7 @@ pub struct Lag {
     /// Records written but not settled.
     #[prost(uint64, tag = "1")]
     pub messages: u64,
-    /// Age of the oldest of them; 0 when there is none.
+    /// Age of the oldest of them, by its record's time; 0 when there is none, or it could not be read in time.
     #[prost(double, tag = "2")]
     pub seconds: f64,
     /// Until the backlog is worked off at the present rates; absent when it does not shrink or nothing is known of rates.
@@ -1775,7 +1776,7 @@ pub struct Lag {
     /// When retention removes the oldest unsettled message; absent when there is none or nothing is ever removed.
     #[prost(message, optional, tag = "4")]
     pub kept_until: ::core::option::Option<::prost_types::Timestamp>,
-    /// Messages that retention removed before they were settled.
+    /// Messages that retention removed, or that grew too old, before they were delivered.
     #[prost(uint64, tag = "5")]
     pub expired: u64,
     /// A disabled integration: when its message topic will be removed with what it holds.
@@ -1898,7 +1899,7 @@ pub struct CreateIntegrationRequest {
 pub struct GetIntegrationRequest {
     #[prost(string, tag = "1")]
     pub name: ::prost::alloc::string::String,
-    /// Fields of the answer; absent: all.
+    /// Fields of the answer, such as `display_name` or `status.phase`; absent: all.
     #[prost(message, optional, tag = "2")]
     pub read_mask: ::core::option::Option<::prost_types::FieldMask>,
 }
@@ -1912,12 +1913,14 @@ pub struct ListIntegrationsRequest {
     /// Case-insensitive part of the display name.
     #[prost(string, tag = "3")]
     pub text_search: ::prost::alloc::string::String,
-    /// AIP-160: comparisons, AND, OR, NOT and `:` (has) over display_name, type, enabled, description, labels, revision,
-    /// create_time, update_time, topic_filters and status.phase; for example `type = "HTTP" AND labels.site:*`.
+    /// AIP-160: comparisons, AND, OR (which binds tighter), NOT, parentheses, `*` at the ends of a text, and `:` (has) over
+    /// display_name, type, enabled, description, labels, labels.<key>, revision, create_time, update_time,
+    /// disconnected_time, topic_filters, status.phase and status.reason; for example `type = "HTTP" AND labels.site:*`.
+    /// At most 4096 bytes and 64 comparisons. A comparison with something absent is false.
     #[prost(string, tag = "4")]
     pub filter: ::prost::alloc::string::String,
     /// AIP-132: fields separated by commas, each with an optional ` desc`: display_name (the default), type, create_time,
-    /// update_time, revision.
+    /// update_time, revision. What is equal comes in the order of the ids.
     #[prost(string, tag = "5")]
     pub order_by: ::prost::alloc::string::String,
     #[prost(enumeration = "IntegrationView", tag = "6")]
@@ -1928,11 +1931,14 @@ pub struct ListIntegrationsRequest {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListIntegrationsResponse {
+    /// May be fewer than `page_size`, even none, before the last page: a call looks at 10,000 integrations at most, and a
+    /// page has 3 MiB of documents at most.
     #[prost(message, repeated, tag = "1")]
     pub integrations: ::prost::alloc::vec::Vec<Integration>,
     /// Empty on the last page.
     #[prost(string, tag = "2")]
     pub next_page_token: ::prost::alloc::string::String,
+    /// Over all pages; -1 with a filter beyond equality of type, enabled and display_name joined by AND: not counted.
     #[prost(int64, tag = "3")]
     pub total_size: i64,
 }

@@ -76,7 +76,7 @@ pub(crate) async fn run(arguments: Arguments, output: Output) -> Result<(), Fail
     let mut accepting = tokio::spawn(accept(listener, queue, arguments));
     let listening = format!("listening http://{address}");
     // In JSON every line of stdout is a request.
-    if output.format == Format::Table {
+    if matches!(output.format, Format::Table | Format::Wide) {
         write(&(listening + "\n"))?;
     } else {
         note(&listening);
@@ -92,14 +92,7 @@ pub(crate) async fn run(arguments: Arguments, output: Output) -> Result<(), Fail
                     break Err(Failure::bug("the server ended"));
                 };
                 seen += 1;
-                write(&match output.format {
-                    Format::Table => text(&arrived),
-                    Format::Json => format!("{}\n", value(&arrived)),
-                    Format::Yaml => {
-                        let text = serde_norway::to_string(&value(&arrived));
-                        format!("---\n{}", text.map_err(|error| Failure::bug(error.to_string()))?)
-                    }
-                })?;
+                output.print_item(|| text(&arrived), || None, || Some(value(&arrived)))?;
                 drop(printed);
             }
             _ = tokio::signal::ctrl_c() => break Ok(()),

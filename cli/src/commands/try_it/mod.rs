@@ -22,6 +22,7 @@ pub(crate) enum Command {
 }
 
 pub(crate) async fn run(command: Command, patience: Duration, output: Output) -> Result<(), Failure> {
+    output.without_names()?;
     match command {
         Command::HttpSink(arguments) => http_sink::run(arguments, output).await,
         Command::Publish(arguments) => publish::run(arguments, patience).await,

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     failure::Failure,
-    render::{Format, Output, note, write},
+    render::{Output, note},
 };
 
 #[derive(Debug, Args)]
@@ -47,14 +47,7 @@ pub(super) async fn run(arguments: Arguments, patience: Duration, output: Output
             _ = tokio::signal::ctrl_c() => break,
         };
         seen += 1;
-        write(&match output.format {
-            Format::Table => text(&publish),
-            Format::Json => format!("{}\n", value(&publish)),
-            Format::Yaml => {
-                let text = serde_norway::to_string(&value(&publish));
-                format!("---\n{}", text.map_err(|error| Failure::bug(error.to_string()))?)
-            }
-        })?;
+        output.print_item(|| text(&publish), || None, || Some(value(&publish)))?;
     }
     client.disconnect().await
 }

@@ -15,6 +15,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     ("tbmq-bench", &["tbmq-bus", "tbmq-e2e", "tbmq-harness", "tbmq-mqtt", "tbmq-proto"]),
     ("tbmq-bus", &["tbmq-proto"]),
+    ("tbmq-client-example", &["tbmq-proto"]),
     (
         "tbmq-control-plane",
         &["tbmq-bus", "tbmq-integration", "tbmq-migrations", "tbmq-mqtt", "tbmq-proto", "tbmq-service"],
@@ -27,7 +28,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("tbmq-migrations", &[]),
     ("tbmq-mqtt", &[]),
     ("tbmq-proto", &[]),
-    ("tbmq-service", &[]),
+    ("tbmq-service", &["tbmq-proto"]),
     ("tbmq-sim", &["tbmq-bus", "tbmq-integration", "tbmq-mqtt", "tbmq-proto"]),
     ("tbmqctl", &["tbmq-mqtt", "tbmq-proto"]),
     ("xtask", &["tbmq-harness"]),
@@ -43,6 +44,8 @@ const RESERVED: &[(&str, &[&str])] = &[
     ("rdkafka", &["tbmq-bench", "tbmq-bus", "tbmq-executor"]),
     ("sea-orm", &["tbmq-control-plane"]),
     ("sea-orm-migration", &["tbmq-control-plane", "tbmq-migrations"]),
+    // For TBMQ's database, which is only read.
+    ("sqlx", &["tbmqctl"]),
 ];
 
 /// The workspace as the rules see it.

@@ -2,18 +2,22 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 #![allow(clippy::print_stdout, reason = "an audit is worth reading when its test passes, too")]
 
-mod agree;
+mod apply;
 mod chaos;
 mod clients;
 mod command_line;
 mod crash;
+mod examples;
 mod fencing;
 mod kinds;
 mod planted;
 mod replicas;
 mod rolling;
 mod scenarios;
+mod secrets;
+mod sessions;
 mod several;
 mod sinks;
+mod stats;
 mod storm;
 mod twins;

@@ -387,8 +387,12 @@ pub(super) fn subscription_record(
 
 /// The downlink records that a row stands for, one for each shard.
 pub(super) fn desired(env: &Env, row: &Row, life: &Life) -> Vec<BatchRecord> {
-    let target =
-        Target { name: "n".into(), enabled: row.enabled, configuration: row.configuration.as_str().into() };
+    let target = Target {
+        name: "n".into(),
+        enabled: row.enabled,
+        configuration: row.configuration.as_str().into(),
+        sealed: None,
+    };
     let change = Change::Apply { cause: row.cause, target };
     downlink_records(env, life, row.revision, life.life.generation, Some(&change))
 }

@@ -289,6 +289,7 @@ impl Replica {
             name: "n".to_owned(),
             enabled: *enabled,
             configuration: configuration.clone(),
+            sealed: None,
             created_ms: env.wall_ms(),
             deadline_ms: env.wall_ms() + deadline.since(env.now).as_millis() as i64,
         };

@@ -93,7 +93,8 @@ struct Lane {
     at: TopicPartition,
     creation: u64,
     pack: pack::Partition<Message>,
-    metadata: String,
+    /// As it stood where this one begins.
+    metadata: CommitMetadata,
     begin: u64,
     read: u64,
     inbox: VecDeque<ReaderEvent>,
@@ -311,8 +312,6 @@ impl Shard {
         let commits = env.net.ask(admin.committed(&group, &partitions)).unwrap_or_default();
         self.starting = None;
         let creation = env.books.creation_of(&found.id);
-        let metadata =
-            CommitMetadata { generation: desired.generation, epoch: self.epoch, topic: found.id.clone() };
         let delivery = Document::parse(&target.configuration).map(|document| document.delivery);
         let delivery = delivery.unwrap_or_default();
         let settings = settings_of(env, &delivery);
@@ -324,20 +323,26 @@ impl Shard {
         let mut lanes = Vec::new();
         for (index, at) in partitions.into_iter().enumerate() {
             let commit = commits.iter().find(|commit| commit.partition == at);
-            let is_valid = |commit: &&Commit| {
-                env.has(Bug::TrustOldCommits)
-                    || CommitMetadata::from_text(&commit.metadata)
-                        .is_some_and(|metadata| metadata.is_of(desired.generation, &found.id))
+            let valid = |commit: &Commit| {
+                let metadata = CommitMetadata::from_text(&commit.metadata).unwrap_or_default();
+                let is_valid = env.has(Bug::TrustOldCommits) || metadata.is_of(desired.generation, &found.id);
+                (is_valid && !self.from_begin).then_some((commit.offset, metadata.totals))
             };
-            let begin =
-                commit.filter(is_valid).filter(|_| !self.from_begin).map_or(0, |commit| commit.offset);
+            let (begin, totals) = commit.and_then(valid).unwrap_or_default();
+            let metadata = CommitMetadata {
+                generation: desired.generation,
+                epoch: self.epoch,
+                topic: found.id.clone(),
+                totals,
+                oldest_ms: None,
+            };
             note!(env, "{} {}: reads {at} from {begin}", host.service, self.id);
             self.readings.push(((at.clone(), index), Start::Offset(begin)));
             lanes.push(Lane {
                 at,
                 creation,
                 pack: pack::Partition::new(settings.clone(), index as u8),
-                metadata: metadata.to_text(),
+                metadata,
                 begin,
                 read: begin,
                 inbox: VecDeque::new(),
@@ -445,7 +450,7 @@ impl Shard {
         let Some(running) = &self.running else { return Vec::new() };
         let due = running.lanes.iter().enumerate().filter_map(|(index, lane)| {
             let offset = lane.pack.commit_position().filter(|offset| lane.committed != Some(*offset))?;
-            let commit = Commit { partition: lane.at.clone(), offset, metadata: lane.metadata.clone() };
+            let commit = Commit { partition: lane.at.clone(), offset, metadata: lane.metadata().to_text() };
             Some((index, commit))
         });
         due.collect()
@@ -499,6 +504,11 @@ impl Running {
 }
 
 impl Lane {
+    fn metadata(&self) -> CommitMetadata {
+        let totals = self.metadata.totals.and(self.pack.settled_in_order(), 0);
+        CommitMetadata { totals, oldest_ms: self.pack.oldest_ms(), ..self.metadata.clone() }
+    }
+
     /// Takes what has come; `Err`: the topic is gone.
     fn take(
         &mut self,
@@ -519,6 +529,7 @@ impl Lane {
                             offset: record.offset,
                             key: publish_of(record).unwrap_or(0) % 3,
                             weight: 10,
+                            timestamp_ms: record.timestamp_ms,
                             expires_at_ms: 0,
                             message: Message {
                                 place: place(record.offset),

@@ -18,6 +18,10 @@ impl KeepAlive {
         Self { patience_ms: u64::from(interval_s) * 1500, heard_ms: now_ms, is_paused: false }
     }
 
+    pub(super) fn interval_s(&self) -> u16 {
+        (self.patience_ms / 1500) as u16
+    }
+
     pub(super) fn heard(&mut self, now_ms: u64) {
         self.heard_ms = now_ms;
     }

@@ -13,7 +13,7 @@
 //! client, a session expiry interval of 0. A will is therefore due as soon as the connection ends, whatever its delay:
 //! the session ends with it (MQTT 5.0 §3.1.3.2.2).
 
-use std::{collections::HashSet, sync::Arc};
+use std::{collections::HashMap, sync::Arc};
 
 use bytes::Bytes;
 
@@ -23,8 +23,8 @@ use crate::{
         property::{Properties, PropertiesBuilder, PropertyId},
     },
     packet::{
-        Ack, Connect, Disconnect, Packet, ProtocolVersion, Publish, Qos, ReasonCode, SubAck, Subscribe, Text,
-        Unsubscribe, Will,
+        Ack, Connect, Disconnect, Packet, ProtocolVersion, Publish, Qos, ReasonCode, RetainHandling, SubAck,
+        Subscribe, Text, Unsubscribe, Will,
     },
     topic,
 };
@@ -142,6 +142,8 @@ pub struct Options {
     pub no_local: bool,
     /// The retain flag as published; else 0.
     pub retain_as_published: bool,
+    /// When retained messages are sent.
+    pub retain_handling: RetainHandling,
     /// The identifier that goes with deliveries.
     pub identifier: Option<u32>,
 }
@@ -217,6 +219,10 @@ pub enum End {
     SlowConsumer,
     /// The server stops.
     ShuttingDown,
+    /// The server takes no clients any more: another one does.
+    Moved,
+    /// An operator has ended it.
+    Administrative,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -242,7 +248,7 @@ pub struct Session {
     aliases: Aliases,
     inbound: Inbound,
     outbound: Outbound,
-    filters: HashSet<Text>,
+    filters: HashMap<Text, Options>,
 }
 
 impl Session {
@@ -258,7 +264,7 @@ impl Session {
             aliases: Aliases::new(limits.topic_alias_max),
             inbound: Inbound::new(limits.receive_maximum),
             outbound: Outbound::default(),
-            filters: HashSet::new(),
+            filters: HashMap::new(),
             limits,
         }
     }
@@ -283,9 +289,14 @@ impl Session {
         self.phase == Phase::Closed
     }
 
-    /// The filters that the client has.
-    pub fn filters(&self) -> impl Iterator<Item = &Text> {
+    /// The filters that the client has, with their options.
+    pub fn filters(&self) -> impl ExactSizeIterator<Item = (&Text, &Options)> {
         self.filters.iter()
+    }
+
+    /// The keep alive that applies, in seconds; 0: none.
+    pub fn keep_alive_s(&self) -> u16 {
+        self.keep_alive.interval_s()
     }
 
     /// Whether no further packet should be read until publishes are acknowledged: a 3.x client can't be told how much
@@ -450,6 +461,8 @@ impl Session {
             End::KeepAlive => Some(ReasonCode::KeepAliveTimeout),
             End::TakenOver => Some(ReasonCode::SessionTakenOver),
             End::ShuttingDown => Some(ReasonCode::ServerShuttingDown),
+            End::Moved => Some(ReasonCode::UseAnotherServer),
+            End::Administrative => Some(ReasonCode::AdministrativeAction),
             End::SlowConsumer => Some(ReasonCode::QuotaExceeded),
             End::Protocol => Some(ReasonCode::ProtocolError),
             End::PublishRefused | End::Refused | End::ConnectTimeout => Some(ReasonCode::UnspecifiedError),
@@ -615,18 +628,19 @@ impl Session {
             reasons.push(match shared {
                 Ok(Some(_)) => ReasonCode::SharedSubscriptionsNotSupported,
                 Ok(None) if topic::check_filter(&wanted.filter, &self.limits.rules).is_ok() => {
-                    let is_new = !self.filters.contains(&wanted.filter);
+                    let is_new = !self.filters.contains_key(&wanted.filter);
                     if is_new && self.filters.len() >= self.limits.subscriptions_max {
                         ReasonCode::QuotaExceeded
                     } else {
                         let filter = wanted.filter.detached();
-                        self.filters.insert(filter.clone());
                         let options = Options {
                             qos: wanted.qos,
                             no_local: wanted.no_local,
                             retain_as_published: wanted.retain_as_published,
+                            retain_handling: wanted.retain_handling,
                             identifier,
                         };
+                        self.filters.insert(filter.clone(), options);
                         out.push(Effect::Subscribe { filter, options });
                         match wanted.qos {
                             Qos::AtMostOnce => ReasonCode::Success,
@@ -645,7 +659,7 @@ impl Session {
     fn unsubscribe(&mut self, unsubscribe: &Unsubscribe, out: &mut Vec<Effect>) {
         let mut reasons = Vec::with_capacity(unsubscribe.filters.len());
         for filter in &unsubscribe.filters {
-            reasons.push(if self.filters.remove(filter) {
+            reasons.push(if self.filters.remove(filter).is_some() {
                 out.push(Effect::Unsubscribe { filter: filter.detached() });
                 ReasonCode::Success
             } else {

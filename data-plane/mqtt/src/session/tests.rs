@@ -525,7 +525,7 @@ fn filters_are_limited_and_shared_ones_refused() {
         ),
         other => panic!("{other:?}"),
     }
-    assert_eq!(session.filters().map(|filter| &**filter).collect::<Vec<_>>(), ["a"]);
+    assert_eq!(session.filters().map(|(filter, _)| &**filter).collect::<Vec<_>>(), ["a"]);
     let no_local = Subscription { no_local: true, ..subscription("$share/g/a") };
     let out = subscribe(&mut session, vec![no_local]);
     assert_eq!(out, [goodbye(ReasonCode::ProtocolError), Effect::Close(End::Protocol)]);

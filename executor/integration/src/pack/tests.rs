@@ -14,7 +14,15 @@ fn settings(strategy: AckStrategy, retries: u32) -> Settings {
 }
 
 fn item(offset: u64) -> Item<u64> {
-    Item { offset, key: offset % 3, weight: 10, expires_at_ms: 0, message: offset, unfit: None }
+    Item {
+        offset,
+        key: offset % 3,
+        weight: 10,
+        timestamp_ms: 1_000 + offset as i64,
+        expires_at_ms: 0,
+        message: offset,
+        unfit: None,
+    }
 }
 
 fn partition(settings: Settings, offsets: std::ops::Range<u64>) -> Partition<u64> {
@@ -311,6 +319,25 @@ fn with_key_order_one_of_a_key_is_in_flight_and_a_retry_blocks_its_key_only() {
 }
 
 #[test]
+fn a_commit_counts_only_what_lies_below_it() {
+    let mut partition = partition(settings(AckStrategy::SkipAll, 0), 0..4);
+    let sent = submit(&mut partition, Millis(0));
+    partition.gap(4, 7);
+    partition.answered(Millis(1), sent[1].0, Answer::Delivered);
+    partition.answered(Millis(1), sent[3].0, Answer::Delivered);
+    let seen = |partition: &Partition<u64>| {
+        (partition.commit_position(), partition.settled_in_order(), partition.oldest_ms())
+    };
+    assert_eq!(seen(&partition), (Some(0), Settled::default(), Some(1_000)));
+    partition.answered(Millis(1), sent[0].0, retry());
+    let counted = Settled { delivered: 1, skipped: 1, ..Settled::default() };
+    assert_eq!(seen(&partition), (Some(2), counted, Some(1_002)));
+    partition.answered(Millis(1), sent[2].0, Answer::Rejected { class: "status", text: String::new() });
+    let counted = Settled { delivered: 2, skipped: 1, rejected: 1, expired: 3, ..counted };
+    assert_eq!(seen(&partition), (Some(7), counted, None), "the gap comes last");
+}
+
+#[test]
 fn it_wants_no_more_than_fits() {
     let mut partition = Partition::new(Settings { window_bytes: 25, ..settings(AckStrategy::SkipAll, 0) }, 0);
     assert!(partition.wants_more());
@@ -449,11 +476,14 @@ proptest! {
             prop_assert_eq!(partition.settled().delivered, delivered.len() as u64);
             let commit = partition.commit_position().unwrap_or(0);
             prop_assert!(commit <= end && open.iter().chain(&unwritten).all(|(_, message)| commit <= *message));
+            prop_assert_eq!(partition.settled_in_order().total(), commit, "what a commit counts is what it covers");
+            prop_assert_eq!(partition.oldest_ms(), (partition.unsettled() > 0).then_some(1_000 + commit as i64));
             let settled = partition.settled();
             prop_assert_eq!(settled.dead_lettered as usize, lettered.len() - unwritten.len());
             prop_assert!(!dead_letters || settled.skipped + settled.rejected == 0);
         }
         prop_assert_eq!(partition.commit_position().unwrap_or(0), end);
+        prop_assert_eq!(partition.settled_in_order(), partition.settled());
         prop_assert_eq!(partition.bytes(), 0);
         let p = partition.processor();
         prop_assert_eq!(p.total, p.successful + p.tmp_failed + p.tmp_timeout + p.failed + p.timeout);

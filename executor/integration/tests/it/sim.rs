@@ -187,7 +187,8 @@ impl Sim {
             }
             let enabled = roll > 5;
             let strategy = ["SKIP_ALL", "RETRY_ALL"].choose(&mut self.rng).expect("there are two");
-            let target = Target { name: "n".into(), enabled, configuration: (*strategy).into() };
+            let target =
+                Target { name: "n".into(), enabled, configuration: (*strategy).into(), sealed: None };
             let cause = if roll == 19 { Cause::Reinit } else { Cause::Updated };
             Change::Apply { cause, target }
         };
@@ -523,6 +524,7 @@ impl Running {
             offset,
             key: offset % 3,
             weight: 10,
+            timestamp_ms: 0,
             expires_at_ms: 0,
             message: offset,
             unfit: None,

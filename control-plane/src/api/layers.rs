@@ -1,0 +1,20 @@
+//! What every call passes before it reaches a service.
+//!
+//! Outermost first: metrics, load shedding, deadline (`overload`); authentication, authorisation, audit (`access`),
+//! which are one layer, since the audit log tells what the first two decided (control-api, "Transport").
+
+use tower::{
+    ServiceBuilder,
+    layer::util::{Identity, Stack},
+};
+
+use super::overload::OverloadLayer;
+use crate::{access::guard::GuardLayer, plane::Plane};
+
+/// The layers; what is added first is outermost.
+pub(super) fn stack(plane: &Plane) -> ServiceBuilder<Stack<GuardLayer, Stack<OverloadLayer, Identity>>> {
+    let limits = plane.config.control.calls.clone();
+    ServiceBuilder::new()
+        .layer(OverloadLayer::new(limits, plane.metrics.calls.clone()))
+        .layer(GuardLayer::new(plane.access.clone()))
+}
