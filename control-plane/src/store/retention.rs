@@ -61,14 +61,13 @@ impl Store {
         let missing = missing(&partitions(&transaction).await?, &needed, width.as_millis() as i64);
         if !missing.is_empty() {
             run(&transaction, LOCK_TIMEOUT).await?;
-            // Writers wait before they choose a partition: what is on its way to the default one is refused there
-            // once another one is to hold it.
-            run(&transaction, &format!("LOCK TABLE ONLY {TABLE} IN SHARE ROW EXCLUSIVE MODE")).await?;
-            run(&transaction, &format!("LOCK TABLE {DEFAULT_PARTITION} IN ACCESS EXCLUSIVE MODE")).await?;
+            // Readers and writers wait before they choose partitions. A reader that waited for the default one only
+            // would find there nothing of what was moved, and not look into the new one; a writer would be refused.
+            run(&transaction, &format!("LOCK TABLE {TABLE} IN ACCESS EXCLUSIVE MODE")).await?;
         }
         for span in &missing {
             let (name, Range { start, end }) = (name(span), span);
-            // Attached, since created in place it would lock out all readers.
+            // Attached, since one created in place must find the default one without what it is to hold.
             run(&transaction, &format!("CREATE TABLE {name} (LIKE {TABLE} INCLUDING ALL)")).await?;
             let moved = format!(
                 "WITH moved AS (DELETE FROM {DEFAULT_PARTITION} \

@@ -342,6 +342,42 @@ async fn partitions_are_made_and_dropped_under_load_on_postgres() {
 }
 
 #[tokio::test]
+async fn no_reader_misses_an_event_while_it_is_moved_to_a_partition_on_postgres() {
+    if !ready("no_reader_misses_an_event_while_it_is_moved_to_a_partition_on_postgres", &[Need::Postgres]) {
+        return;
+    }
+    const HOURS: i64 = 100;
+    let store = Store::open(&crate::postgres::options()).await.unwrap();
+    let id = anybody();
+    let events: Vec<_> = (0..HOURS).map(|hour| event(id, hour * HOUR_MS, failure("x"))).collect();
+    store.store_events(&events).await.unwrap();
+    let head = store.event_sequence().await.unwrap();
+    let (moved, is_moved) = tokio::sync::watch::channel(false);
+    let readers: Vec<_> = (0..4)
+        .map(|_| {
+            let (store, is_moved) = (store.clone(), is_moved.clone());
+            let filter = EventFilter { integration: Some(id), ..EventFilter::default() };
+            tokio::spawn(async move {
+                while !*is_moved.borrow() {
+                    let listed = store.events(&filter, None, 1_000).await.unwrap();
+                    assert_eq!(listed.len() as i64, HOURS, "listed");
+                    let read = store.events_after(0, head, &filter, 1_000).await.unwrap();
+                    assert_eq!(read.events.len() as i64, HOURS, "read in the order of storing");
+                }
+            })
+        })
+        .collect();
+    for hour in 0..HOURS {
+        let width = Duration::from_hours(1);
+        assert_eq!(store.make_event_partitions(hour * HOUR_MS, width, Duration::ZERO).await, Ok(1));
+    }
+    moved.send_replace(true);
+    for reader in readers {
+        reader.await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn events_of_the_control_plane_itself_have_numbers_too() {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open(&Options::sqlite(&folder.path().join("store.db"))).await.unwrap();
