@@ -106,13 +106,16 @@ impl Store {
     pub async fn compact_changes(&self, before_ms: i64) -> Result<u64, Error> {
         use entity::integration_change::{Column, Entity};
         let transaction = self.begin().await?;
+        // First: what is written from now on is greater, and is none of the old ones.
+        let last = Entity::find().order_by_desc(Column::Seq).one(&transaction).await;
+        let Some(last) = last.map_err(|error| fault(&error))? else { return Ok(0) };
         let first_kept = Entity::find()
             .filter(Column::TimeMs.gte(before_ms))
             .order_by_asc(Column::Seq)
             .one(&transaction)
             .await
             .map_err(|error| fault(&error))?;
-        let mut old = Entity::find();
+        let mut old = Entity::find().filter(Column::Seq.lte(last.seq));
         if let Some(first_kept) = first_kept {
             old = old.filter(Column::Seq.lt(first_kept.seq));
         }

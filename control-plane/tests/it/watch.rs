@@ -1,6 +1,7 @@
 //! Watches, on one replica, of what is done through another.
 
 use std::{
+    cell::Cell,
     collections::{BTreeMap, BTreeSet},
     num::NonZeroUsize,
     time::Duration,
@@ -415,6 +416,7 @@ async fn contract(options: Options) {
     let store = Store::open(&options).await.unwrap();
     every_write_leaves_its_change(&store).await;
     compaction_removes_a_beginning_and_knows_its_end(&store).await;
+    compaction_keeps_what_is_written_meanwhile(&store).await;
     a_reader_misses_nothing_of_concurrent_writers(&store, &options).await;
 }
 
@@ -475,6 +477,28 @@ async fn compaction_removes_a_beginning_and_knows_its_end(store: &Store) {
     store.check_place(seqs[3]).await.unwrap();
     assert_eq!(store.check_place(seqs[2]).await, Err(Error::Compacted { floor: seqs[3] }));
     assert!(changes(store, seqs[3]).await.is_empty());
+}
+
+async fn compaction_keeps_what_is_written_meanwhile(store: &Store) {
+    for now_ms in 1_000..1_100 {
+        // All that was there before is old.
+        store.compact_changes(i64::MAX).await.unwrap();
+        let document = new(&format!("d{now_ms}"), 0);
+        let is_created = Cell::new(false);
+        let creating = async {
+            let created = store.create(document, saved(now_ms)).await.unwrap();
+            is_created.set(true);
+            created.revision
+        };
+        let compacting = async {
+            while !is_created.get() {
+                store.compact_changes(now_ms).await.unwrap();
+            }
+        };
+        let (revision, ()) = tokio::join!(creating, compacting);
+        let kept: Vec<u64> = changes(store, revision - 1).await.iter().map(|row| row.seq).collect();
+        assert_eq!(kept, [revision]);
+    }
 }
 
 async fn a_reader_misses_nothing_of_concurrent_writers(store: &Store, options: &Options) {
