@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use serde_json::Value;
 use tbmq_proto::control::{
-    CreateIntegrationRequest, Integration, ListIntegrationsRequest, ListKindsRequest,
+    CreateIntegrationRequest, Integration, Kind, ListIntegrationsRequest, ListKindsRequest,
     UpdateIntegrationRequest, integration_service_client::IntegrationServiceClient,
 };
 use tonic::transport::Channel;
@@ -49,11 +49,7 @@ impl Inventory {
         mut client: Client,
         integrations: Vec<Integration>,
     ) -> Result<Self, Failure> {
-        let kinds = client.list_kinds(target.request(ListKindsRequest {})).await?.into_inner().kinds;
-        let schemas = kinds
-            .into_iter()
-            .filter_map(|kind| Some((kind.name, serde_json::from_str(&kind.json_schema).ok()?)))
-            .collect();
+        let schemas = schemas(target, &mut client).await?;
         let index = |key: fn(&Integration) -> &String| {
             integrations.iter().enumerate().map(|(at, one)| (key(one).clone(), at)).collect()
         };
@@ -68,6 +64,14 @@ impl Inventory {
     /// The JSON Schema of a type, if an executor has announced it.
     pub(crate) fn schema(&self, kind: &str) -> Option<&Value> {
         self.schemas.get(kind)
+    }
+
+    /// The same, announced by now: an executor that has just started may have come to it only since the listing.
+    pub(crate) async fn schema_by_now(&self, kind: &str) -> Option<Value> {
+        match self.schema(kind) {
+            Some(schema) => Some(schema.clone()),
+            None => schemas(&self.target, &mut self.client()).await.ok()?.remove(kind),
+        }
     }
 
     pub(crate) fn client(&self) -> Client {
@@ -208,4 +212,11 @@ pub(crate) async fn list(
         }
         page_token = page.next_page_token;
     }
+}
+
+/// JSON Schemas of the types that executors have announced.
+async fn schemas(target: &Target, client: &mut Client) -> Result<HashMap<String, Value>, Failure> {
+    let kinds = client.list_kinds(target.request(ListKindsRequest {})).await?.into_inner().kinds;
+    let schema = |kind: Kind| Some((kind.name, serde_json::from_str(&kind.json_schema).ok()?));
+    Ok(kinds.into_iter().filter_map(schema).collect())
 }

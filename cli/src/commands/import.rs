@@ -219,7 +219,6 @@ async fn read(arguments: &Arguments, target: &Target) -> Result<Vec<Result<Entry
 
 /// Imports one, or finds out what it would come to.
 async fn take(inventory: &Inventory, mut entry: Entry, arguments: &Arguments) -> Line {
-    let differences = differences::of_entry(&entry, inventory.schema(&entry.document.kind));
     if arguments.disabled {
         entry.document.enabled = false;
     }
@@ -233,6 +232,8 @@ async fn take(inventory: &Inventory, mut entry: Entry, arguments: &Arguments) ->
             (Outcome::Refused, String::new(), reason.join("; "))
         }
     };
+    let schema = inventory.schema_by_now(&document.kind).await;
+    let differences = differences::of_entry(&entry, schema.as_ref());
     Line {
         outcome,
         display_name: document.display_name.clone(),
