@@ -31,7 +31,8 @@ pub(crate) enum Command {
     )]
     Watch(watch::Arguments),
     /// Remove events of an integration for good
-    #[command(after_help = "Examples:\n  tbmqctl event clear demo --type statistics --until 7d --yes")]
+    #[command(after_help = "Examples:\n  tbmqctl event clear demo --type statistics --until 7d --yes\n  \
+                            tbmqctl event clear --all-integrations --until 30d --yes")]
     Clear(clear::Arguments),
 }
 

@@ -94,6 +94,7 @@ fn kinds_are_shown_in_all_forms() {
 fn events_are_shown_in_all_forms() {
     check("event_list", "event list --integration sensors");
     check("event_clear", "event clear sensors --yes");
+    check_forms("event_clear_all", "event clear --all-integrations --yes", &["table", "json"]);
 }
 
 #[test]

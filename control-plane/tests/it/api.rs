@@ -482,7 +482,8 @@ async fn failures_show_in_the_status_and_all_events_are_listed() {
     assert_eq!(names, ["FAILED", "STARTED", "CREATED"], "newest first, each once");
     let restart = RestartIntegrationRequest { name: created.name.clone(), ..Default::default() };
     let restarted = plane.integrations.clone().restart_integration(restart).await.unwrap().into_inner();
-    assert_eq!(phase(&restarted), "PHASE_PENDING");
+    // Its executor may have started it already.
+    assert_ne!(phase(&restarted), "PHASE_FAILED", "that was the revision before");
     eventually("running", async || phase(&plane.get(&created.name).await.unwrap()) == "PHASE_ACTIVE").await;
 }
 

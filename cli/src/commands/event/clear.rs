@@ -10,7 +10,11 @@ use crate::{client::Target, confirm::confirm, failure::Failure, progress, render
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     /// Name or uid; a deleted one by uid
-    integration: String,
+    #[arg(required_unless_present = "all_integrations")]
+    integration: Option<String>,
+    /// Those of all integrations, deleted ones included
+    #[arg(long, conflicts_with = "integration")]
+    all_integrations: bool,
     #[command(flatten)]
     filter: Filter,
     #[command(flatten)]
@@ -23,7 +27,7 @@ pub(crate) struct Arguments {
 pub(super) async fn run(arguments: Arguments, target: &Target, output: Output) -> Result<(), Failure> {
     output.without_names()?;
     let filter = arguments.filter.message()?;
-    let given = &arguments.integration;
+    let given = arguments.integration.as_deref().unwrap_or("all integrations");
     let is_all = filter.is_none()
         && arguments.filter.event_type() == tbmq_proto::control::EventType::Unspecified
         && arguments.period.since.is_none()
@@ -31,7 +35,10 @@ pub(super) async fn run(arguments: Arguments, target: &Target, output: Output) -
     let what = if is_all { "all events" } else { "these events" };
     confirm(&format!("Remove {what} of {given} for good?"), arguments.yes)?;
     let request = ClearEventsRequest {
-        integration: target.name_of(&mut target.integrations().await?, given).await?,
+        integration: match &arguments.integration {
+            Some(given) => target.name_of(&mut target.integrations().await?, given).await?,
+            None => "integrations/-".to_owned(),
+        },
         r#type: arguments.filter.event_type().into(),
         start_time: arguments.period.since,
         end_time: arguments.period.until,

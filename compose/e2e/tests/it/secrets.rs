@@ -178,6 +178,7 @@ async fn run(servers: &Servers, secrets: [&str; 2], keys: Option<&str>) -> Resul
         &["integration", "get", "planted-http", "-o", "json"],
         &["event", "list", "-o", "json"],
         &["node", "list"],
+        &["audit", "list", "-o", "json"],
     ] {
         tbmqctl(&deployment, arguments, &mut said)?;
     }
