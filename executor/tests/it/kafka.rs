@@ -112,7 +112,7 @@ fn secured() -> &'static Secured {
         let folder = tempfile::tempdir().unwrap();
         let properties = properties.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
         let data_dir = Some(folder.path().to_owned());
-        let server = Server::start(KafkaOptions { data_dir, port: Some(plain), properties }).unwrap();
+        let server = Server::start(KafkaOptions { data_dir, port: Some(plain), properties, ..KafkaOptions::default() }).unwrap();
         for mechanism in ["SCRAM-SHA-256", "SCRAM-SHA-512"] {
             let credentials = format!("{mechanism}=[password={PASSWORD}]");
             let user =

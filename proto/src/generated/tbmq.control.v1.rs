@@ -1914,7 +1914,7 @@ pub struct ListIntegrationsRequest {
     #[prost(string, tag = "3")]
     pub text_search: ::prost::alloc::string::String,
     /// AIP-160: comparisons, AND, OR (which binds tighter), NOT, parentheses, `*` at the ends of a text, and `:` (has) over
-    /// display_name, type, enabled, description, labels, labels.<key>, revision, create_time, update_time,
+    /// display_name, type, enabled, description, labels, `labels.<key>`, revision, create_time, update_time,
     /// disconnected_time, topic_filters, status.phase and status.reason; for example `type = "HTTP" AND labels.site:*`.
     /// At most 4096 bytes and 64 comparisons. A comparison with something absent is false.
     #[prost(string, tag = "4")]
