@@ -226,3 +226,54 @@ impl From<Failure> for Status {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeSet, fs, path::Path};
+
+    /// Reasons as they stand in the code: after one of these, perhaps on the next line.
+    const BEFORE: [&str; 5] =
+        ["details(", "with_error_info(", "invalid_because(", "NOT_HELD: &str =", "status("];
+
+    fn reasons(code: &str, into: &mut BTreeSet<String>) {
+        for before in BEFORE {
+            for (at, _) in code.match_indices(before) {
+                let rest = code[at + before.len()..].trim_start();
+                // `status` takes the code first.
+                let rest = match rest.strip_prefix("Code::") {
+                    Some(rest) => rest.split_once(',').map_or("", |(_, rest)| rest).trim_start(),
+                    None => rest,
+                };
+                let Some((reason, _)) = rest.strip_prefix('"').and_then(|rest| rest.split_once('"')) else {
+                    continue;
+                };
+                if reason.chars().all(|c| c.is_ascii_uppercase() || c == '_') {
+                    into.insert(reason.to_owned());
+                }
+            }
+        }
+    }
+
+    fn read(folder: &Path, into: &mut BTreeSet<String>) {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                read(&path, into);
+            } else {
+                reasons(&fs::read_to_string(&path).unwrap(), into);
+            }
+        }
+    }
+
+    #[test]
+    fn each_reason_is_explained_and_none_that_is_not_given() {
+        let (mut given, root) = (BTreeSet::new(), Path::new(env!("CARGO_MANIFEST_DIR")));
+        read(&root.join("src"), &mut given);
+        let page = fs::read_to_string(root.join("ERRORS.md")).unwrap();
+        let explained: BTreeSet<String> = page
+            .lines()
+            .filter_map(|line| Some(line.strip_prefix("| `")?.split_once('`')?.0.to_owned()))
+            .collect();
+        assert_eq!(explained, given);
+    }
+}

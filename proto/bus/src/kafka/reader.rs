@@ -502,13 +502,12 @@ impl Poller {
             let all: BTreeSet<Arc<str>> = self.partitions.keys().map(|at| Arc::clone(&at.topic)).collect();
             self.to_look = all.into_iter().collect();
         }
-        // Nothing is read meanwhile: so many at a time.
+        // Nothing is read meanwhile, and librdkafka looks for each of them among all topics (38 µs where there are ten
+        // thousand): so many at a time.
         let rest = self.to_look.len().saturating_sub(ffi::DESCRIBED_TOGETHER);
         let topics: BTreeSet<Arc<str>> = self.to_look.split_off(rest).into_iter().collect();
-        let began = Instant::now();
         let found = self.describe(&topics);
-        // librdkafka looks for each of them among all topics; that is kept to 3 % of the time.
-        self.next_look = Instant::now() + LOOK_EVERY.max(began.elapsed() * 30);
+        self.next_look = Instant::now() + LOOK_EVERY;
         let Some(found) = found else { return true };
         let (mut gone, mut met) = (Vec::new(), Vec::new());
         for (at, position) in self.partitions.iter_mut().filter(|(at, _)| topics.contains(&at.topic)) {
@@ -683,8 +682,8 @@ impl Poller {
 }
 
 /// How long the broker may keep a fetch that finds nothing. A partition that is added waits as long; but each fetch names
-/// all partitions, so that a thousand of them, looked for ten times a second, cost a sixth of a core at each end, and the reader's part grows
-/// with their square.
+/// all partitions, so that a thousand of them, looked for ten times a second, cost a sixth of a core at each end, and
+/// the reader's part grows with their square.
 fn wait_ms(partitions: usize, now_ms: u32) -> u32 {
     let of = |partitions| match partitions {
         0..1_000 => 100,
