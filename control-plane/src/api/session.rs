@@ -162,10 +162,14 @@ fn check(client_id: &str) -> Result<(), Status> {
     Err(error::invalid_field("client_id", problem))
 }
 
-/// No data plane that answered has the client. Those that did not may have it.
+/// No data plane that answered has the client. Those that did not, or have not reported yet, may have it.
 fn absent(client_id: &str, answers: &Answers) -> Status {
     let shown: String = client_id.chars().take(200).collect();
     let Some((_, reason)) = answers.silent.first_key_value() else {
+        if answers.replies.is_empty() {
+            let text = format!("no data plane is known that could tell whether it has a client {shown}");
+            return error::node_unreachable(text);
+        }
         return error::absent("tbmq.control.v1.Session", &shown);
     };
     let silent = answers.silent_nodes().join(", ");

@@ -355,6 +355,16 @@ async fn a_data_plane_is_drained_through_another_replica_and_stays_up() {
     one.drain().await;
 }
 
+#[tokio::test]
+async fn while_no_data_plane_is_known_no_client_is_said_to_be_absent() {
+    let cluster = Cluster::new();
+    let plane = cluster.control_plane("cp1").await;
+    let request = GetSessionRequest { client_id: "c".to_owned() };
+    let status = sessions(&plane).get_session(request).await.unwrap_err();
+    assert_eq!(reason(&status), (Code::Unavailable, "NODE_UNREACHABLE".to_owned()));
+    assert!(status.message().starts_with("no data plane is known"), "{}", status.message());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_session_ends_calls_under_way_and_no_client_notices() {
     let cluster = Cluster::new();
