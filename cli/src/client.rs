@@ -4,9 +4,12 @@ use std::{fmt, net::IpAddr, path::Path, time::Duration};
 
 use tbmq_proto::control::{
     Integration, IntegrationView, ListIntegrationsRequest, audit_service_client::AuditServiceClient,
-    event_service_client::EventServiceClient, integration_service_client::IntegrationServiceClient,
-    node_service_client::NodeServiceClient, session_service_client::SessionServiceClient,
-    token_service_client::TokenServiceClient,
+    auth_provider_service_client::AuthProviderServiceClient,
+    blocked_client_service_client::BlockedClientServiceClient,
+    credentials_service_client::CredentialsServiceClient, event_service_client::EventServiceClient,
+    integration_service_client::IntegrationServiceClient, node_service_client::NodeServiceClient,
+    session_service_client::SessionServiceClient, token_service_client::TokenServiceClient,
+    unauthorized_client_service_client::UnauthorizedClientServiceClient,
 };
 use tonic::{
     Request,
@@ -124,6 +127,23 @@ impl Target {
 
     pub(crate) async fn audit(&self) -> Result<AuditServiceClient<Channel>, Failure> {
         Ok(AuditServiceClient::new(self.connect().await?).max_decoding_message_size(ANSWER_BYTES_MAX))
+    }
+
+    pub(crate) async fn credentials(&self) -> Result<CredentialsServiceClient<Channel>, Failure> {
+        Ok(CredentialsServiceClient::new(self.connect().await?).max_decoding_message_size(ANSWER_BYTES_MAX))
+    }
+
+    pub(crate) async fn blocked(&self) -> Result<BlockedClientServiceClient<Channel>, Failure> {
+        Ok(BlockedClientServiceClient::new(self.connect().await?).max_decoding_message_size(ANSWER_BYTES_MAX))
+    }
+
+    pub(crate) async fn unauthorized(&self) -> Result<UnauthorizedClientServiceClient<Channel>, Failure> {
+        let client = UnauthorizedClientServiceClient::new(self.connect().await?);
+        Ok(client.max_decoding_message_size(ANSWER_BYTES_MAX))
+    }
+
+    pub(crate) async fn providers(&self) -> Result<AuthProviderServiceClient<Channel>, Failure> {
+        Ok(AuthProviderServiceClient::new(self.connect().await?).max_decoding_message_size(ANSWER_BYTES_MAX))
     }
 
     async fn connect(&self) -> Result<Channel, Failure> {

@@ -172,7 +172,7 @@ fn hint(reason: &str, retry: Option<Duration>) -> Option<String> {
         "VALIDATION_TIMEOUT" => "`tbmqctl node list` shows which executors are live and what they serve",
         "NAME_TAKEN" => "choose another name, or change the existing one with `tbmqctl integration update`",
         "ETAG_MISMATCH" => "it was changed meanwhile: get it again and repeat the change",
-        "TYPE_IMMUTABLE" => "create a new integration of the other type",
+        "TYPE_IMMUTABLE" => "create a new one of the other type",
         "NOT_FOUND" => {
             "the command `list` of its kind, such as `tbmqctl integration list`, shows what exists"
         }
@@ -189,6 +189,11 @@ fn hint(reason: &str, retry: Option<Duration>) -> Option<String> {
                 None => "nothing was changed; try again later".to_owned(),
             });
         }
+        "CREDENTIALS_TAKEN" => {
+            "`tbmqctl credentials list --username` (or --client-id, --cn) finds the other one; `update` changes it"
+        }
+        "ALREADY_BLOCKED" => "`tbmqctl blocked update` changes until when, and why",
+        "WRONG_PASSWORD" => "`tbmqctl credentials update --set-password` sets one that nobody knows any more",
         "NOT_A_DATA_PLANE" => "`tbmqctl node list --role data-plane` shows the data planes",
         reason if reason.starts_with("NODE_") => {
             "`tbmqctl node list -o wide` shows which nodes are live and hold a session"

@@ -7,11 +7,14 @@ mod commands;
 mod compare;
 mod confirm;
 mod context;
+mod credential;
 mod document;
+mod editor;
 mod failure;
 mod following;
 mod inventory;
 mod manifest;
+mod password;
 mod progress;
 mod render;
 mod selector;
@@ -29,8 +32,9 @@ use prost_types::Timestamp;
 use crate::{
     client::Target,
     commands::{
-        apply, audit, completion, context as contexts, diff, edit, event, explain, export, import,
-        integration, kind, man, node, session, token, top, try_it, wait,
+        apply, audit, auth, blocked, completion, context as contexts, credentials, diff, edit, event,
+        explain, export, import, integration, kind, man, node, session, token, top, try_it, unauthorized,
+        wait,
     },
     context::{Config, Flags, Settings},
     failure::{ExitKind, Failure},
@@ -105,6 +109,18 @@ enum Call {
     /// Connected MQTT clients
     #[command(subcommand)]
     Session(session::Command),
+    /// Who may connect by what proof, and what he may do: passwords, certificates, access rules
+    #[command(subcommand)]
+    Credentials(credentials::Command),
+    /// Clients that may not connect, whatever they prove
+    #[command(subcommand)]
+    Blocked(blocked::Command),
+    /// Clients that were refused, and why
+    #[command(subcommand)]
+    Unauthorized(unauthorized::Command),
+    /// How clients prove who they are: which providers are asked, and which first
+    #[command(subcommand)]
+    Auth(auth::Command),
     /// Control planes, data planes and executors
     #[command(subcommand)]
     Node(node::Command),
@@ -166,6 +182,10 @@ async fn call(call: Call, target: &Target, output: Output) -> Result<(), Failure
         Call::Wait(arguments) => wait::run(arguments, target).await,
         Call::Top(arguments) => top::run(arguments, target, output).await,
         Call::Session(command) => session::run(command, target, output).await,
+        Call::Credentials(command) => credentials::run(command, target, output).await,
+        Call::Blocked(command) => blocked::run(command, target, output).await,
+        Call::Unauthorized(command) => unauthorized::run(command, target, output).await,
+        Call::Auth(command) => auth::run(command, target, output).await,
         Call::Node(command) => node::run(command, target, output).await,
         Call::Token(command) => token::run(command, target, output).await,
         Call::Whoami => token::whoami(target, output).await,

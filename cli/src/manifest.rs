@@ -119,7 +119,7 @@ fn unread(name: &str, error: &io::Error) -> Failure {
     Failure::usage(format!("can't read {name}: {error}"))
 }
 
-fn text_of(from: impl Read, name: &str) -> Result<String, Failure> {
+pub(crate) fn text_of(from: impl Read, name: &str) -> Result<String, Failure> {
     let mut text = String::new();
     let bytes =
         from.take(FILE_BYTES_MAX + 1).read_to_string(&mut text).map_err(|error| unread(name, &error))?;

@@ -79,6 +79,14 @@ pub const SETTINGS: &[Setting] = &[
     Setting { env: "SQL_TTL_EVENTS_ENABLED", key: "sql.ttl.events.enabled" },
     Setting { env: "SQL_TTL_EVENTS_EXECUTION_INTERVAL_MS", key: "sql.ttl.events.execution-interval-ms" },
     Setting { env: "SQL_TTL_EVENTS_TTL_SEC", key: "sql.ttl.events.ttl-sec" },
+    Setting { env: "SQL_TTL_UNAUTHORIZED_CLIENT_ENABLED", key: "sql.ttl.unauthorized-client.enabled" },
+    Setting {
+        env: "SQL_TTL_UNAUTHORIZED_CLIENT_EXECUTION_INTERVAL_MS",
+        key: "sql.ttl.unauthorized-client.execution-interval-ms",
+    },
+    Setting { env: "SQL_TTL_UNAUTHORIZED_CLIENT_TTL", key: "sql.ttl.unauthorized-client.ttl" },
+    Setting { env: "BLOCKED_CLIENT_CLEANUP_PERIOD_MINUTES", key: "mqtt.blocked-client.cleanup.period" },
+    Setting { env: "BLOCKED_CLIENT_CLEANUP_TTL_MINUTES", key: "mqtt.blocked-client.cleanup.ttl" },
     Setting { env: "MQTT_TOPIC_MAX_SEGMENTS_COUNT", key: "mqtt.topic.max-segments-count" },
     Setting {
         env: "MQTT_SUBSCRIPTION_ROOT_MULTI_LVL_WILDCARD",
@@ -114,6 +122,32 @@ pub struct MqttConfig {
     pub topic: TopicConfig,
     /// Subscriptions.
     pub subscription: SubscriptionConfig,
+    /// Clients that may not connect.
+    pub blocked_client: BlockedClientConfig,
+}
+
+/// Clients that may not connect.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct BlockedClientConfig {
+    /// Blocks that have expired.
+    pub cleanup: BlockedCleanupConfig,
+}
+
+/// Blocks that have expired.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct BlockedCleanupConfig {
+    /// How often to look for them, minutes.
+    pub period: NonZeroU32,
+    /// How long after it expired a block is removed, minutes.
+    pub ttl: u32,
+}
+
+impl Default for BlockedCleanupConfig {
+    fn default() -> Self {
+        Self { period: NonZeroU32::new(5).expect("5 is not 0"), ttl: 10_080 }
+    }
 }
 
 /// Topics.
@@ -448,6 +482,30 @@ impl Default for EventsConfig {
 pub struct TtlConfig {
     /// Events.
     pub events: EventsTtlConfig,
+    /// Clients that were refused.
+    pub unauthorized_client: UnauthorizedTtlConfig,
+}
+
+/// How long refused clients are remembered.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct UnauthorizedTtlConfig {
+    /// Whether old ones are deleted at all.
+    pub enabled: bool,
+    /// How often, ms.
+    pub execution_interval_ms: NonZeroU64,
+    /// How long one is kept after its latest refusal, seconds; 0 or negative: for ever.
+    pub ttl: i64,
+}
+
+impl Default for UnauthorizedTtlConfig {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            execution_interval_ms: NonZeroU64::new(86_400_000).expect("a day is not 0"),
+            ttl: 259_200,
+        }
+    }
 }
 
 /// How long events are stored.
@@ -516,6 +574,11 @@ impl Config {
         access::Ways::open(&self.control).map_err(Misconfigured::Access)?;
         access::tls::Tls::open(&self.control.grpc.tls).map_err(Misconfigured::Access)?;
         Ok(())
+    }
+
+    /// How long after it expired a block is removed, ms.
+    pub(crate) fn blocked_ttl_ms(&self) -> i64 {
+        i64::from(self.mqtt.blocked_client.cleanup.ttl) * 60_000
     }
 
     /// Whether a store is named.

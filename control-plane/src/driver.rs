@@ -12,7 +12,7 @@ use tbmq_integration::{entity::SHARDS_MAX, wire};
 use tbmq_proto::{
     ids::IntegrationId,
     integration::{NativeEvent, native_event::Body},
-    topic::Topic,
+    topic::{Catalogue, Topic},
     wire::{KindAnnouncement, NodeApplied, Role},
 };
 use tbmq_service::{identity::Superseded, system::Meter};
@@ -20,6 +20,7 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use crate::{
+    auth::unauthorized,
     plane::Plane,
     relayer::only_partition,
     store::{self, EventBody, EventRow, KindRow},
@@ -29,7 +30,7 @@ use crate::{
 const ANNOUNCE_EVERY: Duration = Duration::from_secs(5);
 
 /// Times that the API can speak of: years 1970 to 9999.
-const TIMES_MS: std::ops::RangeInclusive<i64> = 0..=253_402_300_799_999;
+pub(crate) const TIMES_MS: std::ops::RangeInclusive<i64> = 0..=253_402_300_799_999;
 
 /// A newer process that has taken over tells of itself within this time.
 const NEWER_PATIENCE: Duration = Duration::from_secs(7);
@@ -205,20 +206,66 @@ async fn again(plane: &Plane, reader: &mut dyn Reader, topic: &Topic, reason: &s
 
 /// Shares `tbmq.ie.uplink` with the other control planes and stores its events.
 pub(crate) async fn follow_uplink(plane: Arc<Plane>) -> anyhow::Result<()> {
-    while let Shared::Fenced(reason) = share_uplink(&plane).await? {
+    follow_shared(&plane, Shares::Uplink).await
+}
+
+/// Shares `tbmq.auth.unauthorized` with the other control planes and stores who was refused.
+pub(crate) async fn follow_unauthorized(plane: Arc<Plane>) -> anyhow::Result<()> {
+    follow_shared(&plane, Shares::Unauthorized).await
+}
+
+/// A topic of which each record is for one of the control planes.
+#[derive(Clone, Copy, Debug)]
+enum Shares {
+    Uplink,
+    Unauthorized,
+}
+
+impl Shares {
+    fn topic(self, catalogue: &Catalogue) -> Topic {
+        match self {
+            Self::Uplink => catalogue.uplink(),
+            Self::Unauthorized => catalogue.unauthorized_clients(),
+        }
+    }
+
+    fn group(self, catalogue: &Catalogue) -> String {
+        match self {
+            Self::Uplink => catalogue.uplink_group(),
+            Self::Unauthorized => catalogue.unauthorized_group(),
+        }
+    }
+
+    fn client(self) -> &'static str {
+        match self {
+            Self::Uplink => "ie-uplink-consumer",
+            Self::Unauthorized => "unauthorized-client-consumer",
+        }
+    }
+
+    async fn store(self, plane: &Arc<Plane>, partition: &TopicPartition, records: &[Record]) {
+        match self {
+            Self::Uplink => store_events(plane, partition, records).await,
+            Self::Unauthorized => unauthorized::store(plane, partition, records).await,
+        }
+    }
+}
+
+async fn follow_shared(plane: &Arc<Plane>, shares: Shares) -> anyhow::Result<()> {
+    while let Shared::Fenced(reason) = share(plane, shares).await? {
         // Of a newer process with our service id, `tbmq.node.applied` tells meanwhile, which ends this one. Otherwise it
         // was a request of our own that Kafka took up late.
-        tracing::warn!(reason, "the group of the uplink has another member with our service id");
+        tracing::warn!(reason, ?shares, "the group has another member with our service id");
         tokio::select! {
             () = plane.drain.begun() => return Ok(()),
             () = tokio::time::sleep(NEWER_PATIENCE) => {}
         }
-        tracing::warn!("of no newer process was heard; joining the group of the uplink again");
+        tracing::warn!(?shares, "of no newer process was heard; joining the group again");
     }
     Ok(())
 }
 
-/// How a membership of the uplink's group has ended.
+/// How a membership of a group has ended.
 enum Shared {
     /// This control plane is draining.
     Left,
@@ -226,10 +273,10 @@ enum Shared {
     Fenced(String),
 }
 
-async fn share_uplink(plane: &Arc<Plane>) -> anyhow::Result<Shared> {
-    let topic = plane.catalogue.uplink();
-    let client = plane.catalogue.client_id("ie-uplink-consumer", &plane.service_id);
-    let group = plane.catalogue.uplink_group();
+async fn share(plane: &Arc<Plane>, shares: Shares) -> anyhow::Result<Shared> {
+    let topic = shares.topic(&plane.catalogue);
+    let client = plane.catalogue.client_id(shares.client(), &plane.service_id);
+    let group = shares.group(&plane.catalogue);
     let mut membership = plane
         .bus
         .membership(MembershipConfig {
@@ -260,20 +307,20 @@ async fn share_uplink(plane: &Arc<Plane>) -> anyhow::Result<Shared> {
                 ReaderEvent::Batch { partition, records } => {
                     let Some(last) = records.last() else { continue };
                     let commit = Commit { offset: last.offset + 1, partition: partition.clone(), metadata: String::new() };
-                    store_events(plane, &partition, &records).await;
-                    // Not committed: the events are read again, and stored once all the same.
+                    shares.store(plane, &partition, &records).await;
+                    // Not committed: they are read again; events are stored once all the same.
                     if let Err(error) = membership.commit(vec![commit]).await {
-                        tracing::warn!(%error, %partition, "offset of events not committed");
+                        tracing::warn!(%error, %partition, "offset not committed");
                     }
                 }
                 ReaderEvent::End { .. } => {}
                 ReaderEvent::Gap { partition, from, to } => {
-                    tracing::warn!(%partition, from, to, "events were removed before they were read");
+                    tracing::warn!(%partition, from, to, "records were removed before they were read");
                 }
                 ReaderEvent::Gone { partition, reason } => {
-                    tracing::warn!(%partition, reason, "the topic of events has vanished and is created anew");
+                    tracing::warn!(%partition, reason, "the topic has vanished and is created anew");
                     while let Err(error) = plane.ensure(&topic).await {
-                        tracing::warn!(%error, "can't create the topic of events");
+                        tracing::warn!(%error, "can't create the topic");
                         tokio::time::sleep(Duration::from_secs(1)).await;
                     }
                     reader.add(&partition, Start::Earliest);
@@ -294,7 +341,7 @@ async fn assign(reader: &mut dyn Reader, partitions: &[TopicPartition]) {
         match reader.committed(partitions).await {
             Ok(committed) => break committed,
             Err(error) => {
-                tracing::warn!(%error, "can't read the committed offsets of events");
+                tracing::warn!(%error, "can't read committed offsets");
                 tokio::time::sleep(Duration::from_millis(500)).await;
             }
         }
@@ -349,7 +396,7 @@ async fn store_events(plane: &Arc<Plane>, partition: &TopicPartition, records: &
 }
 
 /// Repeats until the store has answered; `false` when it refused.
-async fn persist<F: Future<Output = Result<(), store::Error>>>(save: impl Fn() -> F) -> bool {
+pub(crate) async fn persist<F: Future<Output = Result<(), store::Error>>>(save: impl Fn() -> F) -> bool {
     let mut pause = Duration::from_millis(100);
     loop {
         match save().await {
@@ -367,7 +414,7 @@ async fn persist<F: Future<Output = Result<(), store::Error>>>(save: impl Fn() -
     }
 }
 
-fn skip(plane: &Plane, partition: &TopicPartition, record: &Record, error: &str) {
+pub(crate) fn skip(plane: &Plane, partition: &TopicPartition, record: &Record, error: &str) {
     tracing::warn!(place = %format_args!("{partition}-{}", record.offset), error, "bad record skipped");
     plane.metrics.bad_records.inc();
 }
@@ -450,6 +497,7 @@ pub(crate) async fn announce(plane: Arc<Plane>, address: String) -> anyhow::Resu
             kinds: Vec::new(),
             leaving,
             system_info: Some(meter.load().into()),
+            sessions: 0,
         };
         let value = applied.encode_to_vec();
         let record = Outgoing {

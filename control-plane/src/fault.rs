@@ -42,6 +42,12 @@ points! {
     Written,
     /// The store says what was written; waiting calls have not been told.
     Noted,
+    /// The relayer has read marks of credentials, settings or blocks.
+    AuthMarked,
+    /// Their records are on the bus; the store does not say so.
+    AuthWritten,
+    /// The store says what was written of them; waiting calls have not been told.
+    AuthNoted,
     /// The mark of a deleted integration was cleared.
     MarkCleared,
     /// A withdrawal is on the bus; the life does not say so.

@@ -42,6 +42,9 @@ pub(crate) async fn run(relayer: &Relayer) -> Error {
     let mut audit = interval(AUDIT_PERIOD);
     let mut requests = interval(REQUESTS_PERIOD);
     let mut leftovers = interval_at(Instant::now() + LEFTOVERS_FIRST, LEFTOVERS_PERIOD);
+    let unauthorized = config.sql.ttl.unauthorized_client.clone();
+    let mut refused = interval(Duration::from_millis(unauthorized.execution_interval_ms.get()));
+    let mut blocked = interval(Duration::from_mins(config.mqtt.blocked_client.cleanup.period.get().into()));
     let mut sealing = interval(SEALING_PERIOD);
     let mut sealed = BTreeMap::new();
     loop {
@@ -50,6 +53,10 @@ pub(crate) async fn run(relayer: &Relayer) -> Error {
             _ = parking.tick() => if cleanup.ttl > 0 { park(relayer, cleanup.ttl).await },
             // Boxed: it is a large future.
             _ = retention.tick() => Box::pin(keep_events(relayer)).await,
+            _ = blocked.tick() => remove_blocks(relayer, tbmq_service::time::now_ms()).await,
+            _ = refused.tick() => if unauthorized.enabled && unauthorized.ttl > 0 {
+                forget_refused(relayer, unauthorized.ttl).await;
+            },
             _ = audit.tick() => expire_audit(relayer, config.control.auth.audit_ttl).await,
             _ = requests.tick() => forget(relayer).await,
             _ = leftovers.tick() => match remove_leftovers(relayer, tbmq_service::time::now_ms()).await {
@@ -134,6 +141,13 @@ pub(crate) async fn seal(relayer: &Relayer, known: &mut BTreeMap<String, u64>) {
         }
         tokio::time::sleep(SEALING_PAUSE).await;
     }
+    match plane.store.seal_providers(tbmq_service::time::now_ms()).await {
+        Ok((providers, lost)) => {
+            sealed += providers;
+            unreadable += lost;
+        }
+        Err(error) => tracing::warn!(%error, "can't seal secrets of providers; trying again soon"),
+    }
     let counted = match plane.store.sealed_by_key().await {
         Ok(counted) => counted,
         Err(error) => return tracing::warn!(%error, "can't count the integrations of each key"),
@@ -184,6 +198,34 @@ async fn keep_events(relayer: &Relayer) {
         Ok(expired) if expired == Expired::default() => {}
         Ok(Expired { partitions, events }) => tracing::info!(partitions, events, "old events removed"),
         Err(error) => tracing::warn!(%error, "can't remove old events"),
+    }
+}
+
+/// Removes blocks that expired long ago.
+async fn remove_blocks(relayer: &Relayer, now_ms: i64) {
+    let before_ms = now_ms.saturating_sub(relayer.plane.config.blocked_ttl_ms());
+    loop {
+        match relayer.plane.store.remove_outdated_blocks(before_ms, now_ms).await {
+            Ok(0) => return,
+            Ok(removed) => {
+                tracing::info!(removed, "blocks of clients that expired long ago are removed");
+                relayer.plane.auth_committed();
+            }
+            Err(error) => {
+                tracing::warn!(%error, "can't remove blocks that expired long ago");
+                return;
+            }
+        }
+    }
+}
+
+/// Forgets clients whose latest refusal is long ago.
+async fn forget_refused(relayer: &Relayer, ttl_sec: i64) {
+    let before_ms = tbmq_service::time::now_ms().saturating_sub(ttl_sec.saturating_mul(1_000));
+    match relayer.plane.store.clear_unauthorized(Some(before_ms)).await {
+        Ok(0) => {}
+        Ok(removed) => tracing::info!(removed, "clients that were refused long ago are forgotten"),
+        Err(error) => tracing::warn!(%error, "can't forget clients that were refused long ago"),
     }
 }
 

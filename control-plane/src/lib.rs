@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `access` | who may call, TLS, the audit log |
 //! | `api` | gRPC services: requests in, resources and status codes out |
+//! | `auth` | who may connect: credentials, providers, blocked and unauthorized clients |
 //! | [`store`] | the only place that speaks SQL |
 //! | `validate` | requests to executors and their replies |
 //! | `relayer`, `reconcile`, `watchdog`, `jobs` | what is in the store is written to the bus, by one control plane at a time |
@@ -24,6 +25,7 @@
 
 mod access;
 mod api;
+mod auth;
 mod changes;
 mod claims;
 mod commands;
@@ -190,6 +192,7 @@ async fn launch(config: Config, context: Context, faults: Faults) -> anyhow::Res
             Ok(())
         }
     });
+    tasks.spawn(driver::follow_unauthorized(plane.clone()));
     let client = plane.catalogue.client_id("ie-downlink-producer", &plane.service_id);
     let mut writer = WriterConfig::new(client);
     writer.linger = Duration::from_millis(1);
@@ -243,6 +246,7 @@ async fn prepare(plane: &Plane) -> anyhow::Result<u64> {
     for topic in &common {
         plane.ensure(topic).await.with_context(|| format!("can't create topic {}", topic.name))?;
     }
+    plane.ensure_auth().await.context("can't create the topics of who may connect")?;
     for kind in plane.all_kinds() {
         plane.ensure_downlink(&kind).await.with_context(|| format!("can't create the downlink of {kind}"))?;
     }
@@ -293,7 +297,7 @@ impl Running {
         self.plane.drain.begin();
         // Those that listen for the drain end by themselves; the readers have nothing to finish.
         let ended = async {
-            let listening = 4;
+            let listening = 5;
             for _ in 0..listening {
                 self.tasks.join_next().await;
             }

@@ -141,6 +141,13 @@ impl Nodes {
         self.live_data_planes().into_iter().filter(late).map(|node| node.applied.service_id).collect()
     }
 
+    /// Live data planes that follow a topic: one that announces no position of it, as older versions do not, does not.
+    pub(crate) fn followers(&self, topic: &str) -> Vec<Node> {
+        let mut nodes = self.live_data_planes();
+        nodes.retain(|node| node.applied.positions.iter().any(|at| at.topic == topic));
+        nodes
+    }
+
     /// Waits until every live data plane has passed this position; returns those that have not at the deadline.
     /// Cancel-safe.
     pub(crate) async fn applied(
@@ -150,10 +157,28 @@ impl Nodes {
         position: u64,
         deadline: tokio::time::Instant,
     ) -> Vec<String> {
+        self.wait(deadline, || self.behind(topic, partition, position)).await
+    }
+
+    /// As [`Nodes::applied`], for those that follow the topic.
+    pub(crate) async fn applied_by_followers(
+        &self,
+        topic: &str,
+        partition: u32,
+        position: u64,
+        deadline: tokio::time::Instant,
+    ) -> Vec<String> {
+        let late = |node: &Node| node.position(topic, partition) < position;
+        let behind =
+            || self.followers(topic).into_iter().filter(late).map(|node| node.applied.service_id).collect();
+        self.wait(deadline, behind).await
+    }
+
+    async fn wait(&self, deadline: tokio::time::Instant, behind: impl Fn() -> Vec<String>) -> Vec<String> {
         let mut changes = self.changes();
         loop {
             changes.borrow_and_update();
-            let late = self.behind(topic, partition, position);
+            let late = behind();
             if late.is_empty() || tokio::time::Instant::now() >= deadline {
                 return late;
             }

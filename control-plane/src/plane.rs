@@ -9,7 +9,7 @@ use parking_lot::{Mutex, RwLock};
 use serde_json::Value;
 use tbmq_bus::{Admin, Bus, TopicSpec, spec_of};
 use tbmq_proto::{
-    ids::{Kind, ServiceId},
+    ids::{IntegrationId, Kind, ServiceId},
     topic::{Catalogue, DOWNLINK_PARTITIONS, Topic},
 };
 use tbmq_service::{drain::Drain, identity::Identity};
@@ -17,6 +17,7 @@ use tokio::sync::Notify;
 
 use crate::{
     access::Access,
+    auth::hashing::Hashing,
     changes::Changes,
     claims::Claims,
     commands::Commands,
@@ -26,7 +27,7 @@ use crate::{
     nodes::Nodes,
     peers::Peers,
     projected::Projected,
-    store::{KindRow, Request, Saved, Store},
+    store::{Item, KindRow, Request, Saved, Store},
     validate::Validator,
 };
 
@@ -61,7 +62,11 @@ pub(crate) struct Plane {
     pub(crate) dirty: Notify,
     /// There may be topics to move on in their lives.
     pub(crate) restless: Notify,
-    pub(crate) projected: Projected,
+    pub(crate) projected: Projected<IntegrationId>,
+    /// There may be dirty marks of who may connect.
+    pub(crate) auth_dirty: Notify,
+    pub(crate) auth_projected: Projected<Item>,
+    pub(crate) hashing: Hashing,
     pub(crate) changes: Changes,
     /// Downlink topics that are known to exist.
     downlinks: Mutex<BTreeMap<Kind, Downlink>>,
@@ -116,6 +121,9 @@ impl Plane {
             dirty: Notify::new(),
             restless: Notify::new(),
             projected: Projected::default(),
+            auth_dirty: Notify::new(),
+            auth_projected: Projected::default(),
+            hashing: Hashing::new(),
             downlinks: Mutex::default(),
             advertised: OnceLock::new(),
         }
@@ -148,9 +156,28 @@ impl Plane {
         self.restless.notify_one();
     }
 
+    /// As [`Plane::committed`], of who may connect.
+    pub(crate) fn auth_committed(&self) {
+        self.auth_dirty.notify_one();
+    }
+
     /// Creates a topic if it does not exist.
     pub(crate) async fn ensure(&self, topic: &Topic) -> Result<(), tbmq_bus::Error> {
         self.admin.create_topic(&self.spec_of(topic)).await.map(|_| ())
+    }
+
+    /// Creates the topics of who may connect that do not exist.
+    pub(crate) async fn ensure_auth(&self) -> Result<(), tbmq_bus::Error> {
+        let catalogue = &self.catalogue;
+        for topic in [
+            catalogue.credentials(),
+            catalogue.auth_settings(),
+            catalogue.blocked_clients(),
+            catalogue.unauthorized_clients(),
+        ] {
+            self.ensure(&topic).await?;
+        }
+        Ok(())
     }
 
     /// How a topic is created here.

@@ -5,15 +5,18 @@
 
 use std::{
     collections::{HashMap, hash_map::Entry},
+    hash::Hash,
     sync::Arc,
     time::Duration,
 };
 
 use parking_lot::Mutex;
-use tbmq_proto::ids::IntegrationId;
 use tokio::sync::{Notify, watch};
 
-use crate::{plane::Plane, store::Projection};
+use crate::{
+    plane::Plane,
+    store::{self, Projection},
+};
 
 /// How often to look for what another replica has written.
 const LOOK: Duration = Duration::from_millis(20);
@@ -22,19 +25,30 @@ const LOOK: Duration = Duration::from_millis(20);
 const ASKED_TOGETHER: usize = 500;
 
 /// Who waits for what.
-#[derive(Debug, Default)]
-pub(crate) struct Projected {
+#[derive(Debug)]
+pub(crate) struct Projected<K: Key> {
     /// One entry a call at the most, whose number is limited.
-    waiting: Mutex<HashMap<IntegrationId, watch::Sender<Option<Projection>>>>,
+    waiting: Mutex<HashMap<K, watch::Sender<Option<Projection>>>>,
     begun: Notify,
 }
 
-impl Projected {
+/// What is written.
+pub(crate) trait Key: Clone + Eq + Hash {}
+
+impl<K: Clone + Eq + Hash> Key for K {}
+
+impl<K: Key> Default for Projected<K> {
+    fn default() -> Self {
+        Self { waiting: Mutex::default(), begun: Notify::new() }
+    }
+}
+
+impl<K: Key> Projected<K> {
     /// Completes when this revision, or a later one, has been written. Cancel-safe.
-    pub(crate) async fn reached(&self, id: IntegrationId, revision: u64) -> Projection {
+    pub(crate) async fn reached(&self, id: K, revision: u64) -> Projection {
         // Dropped after what listens.
-        let _waiting = Waiting { projected: self, id };
-        let mut latest = match self.waiting.lock().entry(id) {
+        let _waiting = Waiting { projected: self, id: id.clone() };
+        let mut latest = match self.waiting.lock().entry(id.clone()) {
             Entry::Occupied(entry) => entry.get().subscribe(),
             Entry::Vacant(entry) => entry.insert(watch::Sender::new(None)).subscribe(),
         };
@@ -52,7 +66,7 @@ impl Projected {
     }
 
     /// This has been written.
-    pub(crate) fn told(&self, written: impl IntoIterator<Item = (IntegrationId, Projection)>) {
+    pub(crate) fn told(&self, written: impl IntoIterator<Item = (K, Projection)>) {
         let waiting = self.waiting.lock();
         for (id, projection) in written {
             if let Some(latest) = waiting.get(&id) {
@@ -61,18 +75,39 @@ impl Projected {
         }
     }
 
-    fn ids(&self) -> Vec<IntegrationId> {
-        self.waiting.lock().keys().copied().collect()
+    fn ids(&self) -> Vec<K> {
+        self.waiting.lock().keys().cloned().collect()
+    }
+
+    /// Looks while calls wait; never ends by itself.
+    async fn follow<F: Future<Output = Result<Vec<(K, Projection)>, store::Error>>>(
+        &self,
+        look: impl Fn(Vec<K>) -> F,
+    ) {
+        loop {
+            let ids = self.ids();
+            if ids.is_empty() {
+                self.begun.notified().await;
+                continue;
+            }
+            for some in ids.chunks(ASKED_TOGETHER) {
+                match look(some.to_vec()).await {
+                    Ok(found) => self.told(found),
+                    Err(error) => tracing::warn!(%error, "can't look for what was written; calls wait"),
+                }
+            }
+            tokio::time::sleep(LOOK).await;
+        }
     }
 }
 
-/// Forgets an integration with the last call that waits for it.
-struct Waiting<'a> {
-    projected: &'a Projected,
-    id: IntegrationId,
+/// Forgets it with the last call that waits for it.
+struct Waiting<'a, K: Key> {
+    projected: &'a Projected<K>,
+    id: K,
 }
 
-impl Drop for Waiting<'_> {
+impl<K: Key> Drop for Waiting<'_, K> {
     fn drop(&mut self) {
         let mut waiting = self.projected.waiting.lock();
         if waiting.get(&self.id).is_some_and(|latest| latest.receiver_count() == 0) {
@@ -83,24 +118,16 @@ impl Drop for Waiting<'_> {
 
 /// Looks while calls wait; never ends by itself.
 pub(crate) async fn follow(plane: Arc<Plane>) {
-    loop {
-        let ids = plane.projected.ids();
-        if ids.is_empty() {
-            plane.projected.begun.notified().await;
-            continue;
-        }
-        for some in ids.chunks(ASKED_TOGETHER) {
-            match plane.store.projections(some).await {
-                Ok(found) => plane.projected.told(found),
-                Err(error) => tracing::warn!(%error, "can't look for what was written; calls wait"),
-            }
-        }
-        tokio::time::sleep(LOOK).await;
-    }
+    let store = &plane.store;
+    tokio::join!(
+        plane.projected.follow(|ids| async move { store.projections(&ids).await }),
+        plane.auth_projected.follow(|items| async move { store.auth_projections(&items).await }),
+    );
 }
 
 #[cfg(test)]
 mod tests {
+    use tbmq_proto::ids::IntegrationId;
     use uuid::Uuid;
 
     use super::*;
@@ -108,7 +135,7 @@ mod tests {
     #[tokio::test]
     async fn calls_hear_of_their_revision_or_a_later_one_and_leave_nothing_behind() {
         let (projected, id) = (Arc::new(Projected::default()), IntegrationId(Uuid::nil()));
-        let at = |revision| Projection { revision, position: 10 * revision };
+        let at = |revision| Projection { revision, partition: 0, position: 10 * revision };
         let wait = |revision| {
             let projected = projected.clone();
             tokio::spawn(async move { projected.reached(id, revision).await })

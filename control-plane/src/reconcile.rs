@@ -23,10 +23,10 @@ use crate::{
 };
 
 /// How long the bus may take to hand over all configuration.
-const PATIENCE: Duration = Duration::from_mins(1);
+pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Records repaired in one batch.
-const BATCH_RECORDS: usize = 200;
+pub(crate) const BATCH_RECORDS: usize = 200;
 
 /// What lies on the bus.
 #[derive(Debug, Default)]
@@ -96,7 +96,8 @@ pub(crate) async fn reconcile(relayer: &Relayer) -> Result<(), Error> {
             }
         }
     }
-    repair_strangers(relayer, found).await
+    repair_strangers(relayer, found).await?;
+    crate::auth::reconcile::reconcile(relayer).await
 }
 
 /// Has a withdrawal written again whose place lies beyond the end: the topic was lost, and nodes would never get there.

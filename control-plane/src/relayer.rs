@@ -5,6 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    fmt,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -27,9 +28,10 @@ use tbmq_proto::{
     },
     topic::REVISION_HEADER,
 };
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Notify};
 
 use crate::{
+    auth,
     fault::Point,
     jobs,
     plane::Plane,
@@ -47,10 +49,10 @@ const LEASE_FOR: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(20);
 const LOOK_ALONE: Duration = Duration::from_millis(250);
 
-/// Marks that are followed in one round.
+/// Integrations whose marks are followed in one round.
 const BATCH_MARKS: u64 = 128;
 
-/// Bytes of one batch, unless the records of one integration alone have more.
+/// Bytes of one batch, unless the records of one mark alone have more.
 const BATCH_BYTES: usize = 8 << 20;
 
 /// Integrations that are looked up, and topics that are deleted, at once.
@@ -174,7 +176,8 @@ async fn work(plane: &Arc<Plane>) {
             }
         }
         let error = tokio::select! {
-            error = relayer.follow_marks() => error,
+            error = relayer.follow_marks::<Integrations>() => error,
+            error = relayer.follow_marks::<auth::relay::Kept>() => error,
             error = relayer.follow_lives() => error,
             error = jobs::run(&relayer) => error,
             error = watchdog.run(&relayer) => error,
@@ -204,12 +207,88 @@ struct Marked {
     life: Life,
 }
 
-/// The records of one integration.
-struct Prepared {
-    mark: Mark,
-    revision: u64,
-    /// The subscription, then one downlink record for each shard.
-    records: Vec<BatchRecord>,
+/// Rows of the store that are written to the bus, mark by mark, in the order of their revisions.
+pub(crate) trait Kept {
+    /// What a mark is of.
+    type Key: Ord + Clone + fmt::Display + Send;
+    type Mark: Clone + Send + Sync;
+
+    /// Marks that are followed in one round.
+    const MARKS: u64;
+    /// Marks were read; their records are on the bus; the store says so.
+    const POINTS: [Point; 3];
+
+    /// What a mark is of, and its revision.
+    fn key(mark: &Self::Mark) -> (Self::Key, u64);
+
+    /// There may be marks.
+    fn dirty(plane: &Plane) -> &Notify;
+
+    fn marks(plane: &Plane, limit: u64)
+    -> impl Future<Output = Result<Vec<Self::Mark>, store::Error>> + Send;
+
+    /// Makes records ready, in the order of the marks.
+    fn prepare(
+        relayer: &Relayer,
+        marks: Vec<Self::Mark>,
+    ) -> impl Future<Output = Result<Vec<Ready<Self::Mark>>, Error>> + Send;
+
+    /// Notes what was written; of a row that is gone nothing is.
+    fn written(
+        plane: &Plane,
+        done: Vec<(Self::Mark, Option<Projection>)>,
+    ) -> impl Future<Output = Result<(), store::Error>> + Send;
+}
+
+/// What a mark stands for; `None`: nothing to write, or not now.
+pub(crate) type Ready<M> = (M, Result<Option<Prepared<M>>, Error>);
+
+/// Marks that can't be followed now, with their revisions, wait here until their time.
+pub(crate) type Deferred<K> = BTreeMap<<K as Kept>::Key, (u64, Instant)>;
+
+/// The records of one mark.
+pub(crate) struct Prepared<M> {
+    pub(crate) mark: M,
+    pub(crate) revision: u64,
+    /// The one that nodes have to apply is the first.
+    pub(crate) records: Vec<BatchRecord>,
+    /// The row is gone: its records are the last that is known of it.
+    pub(crate) is_gone: bool,
+}
+
+/// Integrations: of each the subscription, then one downlink record for each shard.
+#[derive(Debug)]
+pub(crate) enum Integrations {}
+
+impl Kept for Integrations {
+    type Key = IntegrationId;
+    type Mark = Mark;
+
+    const MARKS: u64 = BATCH_MARKS;
+    const POINTS: [Point; 3] = [Point::Marked, Point::Written, Point::Noted];
+
+    fn key(mark: &Mark) -> (IntegrationId, u64) {
+        (mark.integration, mark.revision)
+    }
+
+    fn dirty(plane: &Plane) -> &Notify {
+        &plane.dirty
+    }
+
+    async fn marks(plane: &Plane, limit: u64) -> Result<Vec<Mark>, store::Error> {
+        plane.store.marks(limit).await
+    }
+
+    async fn prepare(relayer: &Relayer, marks: Vec<Mark>) -> Result<Vec<Ready<Mark>>, Error> {
+        relayer.prepare(marks).await
+    }
+
+    async fn written(plane: &Plane, done: Vec<(Mark, Option<Projection>)>) -> Result<(), store::Error> {
+        let done: Vec<_> = done.into_iter().filter_map(|(mark, at)| Some((mark, at?))).collect();
+        plane.store.projected(&done, tbmq_service::time::now_ms()).await?;
+        plane.projected.told(done.iter().map(|(mark, projection)| (mark.integration, *projection)));
+        Ok(())
+    }
 }
 
 impl Relayer {
@@ -228,6 +307,7 @@ impl Relayer {
                 for kind in self.plane.all_kinds() {
                     self.plane.ensure_downlink(&kind).await?;
                 }
+                self.plane.ensure_auth().await?;
                 writer.write(batch).await
             }
             other => other,
@@ -235,12 +315,11 @@ impl Relayer {
     }
 
     /// Follows dirty marks until something fails.
-    async fn follow_marks(&self) -> Error {
-        // Marks that can't be followed now wait here until their time.
-        let mut deferred: BTreeMap<IntegrationId, (u64, Instant)> = BTreeMap::new();
+    async fn follow_marks<K: Kept>(&self) -> Error {
+        let mut deferred = Deferred::<K>::new();
         loop {
             deferred.retain(|_, (_, until)| *until > Instant::now());
-            match self.relay_round(&mut deferred).await {
+            match self.relay_round::<K>(&mut deferred).await {
                 Ok(true) => continue,
                 Ok(false) => {}
                 Err(error) if matches!(&error, Error::Store(_)) => {
@@ -252,38 +331,37 @@ impl Relayer {
             // Other replicas leave marks without a word.
             let alone = self.plane.nodes.live_control_planes() < 2;
             tokio::select! {
-                () = self.plane.dirty.notified() => {}
+                () = K::dirty(&self.plane).notified() => {}
                 () = tokio::time::sleep(if alone { LOOK_ALONE } else { LOOK }) => {}
             }
         }
     }
 
     /// Follows one batch of marks; `true` when there may be more.
-    pub(crate) async fn relay_round(
-        &self,
-        deferred: &mut BTreeMap<IntegrationId, (u64, Instant)>,
-    ) -> Result<bool, Error> {
+    pub(crate) async fn relay_round<K: Kept>(&self, deferred: &mut Deferred<K>) -> Result<bool, Error> {
         let plane = &self.plane;
-        let mut marks = plane.store.marks(BATCH_MARKS + deferred.len() as u64).await?;
+        let mut marks = K::marks(plane, K::MARKS + deferred.len() as u64).await?;
         marks.retain(|mark| {
-            deferred.get(&mark.integration).is_none_or(|(revision, _)| *revision != mark.revision)
+            let (key, revision) = K::key(mark);
+            deferred.get(&key).is_none_or(|(held, _)| *held != revision)
         });
         if marks.is_empty() {
             return Ok(false);
         }
-        plane.faults.pass(Point::Marked).await;
+        let [marked, on_bus, noted] = K::POINTS;
+        plane.faults.pass(marked).await;
         let _order = self.order.lock().await;
         let mut ready = Vec::new();
-        for (mark, result) in self.prepare(marks).await? {
+        for (mark, result) in K::prepare(self, marks).await? {
             match result {
                 Ok(Some(prepared)) => ready.push(prepared),
                 Ok(None) => {
-                    deferred.insert(
-                        mark.integration,
-                        (mark.revision, Instant::now() + Duration::from_millis(200)),
-                    );
+                    let (key, revision) = K::key(&mark);
+                    deferred.insert(key, (revision, Instant::now() + Duration::from_millis(200)));
                 }
-                Err(Error::Bus(error @ tbmq_bus::Error::Refused(_))) => self.defer(deferred, mark, &error),
+                Err(Error::Bus(error @ tbmq_bus::Error::Refused(_))) => {
+                    self.defer::<K>(deferred, &mark, &error);
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -291,27 +369,27 @@ impl Relayer {
             return Ok(false);
         }
         for group in groups(&ready) {
-            let done = self.write_group(group, deferred).await?;
-            plane.faults.pass(Point::Written).await;
-            plane.store.projected(&done, tbmq_service::time::now_ms()).await?;
-            plane.faults.pass(Point::Noted).await;
-            plane.metrics.projections.inc_by(done.len() as u64);
-            plane.projected.told(done.iter().map(|(mark, projection)| (mark.integration, *projection)));
+            let done = self.write_group::<K>(group, deferred).await?;
+            plane.faults.pass(on_bus).await;
+            let count = done.len() as u64;
+            K::written(plane, done).await?;
+            plane.faults.pass(noted).await;
+            plane.metrics.projections.inc_by(count);
         }
         Ok(true)
     }
 
-    /// Writes the records of several integrations in one batch.
-    async fn write_group(
+    /// Writes the records of several marks in one batch.
+    async fn write_group<K: Kept>(
         &self,
-        group: &[Prepared],
-        deferred: &mut BTreeMap<IntegrationId, (u64, Instant)>,
-    ) -> Result<Vec<(Mark, Projection)>, Error> {
+        group: &[Prepared<K::Mark>],
+        deferred: &mut Deferred<K>,
+    ) -> Result<Vec<(K::Mark, Option<Projection>)>, Error> {
         let batch = group.iter().flat_map(|prepared| prepared.records.clone()).collect();
         match self.write(batch).await {
             Ok(written) => {
                 let mut written = written.as_slice();
-                let finish = |prepared: &Prepared| {
+                let finish = |prepared: &Prepared<K::Mark>| {
                     let (own, rest) = written.split_at(prepared.records.len().min(written.len()));
                     written = rest;
                     finished(prepared, own)
@@ -325,7 +403,7 @@ impl Relayer {
                     match self.write(prepared.records.clone()).await {
                         Ok(written) => done.push(finished(prepared, &written)),
                         Err(error @ tbmq_bus::Error::Refused(_)) => {
-                            self.defer(deferred, prepared.mark, &error);
+                            self.defer::<K>(deferred, &prepared.mark, &error);
                         }
                         Err(error) => return Err(error.into()),
                     }
@@ -336,20 +414,16 @@ impl Relayer {
         }
     }
 
-    fn defer(
-        &self,
-        deferred: &mut BTreeMap<IntegrationId, (u64, Instant)>,
-        mark: Mark,
-        error: &tbmq_bus::Error,
-    ) {
-        tracing::error!(%error, integration = %mark.integration, revision = mark.revision, "configuration can't be written");
+    fn defer<K: Kept>(&self, deferred: &mut Deferred<K>, mark: &K::Mark, error: &tbmq_bus::Error) {
+        let (key, revision) = K::key(mark);
+        tracing::error!(%error, what = %key, revision, "configuration can't be written");
         self.plane.metrics.relay_failures.inc();
-        deferred.insert(mark.integration, (mark.revision, Instant::now() + Duration::from_secs(30)));
+        deferred.insert(key, (revision, Instant::now() + Duration::from_secs(30)));
     }
 
     /// Makes the topics of marked integrations exist, all together, and their records ready, in the order of the marks.
     /// `None`: nothing to write, or not now.
-    async fn prepare(&self, marks: Vec<Mark>) -> Result<Vec<(Mark, Result<Option<Prepared>, Error>)>, Error> {
+    async fn prepare(&self, marks: Vec<Mark>) -> Result<Vec<Ready<Mark>>, Error> {
         let plane = &self.plane;
         let mut marked = self.marked(&marks).await?;
         let is_without_topic = |marked: &Marked| marked.life.life.stage == Stage::Create;
@@ -423,7 +497,7 @@ impl Relayer {
         &self,
         mark: Mark,
         Marked { row, life }: &Marked,
-    ) -> Result<Option<Prepared>, Error> {
+    ) -> Result<Option<Prepared<Mark>>, Error> {
         if life.life.goal == Goal::Keep && life.life.stage == Stage::Delete {
             // The deletion is completed first, then the topic is created anew.
             self.plane.restless.notify_one();
@@ -432,7 +506,7 @@ impl Relayer {
         self.plane.ensure_downlink(&row.kind).await?;
         let mut records = vec![self.subscription(row, life)];
         records.extend(self.desired(row, life));
-        Ok(Some(Prepared { mark, revision: row.revision, records }))
+        Ok(Some(Prepared { mark, revision: row.revision, records, is_gone: false }))
     }
 
     /// The subscription record that a row stands for.
@@ -628,10 +702,10 @@ pub(crate) struct Progress {
 }
 
 /// Parts the records into batches that are not too large.
-fn groups(mut ready: &[Prepared]) -> impl Iterator<Item = &[Prepared]> {
+fn groups<M>(mut ready: &[Prepared<M>]) -> impl Iterator<Item = &[Prepared<M>]> {
     std::iter::from_fn(move || {
         let mut bytes = 0;
-        let fits = |prepared: &&Prepared| {
+        let fits = |prepared: &&Prepared<M>| {
             bytes += prepared
                 .records
                 .iter()
@@ -646,9 +720,11 @@ fn groups(mut ready: &[Prepared]) -> impl Iterator<Item = &[Prepared]> {
     })
 }
 
-fn finished(prepared: &Prepared, written: &[Written]) -> (Mark, Projection) {
-    let position = written.first().map_or(0, |written| written.offset + 1);
-    (prepared.mark, Projection { revision: prepared.revision, position })
+fn finished<M: Clone>(prepared: &Prepared<M>, written: &[Written]) -> (M, Option<Projection>) {
+    let (partition, position) =
+        written.first().map_or((0, 0), |written| (written.partition, written.offset + 1));
+    let projection = Projection { revision: prepared.revision, partition, position };
+    (prepared.mark.clone(), (!prepared.is_gone).then_some(projection))
 }
 
 /// The value of a subscription record.
@@ -710,7 +786,7 @@ mod tests {
         let old = relayer(&first).await;
         let row = first.store.create(new("one"), first.saved(None)).await.unwrap();
         let mut deferred = BTreeMap::new();
-        assert!(old.relay_round(&mut deferred).await.unwrap());
+        assert!(old.relay_round::<Integrations>(&mut deferred).await.unwrap());
         assert_eq!(revisions(&bus, &topic).await, [row.revision]);
 
         // It has read the row and stalls before it writes.
@@ -718,7 +794,7 @@ mod tests {
         let stale = [vec![old.subscription(&row, &life)], old.desired(&row, &life)].concat();
         let successor = relayer(&second).await;
         let newer = second.store.set_enabled(row.id, None, false, second.saved(None)).await.unwrap();
-        assert!(successor.relay_round(&mut deferred).await.unwrap());
+        assert!(successor.relay_round::<Integrations>(&mut deferred).await.unwrap());
 
         let error = old.write(stale).await.unwrap_err();
         assert!(matches!(error, tbmq_bus::Error::Fenced(_)), "{error}");
@@ -726,7 +802,7 @@ mod tests {
         let newest = second.store.restart(row.id, None, second.saved(None)).await;
         assert!(newest.is_err(), "it is disabled");
         second.store.set_enabled(row.id, None, true, second.saved(None)).await.unwrap();
-        let error = old.relay_round(&mut deferred).await.unwrap_err();
+        let error = old.relay_round::<Integrations>(&mut deferred).await.unwrap_err();
         assert!(error.is_fenced(), "{error}");
         assert_eq!(second.store.marks(10).await.unwrap().len(), 1, "the mark is left to the successor");
     }

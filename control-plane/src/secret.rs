@@ -42,7 +42,7 @@ pub(crate) fn unmask(
     })
 }
 
-fn unmask_with(
+pub(crate) fn unmask_with(
     schema: Option<&Value>,
     document: &str,
     stored: Option<&str>,

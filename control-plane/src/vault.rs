@@ -10,7 +10,7 @@ use ring::rand::SystemRandom;
 use serde::{Deserialize, Serialize};
 use tbmq_integration::{
     seal::{Keys, NoRandomness, Parted, Purpose, Sealed, Unreadable},
-    secret::{self, Found},
+    secret,
     wire::ValidationRequest,
 };
 use tbmq_proto::ids::{IntegrationId, Kind};
@@ -68,12 +68,6 @@ impl Vault {
         self.keys.ids()
     }
 
-    /// Where the secrets of a document stand.
-    pub(crate) fn secrets(&self, kind: &Kind, document: &str) -> Vec<Found> {
-        let schema = self.kinds.get(kind.as_str()).map(|known| known.schema);
-        secret::find(schema.as_deref(), document)
-    }
-
     /// The document with its secrets sealed; `None` without a key, or without a secret.
     ///
     /// # Errors
@@ -85,10 +79,25 @@ impl Vault {
         purpose: Purpose,
         document: &str,
     ) -> Result<Option<Arc<Parted>>, NoRandomness> {
+        let schema = self.kinds.get(kind.as_str()).map(|known| known.schema);
+        self.part_by(schema.as_deref(), integration, purpose, document)
+    }
+
+    /// As [`Vault::part`], by a schema; `integration` stands for what the document is of.
+    ///
+    /// # Errors
+    /// When there are no random numbers.
+    pub(crate) fn part_by(
+        &self,
+        schema: Option<&serde_json::Value>,
+        integration: IntegrationId,
+        purpose: Purpose,
+        document: &str,
+    ) -> Result<Option<Arc<Parted>>, NoRandomness> {
         if self.keys.is_empty() {
             return Ok(None);
         }
-        let secrets = self.secrets(kind, document);
+        let secrets = secret::find(schema, document);
         let parted = self.keys.part(&self.random.0, integration, purpose, document, &secrets)?;
         Ok(parted.map(Arc::new))
     }

@@ -13,16 +13,20 @@ use tbmq_bus::{TopicInfo, TopicPartition};
 use tbmq_proto::ids::IntegrationId;
 
 use crate::{
+    auth::record,
     reconcile,
     relayer::{Error, Relayer},
-    store::Life,
+    store::{AuthTopic, Life},
 };
 
-/// Time between two rounds at least.
+/// Time between two rounds at least, and after one that failed.
 const PERIOD: Duration = Duration::from_secs(5);
 
 /// Times what a round took: of thousands of topics there is much to ask, of Kafka and of the store.
 const PERIOD_ROUNDS: u32 = 20;
+
+/// Time between two rounds at most: what is lost meanwhile is missing for so long.
+const PERIOD_MAX: Duration = Duration::from_secs(15);
 
 /// What was seen.
 #[derive(Debug, Default)]
@@ -60,7 +64,7 @@ impl Watchdog {
             tokio::time::sleep(pause).await;
             let began = Instant::now();
             let round = self.round(relayer).await;
-            pause = PERIOD.max(began.elapsed() * PERIOD_ROUNDS);
+            pause = pause_after(round.is_ok(), began.elapsed());
             match round {
                 Ok(()) => {}
                 Err(error) if error.is_fenced() => return error,
@@ -142,6 +146,12 @@ impl Watchdog {
     }
 }
 
+/// The pause after a round that took so long. How long a failed one took tells nothing of how much there is to ask: the
+/// bus has not answered, and what it lost is repaired only by a round that succeeds.
+fn pause_after(has_succeeded: bool, took: Duration) -> Duration {
+    if has_succeeded { (took * PERIOD_ROUNDS).clamp(PERIOD, PERIOD_MAX) } else { PERIOD }
+}
+
 /// Whether two ids may be of one topic; empty when the bus can't tell.
 fn is_same(one: &str, other: &str) -> bool {
     one == other || one.is_empty() || other.is_empty()
@@ -168,8 +178,9 @@ async fn look(
     let downlinks = plane.all_kinds().into_iter().map(|kind| plane.catalogue.downlink(&kind).name);
     // Claims too: their epochs begin anew with their topic.
     let names = [plane.catalogue.integration_subscriptions().name, plane.catalogue.owners().name];
+    let auth = AuthTopic::ALL.map(|topic| record::topic_name(&plane.catalogue, topic));
     let mut seen = BTreeMap::new();
-    for name in names.into_iter().chain(downlinks) {
+    for name in names.into_iter().chain(auth).chain(downlinks) {
         let Some(topic) = topics.get(name.as_str()) else { continue };
         let partitions: Vec<_> =
             (0..topic.partitions).map(|partition| TopicPartition::new(name.as_str(), partition)).collect();
@@ -187,7 +198,11 @@ mod tests {
     use tbmq_proto::topic::Topic;
 
     use super::*;
-    use crate::testing::{new, plane, relayer};
+    use crate::{
+        auth::relay::Kept,
+        relayer::Integrations,
+        testing::{new, plane, relayer},
+    };
 
     async fn replace(admin: &dyn Admin, topic: &Topic) {
         assert!(admin.delete_topic(&topic.name).await.unwrap());
@@ -198,6 +213,14 @@ mod tests {
         TopicLife { goal: Goal::Keep, stage: Stage::Live, generation }
     }
 
+    #[test]
+    fn topics_are_looked_after_again_soon_after_a_round_that_failed_however_long_it_took() {
+        assert_eq!(pause_after(false, Duration::from_secs(30)), PERIOD);
+        assert_eq!(pause_after(true, Duration::from_millis(1)), PERIOD);
+        assert_eq!(pause_after(true, Duration::from_millis(400)), Duration::from_secs(8));
+        assert_eq!(pause_after(true, Duration::from_secs(30)), PERIOD_MAX);
+    }
+
     #[tokio::test]
     async fn a_message_topic_that_others_replaced_is_kept_under_the_next_generation() {
         let (folder, bus) = (tempfile::tempdir().unwrap(), MemoryBus::new());
@@ -205,10 +228,10 @@ mod tests {
         let relayer = relayer(&plane).await;
         let row = plane.store.create(new("one"), plane.saved(None)).await.unwrap();
         let mut deferred = BTreeMap::new();
-        relayer.relay_round(&mut deferred).await.unwrap();
+        relayer.relay_round::<Integrations>(&mut deferred).await.unwrap();
         let mut watchdog = Watchdog::default();
         watchdog.round(&relayer).await.unwrap();
-        relayer.relay_round(&mut deferred).await.unwrap();
+        relayer.relay_round::<Integrations>(&mut deferred).await.unwrap();
         assert_eq!(plane.store.life(row.id).await.unwrap().unwrap().life, live(1));
 
         let topic = plane.catalogue.messages(row.id, 1);
@@ -216,7 +239,7 @@ mod tests {
         let id = plane.admin.topic(&topic.name).await.unwrap().unwrap().id;
         for _ in 0..2 {
             watchdog.round(&relayer).await.unwrap();
-            relayer.relay_round(&mut deferred).await.unwrap();
+            relayer.relay_round::<Integrations>(&mut deferred).await.unwrap();
         }
         assert_eq!(plane.store.life(row.id).await.unwrap().unwrap().life, live(2), "once");
         assert_eq!(plane.admin.topic(&topic.name).await.unwrap().unwrap().id, id, "with what it holds");
@@ -228,7 +251,7 @@ mod tests {
         plane.store.save_life(&mut life).await.unwrap();
         replace(&*plane.admin, &topic).await;
         plane.store.mark_anew(row.id, 0).await.unwrap();
-        relayer.relay_round(&mut deferred).await.unwrap();
+        relayer.relay_round::<Integrations>(&mut deferred).await.unwrap();
         watchdog.round(&relayer).await.unwrap();
         assert_eq!(plane.store.life(row.id).await.unwrap().unwrap().life, live(3));
     }
@@ -244,7 +267,8 @@ mod tests {
         let mut round = async || {
             let before = plane.metrics.repairs.get();
             watchdog.round(&relayer).await.unwrap();
-            relayer.relay_round(&mut deferred).await.unwrap();
+            relayer.relay_round::<Integrations>(&mut deferred).await.unwrap();
+            relayer.relay_round::<Kept>(&mut BTreeMap::new()).await.unwrap();
             plane.metrics.repairs.get() - before
         };
         assert_eq!(round().await, 1, "it was not there yet");

@@ -4,10 +4,12 @@ use std::{sync::Arc, time::Duration};
 
 use prost::Message as _;
 use tbmq_bus::{Outgoing, TopicHandle, Writer, write};
-use tbmq_proto::wire::{AppliedPosition, NodeApplied, Role};
+use tbmq_proto::wire::{NodeApplied, Role};
 use tbmq_service::{identity::Identity, system::Meter, time};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+
+use crate::{plane::Plane, positions::Positions};
 
 /// Time between two records at least.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -24,10 +26,10 @@ pub(crate) struct Applied {
     pub(crate) topic: TopicHandle,
     pub(crate) identity: Identity,
     pub(crate) addresses: Vec<String>,
-    /// The topic whose position it is.
-    pub(crate) subscriptions: String,
-    pub(crate) positions: watch::Receiver<u64>,
+    pub(crate) positions: Vec<Positions>,
+    pub(crate) changed: watch::Receiver<()>,
     pub(crate) meter: Meter,
+    pub(crate) plane: Arc<Plane>,
 }
 
 impl Applied {
@@ -41,7 +43,7 @@ impl Applied {
             }
             let next = async {
                 tokio::time::sleep(PAUSE).await;
-                let change = tokio::time::timeout(PERIOD.saturating_sub(PAUSE), self.positions.changed());
+                let change = tokio::time::timeout(PERIOD.saturating_sub(PAUSE), self.changed.changed());
                 if let Ok(Err(_)) = change.await {
                     // Nothing changes any more; the node still lives.
                     tokio::time::sleep(PERIOD).await;
@@ -58,19 +60,20 @@ impl Applied {
     }
 
     async fn write(&mut self, leaving: bool) {
-        let position = *self.positions.borrow_and_update();
+        self.changed.mark_unchanged();
         let record = NodeApplied {
             service_id: self.identity.service_id.clone(),
             role: Role::DataPlane as i32,
             incarnation: self.identity.incarnation.clone(),
             version: self.identity.version.to_owned(),
-            positions: vec![AppliedPosition { topic: self.subscriptions.clone(), partition: 0, position }],
+            positions: self.positions.iter().flat_map(Positions::applied).collect(),
             time_ms: time::now_ms(),
             started_ms: self.identity.started_ms,
             addresses: self.addresses.clone(),
             kinds: Vec::new(),
             leaving,
             system_info: Some(self.meter.load().into()),
+            sessions: self.plane.registry.sessions() as u64,
         };
         let value = record.encode_to_vec();
         let outgoing = Outgoing {

@@ -6,7 +6,7 @@
 use std::{sync::Arc, time::Duration};
 
 use tbmq_mqtt::{
-    packet::{ProtocolVersion, RetainHandling, Text},
+    packet::{RetainHandling, Text},
     session::{End, Options},
     topic,
 };
@@ -23,6 +23,7 @@ use tokio::{
 use crate::{
     mailbox::{Client, Mailbox},
     plane::Plane,
+    session_records::client_type_name,
 };
 
 /// Requests that wait for their turn; more are refused.
@@ -139,8 +140,8 @@ async fn list(plane: &Plane, wanted: ListSessions) -> SessionList {
             if sessions.len() >= limit || bytes >= ANSWER_BYTES_MAX {
                 return SessionList { sessions, more: true };
             }
-            bytes += client.id.len() + client.username.as_ref().map_or(0, Text::len);
-            sessions.push(info(client));
+            bytes += client.id.len() + client.username.as_ref().map_or(0, Text::len) + client.details.len();
+            sessions.push(info(&client));
         }
         tokio::task::yield_now().await;
     }
@@ -158,7 +159,7 @@ async fn detail(mailbox: &Mailbox) -> Reply {
     }
     filters.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
     Reply::Session(SessionDetail {
-        session: Some(info(client)),
+        session: Some(info(&client)),
         subscriptions: filters.iter().map(|(filter, options)| subscription(filter, *options)).collect(),
     })
 }
@@ -169,7 +170,13 @@ fn matches(plane: &Plane, wanted: &Match) -> Result<MatchList, topic::Invalid> {
     let (found, more) = plane.router.subscribers(&wanted.topic, limit, ANSWER_BYTES_MAX);
     let to_match = |(mailbox, filter, options): (Arc<Mailbox>, String, Options)| {
         let client_id = mailbox.client()?.id.to_string();
-        Some(ClientMatch { client_id, filter, qos: u32::from(options.qos.bits()), share_name: String::new() })
+        let (share_name, filter) = topic::parts(&filter);
+        Some(ClientMatch {
+            client_id,
+            filter: filter.to_owned(),
+            qos: u32::from(options.qos.bits()),
+            share_name: share_name.unwrap_or_default().to_owned(),
+        })
     };
     let mut matches: Vec<ClientMatch> = found.into_iter().filter_map(to_match).collect();
     matches
@@ -181,11 +188,7 @@ fn info(client: &Client) -> SessionInfo {
     SessionInfo {
         client_id: client.id.to_string(),
         username: client.username.as_deref().unwrap_or_default().to_owned(),
-        protocol_version: match client.version {
-            ProtocolVersion::V31 => 3,
-            ProtocolVersion::V311 => 4,
-            ProtocolVersion::V5 => 5,
-        },
+        protocol_version: u32::from(client.version.level()),
         clean_start: client.clean_start,
         keep_alive_seconds: u32::from(client.keep_alive_s),
         peer_address: client.peer.map(|peer| peer.to_string()).unwrap_or_default(),
@@ -194,14 +197,17 @@ fn info(client: &Client) -> SessionInfo {
             nanos: client.connected_ms.rem_euclid(1000) as i32 * 1_000_000,
         }),
         subscription_count: client.filters() as u64,
+        client_type: client_type_name(client.client_type).to_owned(),
+        authentication: client.details.to_string(),
     }
 }
 
 fn subscription(filter: &str, options: Options) -> SubscriptionInfo {
+    let (share_name, filter) = topic::parts(filter);
     SubscriptionInfo {
         filter: filter.to_owned(),
         qos: u32::from(options.qos.bits()),
-        share_name: String::new(),
+        share_name: share_name.unwrap_or_default().to_owned(),
         no_local: options.no_local,
         retain_as_published: options.retain_as_published,
         retain_handling: match options.retain_handling {

@@ -1,4 +1,8 @@
-//! One connection: one task that owns the socket and the session machine, and carries the machine's effects out.
+//! One session: one task that owns the session machine, and its socket while there is one, and carries the machine's
+//! effects out.
+//!
+//! A session that outlives its connections stays in its task; another connection of the client comes to it there
+//! ([`Visitor`]), so that nothing of its state is ever in two places.
 //!
 //! While nothing happens it holds no buffer: what it needs for a turn comes from the worker, and only the bytes of an
 //! incomplete packet, or what the client does not take, stay with it. Each turn reads as much as is there, routes it,
@@ -8,36 +12,46 @@ use std::{
     collections::VecDeque,
     future::Future as _,
     io,
-    net::Shutdown,
-    pin::{Pin, pin},
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    pin::pin,
+    sync::{Arc, atomic::Ordering},
     task::{Context, Poll},
 };
 
-use bytes::{Buf as _, BytesMut};
-use socket2::SockRef;
-use tbmq_bus::{Outgoing, SubmitError};
+use bytes::BytesMut;
+use tbmq_auth::credentials::ClientType;
 use tbmq_mqtt::{
     codec::{self, decode, encode},
-    packet::{Connect, Packet, ProtocolVersion, ReasonCode, Text},
-    session::{Effect, End, Message, Now, Session},
+    packet::{Connect, Packet, ProtocolVersion, Qos, ReasonCode, RetainHandling, Text},
+    session::{Effect, End, Limits, Now, Options, Session, Stage},
+    topic,
 };
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWrite as _},
-    net::TcpStream,
-};
+use tokio::io::AsyncReadExt as _;
 
 use crate::{
-    mailbox::{Client, Mail, Mailbox, is_patient},
-    metrics::{Drop as Dropped, DropLabel, EndLabel, Refusal},
+    auth::{Bearer, Exchange},
+    backlog::Next,
+    limit::{Used, applications::ApplicationPlace},
+    link::{Link, Visitor},
+    mailbox::{Mail, Mailbox, Outcome, is_patient},
+    metrics::{Drop as Dropped, DropLabel, EndLabel, Limit},
     plane::Plane,
-    record,
-    route::{Route, Router},
+    retained::replay::Replays,
+    session_records::{SessionInfo, Wanted},
+    session_store::{self, InFlight, Seq},
     worker::{READ_BYTES, Scratch, Worker},
 };
+
+mod admission;
+mod authentication;
+mod durable;
+mod leaving;
+mod limiting;
+mod publishing;
+
+pub(crate) use authentication::Guest;
+use durable::Durable;
+pub(crate) use durable::KeptWill;
+use publishing::Stalled;
 
 /// Reads of one turn, so that a busy client leaves time for the others.
 const READS_PER_TURN: usize = 4;
@@ -48,36 +62,64 @@ const OUTPUT_HIGH_WATER: usize = 256 << 10;
 /// Deliveries taken from the mailbox at once.
 const DELIVERIES_PER_TURN: usize = 256;
 
-/// How long the last packets may take to be written, and the client to close its side.
-const CLOSE_MS: u64 = 2000;
+/// Portions of retained messages in one turn, most of them short where many topics do not match.
+const REPLAYS_PER_TURN: usize = 8;
+
+/// How long messages that the bus has no room for are kept when there is no connection any more.
+const STALLED_MS: u64 = 2000;
 
 pub(crate) struct Connection {
     plane: Arc<Plane>,
     worker: Arc<Worker>,
     mailbox: Arc<Mailbox>,
-    stream: TcpStream,
+    /// `None`: the session is parked, or over.
+    link: Option<Link>,
+    /// Of the certificate that the client has shown last.
+    common_names: Arc<[Box<str>]>,
+    /// Those of the listener that it came by last.
+    limits: Arc<Limits>,
     session: Session,
+    /// The CONNECT that is to be admitted.
+    connect: Option<Box<Connect>>,
+    /// The conversation by which the client proves who it is.
+    exchange: Option<Box<Exchange>>,
+    /// The client that was let in, until it has its session.
+    guest: Option<Box<Guest>>,
+    /// By which credential the session's client has come last, if by any.
+    bearer: Option<Arc<Bearer>>,
+    /// The session that the connection is to go to.
+    host: Option<Arc<Mailbox>>,
     /// Bytes of an incomplete packet, or packets that may not be handled yet.
     input: Option<BytesMut>,
     output: Option<BytesMut>,
-    /// Records of ours on their way to the bus.
+    /// Records of ours on their way to the bus, and to the session store.
     in_flight: usize,
     in_flight_bytes: usize,
     /// Messages of which the bus took not all records: one publish, and the will after it.
     stalled: VecDeque<Stalled>,
+    stalled_by_ms: Option<u64>,
+    /// Of a session that outlives the process, or is to.
+    durable: Option<Box<Durable>>,
+    /// What the session store is to be told at the end of the turn.
+    notes: Notes,
+    /// Subscriptions that wait for retained messages.
+    replays: Replays,
+    /// Of what is limited.
+    used: Option<Box<Used>>,
+    /// Of a session that counts as one of an application.
+    application: Option<ApplicationPlace>,
     /// Not reading for a reason of the server.
     is_held: bool,
     armed_ms: Option<u64>,
     farewell: Option<Farewell>,
-    ending: Option<Ending>,
+    /// The process ends, or another session has the connection.
+    is_over: bool,
 }
 
-struct Stalled {
-    number: Option<u64>,
-    message: Message,
-    routes: Vec<Arc<Route>>,
-    /// Records submitted so far.
-    records: u32,
+#[derive(Default)]
+struct Notes {
+    settled: Vec<Seq>,
+    in_flight: Vec<(Seq, InFlight)>,
 }
 
 /// The end that waits for acknowledgements under way, and how long.
@@ -87,54 +129,121 @@ struct Farewell {
     by_ms: u64,
 }
 
-struct Ending {
-    by_ms: u64,
-    /// Our side is shut, and what the client still sends is thrown away: closing at once would make the system reset
-    /// the connection, and the client lose our last packet.
-    is_lingering: bool,
-    is_done: bool,
-}
-
 impl Connection {
+    /// A connection that was accepted at this time.
     pub(crate) fn new(
         plane: Arc<Plane>,
         worker: Arc<Worker>,
         mailbox: Arc<Mailbox>,
-        stream: TcpStream,
+        link: Link,
+        since: Now,
     ) -> Self {
-        let session = Session::new(plane.limits.clone(), plane.clock.now());
+        let mut connection = Self::empty(plane, worker, mailbox, link.limits.clone(), since);
+        connection.link(link);
+        connection
+    }
+
+    /// A connection whose CONNECT was accepted.
+    pub(crate) fn of_visitor(
+        plane: Arc<Plane>,
+        worker: Arc<Worker>,
+        mailbox: Arc<Mailbox>,
+        visitor: Box<Visitor>,
+    ) -> Self {
+        let now = plane.clock.now();
+        let connection = Self::empty(plane, worker, mailbox, visitor.link.limits.clone(), now);
+        connection.mailbox.visit(visitor).expect("a mailbox that was just made is open");
+        connection
+    }
+
+    /// A session that was there before the process, and has no connection. Its mailbox knows that it is kept.
+    pub(crate) fn restored(
+        plane: Arc<Plane>,
+        worker: Arc<Worker>,
+        mailbox: Arc<Mailbox>,
+        session: Session,
+        info: SessionInfo,
+        will: KeptWill,
+    ) -> Self {
+        let (now, limits) = (plane.clock.now(), plane.limits.clone());
+        let is_application = info.client_type == ClientType::Application;
+        let application = is_application.then(|| plane.limiter.applications.place());
+        let durable = Some(Box::new(Durable::restored(info, will)));
+        Self { session, durable, application, ..Self::empty(plane, worker, mailbox, limits, now) }
+    }
+
+    fn empty(
+        plane: Arc<Plane>,
+        worker: Arc<Worker>,
+        mailbox: Arc<Mailbox>,
+        limits: Arc<Limits>,
+        since: Now,
+    ) -> Self {
         Self {
+            used: plane.limiter.used(),
+            application: None,
             plane,
             worker,
             mailbox,
-            stream,
-            session,
+            link: None,
+            common_names: Arc::default(),
+            session: Session::new(limits.clone(), since),
+            limits,
+            connect: None,
+            exchange: None,
+            guest: None,
+            bearer: None,
+            host: None,
             input: None,
             output: None,
             in_flight: 0,
             in_flight_bytes: 0,
             stalled: VecDeque::new(),
+            stalled_by_ms: None,
+            durable: None,
+            notes: Notes::default(),
+            replays: Replays::default(),
             is_held: false,
             armed_ms: None,
             farewell: None,
-            ending: None,
+            is_over: false,
         }
     }
 
-    /// Serves the client until the connection is closed.
-    pub(crate) async fn run(mut self) {
-        self.worker.enter(&self.mailbox);
-        if self.plane.is_draining() {
-            self.mailbox.end(End::ShuttingDown);
-        } else if self.plane.retiring.is_draining() {
-            self.mailbox.end(End::Moved);
+    fn link(&mut self, link: Link) {
+        self.common_names.clone_from(&link.peer.common_names);
+        self.limits = link.limits.clone();
+        self.link = Some(link);
+    }
+
+    /// Serves the client until its session is over.
+    #[expect(
+        clippy::manual_async_fn,
+        reason = "an async fn keeps its argument twice: 680 bytes a connection"
+    )]
+    pub(crate) fn run(mut self) -> impl Future<Output = ()> + Send {
+        async move {
+            self.worker.enter(&self.mailbox);
+            if self.plane.is_draining() {
+                self.mailbox.end(End::ShuttingDown);
+            } else if self.plane.retiring.is_draining() {
+                self.mailbox.end(End::Moved);
+            }
+            std::future::poll_fn(|cx| self.poll(cx)).await;
+            self.worker.leave(self.mailbox.number, self.armed_ms);
+            let is_durable = self.is_durable();
+            let (dropped, visitor) = if is_durable { self.mailbox.abandon() } else { self.mailbox.close() };
+            self.plane.metrics.dropped_by(Dropped::Disconnected, dropped);
+            self.plane.metrics.dropped_by(Dropped::BusRefused, self.stalled.len());
+            for stalled in &self.stalled {
+                for route in &stalled.routes {
+                    self.not_retained(route, &stalled.message);
+                }
+            }
+            if let Some(visitor) = visitor {
+                self.plane.serve_visitor(visitor);
+            }
         }
-        self.plane.metrics.connections.inc();
-        std::future::poll_fn(|cx| self.poll(cx)).await;
-        self.plane.metrics.connections.dec();
-        self.worker.leave(self.mailbox.number, self.armed_ms);
-        self.plane.metrics.dropped_by(Dropped::Disconnected, self.mailbox.close());
-        self.plane.metrics.dropped_by(Dropped::BusRefused, self.stalled.len());
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
@@ -144,41 +253,82 @@ impl Connection {
         self.mailbox.register(cx.waker());
         self.take_mail(now, &mut scratch);
         let has_more = self.take_deliveries(now, &mut scratch);
+        self.take_queued(now, &mut scratch);
         let is_waiting = self.read(cx, now, &mut scratch);
+        if !has_more {
+            self.replay(now, &mut scratch);
+        }
         self.flush(cx, now, &mut scratch);
         self.drain(now, &mut scratch);
-        self.linger(cx);
+        self.give_up(now, &mut scratch);
+        self.tell_store();
+        self.tell_will(now);
+        self.count_packets(&mut scratch);
         worker.give_scratch(scratch);
         self.hold(now);
         self.arm(now);
-        if self.is_done(now) {
+        if self.is_done() {
             return Poll::Ready(());
         }
         // What became possible only now has no event of its own.
-        if self.may_read() && !is_waiting || has_more && self.delivery_room() > 0 {
+        let can_deliver = if has_more {
+            self.delivery_room() > 0
+        } else {
+            !self.replays.is_empty() && self.replay_room() > 0
+        };
+        if self.may_read() && !is_waiting || can_deliver || self.queue_room() > 0 && self.mailbox.has_queued()
+        {
             cx.waker().wake_by_ref();
         }
         Poll::Pending
+    }
+
+    fn count_packets(&self, scratch: &mut Scratch) {
+        let metrics = &self.plane.metrics;
+        for (count, counter) in [
+            (&mut scratch.packets_received, &metrics.packets_received),
+            (&mut scratch.packets_sent, &metrics.packets_sent),
+        ] {
+            if *count > 0 {
+                counter.inc_by(std::mem::take(count));
+            }
+        }
     }
 
     fn take_mail(&mut self, now: Now, scratch: &mut Scratch) {
         let mut mail = std::mem::take(&mut scratch.mail);
         if self.mailbox.take(&mut mail) {
             for outcome in mail.outcomes.drain(..) {
-                self.in_flight -= 1;
-                self.in_flight_bytes -= outcome.bytes;
-                if let Some(number) = outcome.number {
-                    self.session.written(now, number, outcome.result, &mut scratch.effects);
+                match outcome {
+                    Outcome::Record { number, bytes, result } => {
+                        self.in_flight -= 1;
+                        self.in_flight_bytes -= bytes;
+                        if let Some(number) = number {
+                            self.session.written(now, number, result, &mut scratch.effects);
+                        }
+                    }
+                    Outcome::Kept(kept) => self.kept(now, kept, scratch),
                 }
             }
             if mail.is_due {
                 self.armed_ms = None;
                 self.session.tick(now, &mut scratch.effects);
+                if scratch.effects.contains(&Effect::Over) {
+                    self.plane.metrics.sessions_expired.inc();
+                }
             }
             if mail.has_overflowed {
                 self.session.end(now, End::SlowConsumer, &mut scratch.effects);
             }
-            match mail.command {
+            self.perform(now, scratch);
+            if let Some(verdict) = mail.verdict {
+                self.judged(now, *verdict, scratch);
+            }
+            if let Some(access) = mail.access {
+                self.regrant(now, *access, scratch);
+            }
+            let command = mail.command;
+            match command {
                 // Acknowledgements that are under way come first.
                 Some(end) if is_patient(end) => {
                     let by_ms = now.monotonic_ms + self.plane.drain_timeout.as_millis() as u64;
@@ -187,6 +337,7 @@ impl Connection {
                 Some(end) => self.session.end(now, end, &mut scratch.effects),
                 None => {}
             }
+            let mut visitor = mail.visitor;
             if let Some(question) = mail.question
                 && self.session.is_connected()
             {
@@ -197,6 +348,16 @@ impl Connection {
             let has_room = mail.has_room;
             scratch.mail = Mail { outcomes: mail.outcomes, ..Mail::default() };
             self.perform(now, scratch);
+            if command == Some(End::TakenOver) {
+                // Who has the client id now begins anew, and came after whoever wanted to go on.
+                visitor = None;
+                self.drop_visitors();
+                self.session.discard(now, &mut scratch.effects);
+                self.perform(now, scratch);
+            }
+            if let Some(visitor) = visitor {
+                self.welcome(now, visitor, scratch);
+            }
             if has_room {
                 self.retry(now, scratch);
             }
@@ -216,11 +377,78 @@ impl Connection {
             let mut deliveries = std::mem::take(&mut scratch.deliveries);
             has_more = self.mailbox.take_deliveries(room, OUTPUT_HIGH_WATER, &mut deliveries);
             for delivery in deliveries.drain(..) {
-                self.session.deliver(now, delivery, &mut scratch.effects);
+                if self.admits(now, &delivery) {
+                    self.session.deliver(now, delivery, &mut scratch.effects);
+                }
             }
             scratch.deliveries = deliveries;
             self.perform(now, scratch);
         }
+    }
+
+    /// Sends what the session's queue has, as far as the client's window takes it.
+    fn take_queued(&mut self, now: Now, scratch: &mut Scratch) {
+        loop {
+            let room = self.queue_room().min(DELIVERIES_PER_TURN);
+            if room == 0 {
+                return;
+            }
+            let mut queued = std::mem::take(&mut scratch.queued);
+            let next = self.mailbox.take_queued(room, OUTPUT_HIGH_WATER, &mut queued);
+            for (seq, delivery) in queued.drain(..) {
+                self.session.deliver_queued(now, seq, delivery, &mut scratch.effects);
+            }
+            scratch.queued = queued;
+            self.perform(now, scratch);
+            match next {
+                Next::More => {}
+                Next::Read(wanted) => return self.plane.queues.read(&self.mailbox, wanted),
+                Next::Wait => return,
+            }
+        }
+    }
+
+    fn queue_room(&self) -> usize {
+        let may_send = self.session.is_persistent() && self.output_bytes() < OUTPUT_HIGH_WATER;
+        if may_send { self.session.window_room() } else { 0 }
+    }
+
+    /// Sends retained messages as far as the client takes them at once: they wait nowhere but where they are kept, and
+    /// what is published meanwhile comes first.
+    fn replay(&mut self, now: Now, scratch: &mut Scratch) {
+        for _ in 0..REPLAYS_PER_TURN {
+            let room = self.replay_room().min(DELIVERIES_PER_TURN);
+            if room == 0 || self.replays.is_empty() {
+                return;
+            }
+            let mut deliveries = std::mem::take(&mut scratch.deliveries);
+            let client_id = self.session.client_id();
+            self.replays.take(
+                &self.plane.retained,
+                client_id,
+                now.epoch_ms,
+                room,
+                OUTPUT_HIGH_WATER,
+                &mut deliveries,
+            );
+            self.plane.metrics.retained_sent.inc_by(deliveries.len() as u64);
+            for delivery in deliveries.drain(..) {
+                if self.is_durable() && delivery.qos != Qos::AtMostOnce {
+                    self.enqueue(delivery);
+                } else {
+                    self.session.deliver(now, delivery, &mut scratch.effects);
+                }
+            }
+            scratch.deliveries = deliveries;
+            self.perform(now, scratch);
+        }
+    }
+
+    fn replay_room(&self) -> usize {
+        // What went into the queue for it comes first.
+        let is_queued =
+            self.is_durable() && (self.in_flight >= DELIVERIES_PER_TURN || self.mailbox.has_queued());
+        if is_queued || self.output_bytes() >= OUTPUT_HIGH_WATER { 0 } else { self.session.window_room() }
     }
 
     fn delivery_room(&self) -> usize {
@@ -228,12 +456,14 @@ impl Connection {
     }
 
     fn output_bytes(&self) -> usize {
-        self.output.as_ref().map_or(0, BytesMut::len)
+        self.output.as_ref().map_or(0, BytesMut::len) + self.held_bytes()
     }
 
     fn may_read(&self) -> bool {
-        self.ending.is_none()
+        self.link.is_some()
+            && self.host.is_none()
             && self.farewell.is_none()
+            && !self.session.awaits_verdict()
             && !self.session.is_closed()
             && !self.must_hold()
             && self.output_bytes() < OUTPUT_HIGH_WATER
@@ -243,15 +473,17 @@ impl Connection {
     fn must_hold(&self) -> bool {
         !self.stalled.is_empty()
             || self.session.is_saturated()
+            || self.awaits_keeping()
             || self.in_flight >= self.plane.in_flight_max
             || self.in_flight_bytes >= self.plane.in_flight_bytes_max
     }
 
     fn hold(&mut self, now: Now) {
-        let must_hold = self.must_hold();
+        let is_too_fast = self.reads_at_ms(now).is_some();
+        let must_hold = self.must_hold() || is_too_fast;
         if must_hold && !self.is_held {
-            // A full bus has a counter of its own.
-            if self.stalled.is_empty() {
+            // A full bus has a counter of its own, and so has who sends too fast.
+            if self.stalled.is_empty() && !self.awaits_keeping() && !is_too_fast {
                 self.plane.metrics.in_flight_limit_reached.inc();
             }
             self.session.pause_keep_alive();
@@ -273,68 +505,71 @@ impl Connection {
             if !self.may_read() || reads == READS_PER_TURN {
                 break false;
             }
+            if self.reads_at_ms(now).is_some() {
+                // The alarm for that will.
+                break true;
+            }
             if buffer.capacity() == 0 {
                 buffer = self.worker.buffer();
             } else if buffer.capacity() - buffer.len() < READ_BYTES / 4 {
                 buffer.reserve(READ_BYTES);
             }
-            let polled = pin!(self.stream.read_buf(&mut buffer)).poll(cx);
+            let Some(link) = &mut self.link else { break false };
+            let polled = pin!(link.stream.read_buf(&mut buffer)).poll(cx);
             match polled {
                 Poll::Ready(Ok(0)) => {
                     self.end(now, End::Network, scratch);
                     break false;
                 }
-                Poll::Ready(Ok(_)) => reads += 1,
+                Poll::Ready(Ok(count)) => {
+                    self.has_read(now, count);
+                    reads += 1;
+                }
                 Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
                 Poll::Ready(Err(error)) => {
                     tracing::debug!(%error, "can't read");
-                    self.end(now, End::Network, scratch);
+                    let is_theirs = error.kind() == io::ErrorKind::InvalidData;
+                    self.end(now, if is_theirs { End::Protocol } else { End::Network }, scratch);
                     break false;
                 }
                 Poll::Pending => break true,
             }
         };
+        if self.link.is_none() {
+            buffer.clear();
+        }
         if buffer.is_empty() {
             self.worker.give_buffer(buffer);
         } else {
             self.input = Some(buffer);
         }
+        self.visit(now, scratch);
         is_waiting
     }
 
     fn handle(&mut self, now: Now, buffer: &mut BytesMut, scratch: &mut Scratch) {
-        let limits = codec::Limits { packet_bytes: self.plane.limits.packet_bytes as usize };
+        let limits = codec::Limits { packet_bytes: self.limits.packet_bytes as usize };
         while self.may_read() && !buffer.is_empty() {
             match decode(buffer, self.session.version(), &limits) {
                 Ok(Some(Packet::Connect(connect))) if self.session.version().is_none() => {
-                    let assigned = || uuid::Uuid::new_v4().simple().to_string();
-                    self.session.connect(now, &connect, assigned, &mut scratch.effects);
-                    self.introduce(now, &connect);
+                    self.connect(now, connect, scratch);
                 }
+                Ok(Some(Packet::Publish(publish))) if self.is_surplus(now) => {
+                    self.session.exceed(now, publish, &mut scratch.effects);
+                }
+                Ok(Some(packet)) if self.defers(&packet) => self.await_filters(now, packet, scratch),
                 Ok(Some(packet)) => self.session.packet(now, packet, &mut scratch.effects),
                 Ok(None) => return,
                 Err(error) => {
                     tracing::debug!(%error, client_id = &**self.session.client_id(), "malformed input");
+                    if error.reason == ReasonCode::PacketTooLarge {
+                        self.plane.metrics.client_limit_reached(Limit::PacketBytes);
+                    }
                     self.session.malformed(now, error, &mut scratch.effects);
                 }
             }
+            scratch.packets_received += 1;
             self.perform(now, scratch);
-        }
-    }
-
-    /// Notes who the client is, for those who ask.
-    fn introduce(&self, now: Now, connect: &Connect) {
-        if self.session.is_connected() {
-            self.mailbox.introduce(Client {
-                id: self.session.client_id().clone(),
-                username: connect.username.as_ref().map(Text::detached),
-                version: connect.version,
-                clean_start: connect.clean_start,
-                keep_alive_s: self.session.keep_alive_s(),
-                peer: self.stream.peer_addr().ok(),
-                connected_ms: now.epoch_ms,
-                filters: AtomicUsize::new(0),
-            });
         }
     }
 
@@ -364,216 +599,183 @@ impl Connection {
     fn carry_out(&mut self, now: Now, effect: Effect, scratch: &mut Scratch) {
         match effect {
             Effect::Send(packet) => {
+                if let Some(limit) = Limit::told_by(&packet) {
+                    self.plane.metrics.client_limit_reached(limit);
+                }
                 let version = self.session.version().unwrap_or(ProtocolVersion::V311);
-                let output = self.output.get_or_insert_with(|| self.worker.buffer());
-                encode(&packet, version, output);
+                if !self.send_held(&packet, version) {
+                    let output = self.output.get_or_insert_with(|| self.worker.buffer());
+                    encode(&packet, version, output);
+                }
+                scratch.packets_sent += 1;
             }
             Effect::Publish { number, message } => self.publish(now, number, message, scratch),
-            Effect::Admit => {
-                self.plane.registry.admit(self.session.client_id(), &self.mailbox);
-            }
-            Effect::Subscribe { filter, options } => {
-                self.plane.router.subscribe(&self.mailbox, &filter, options);
+            Effect::Authenticate => self.authenticate(now, scratch),
+            Effect::Prove { data, is_again } => self.prove(now, &data, is_again, scratch),
+            Effect::Admit { resume } => self.admit(now, resume, scratch),
+            Effect::Subscribe { filter, options, is_new } => {
+                self.plane.subscribe(&self.mailbox, &filter, options);
                 self.note_filters();
+                self.want_retained(&filter, options, is_new);
+            }
+            Effect::Restrict { filter, options } => {
+                self.plane.subscribe(&self.mailbox, &filter, options);
+                self.replays.change(&filter, options);
             }
             Effect::Unsubscribe { filter } => {
-                self.plane.router.unsubscribe(self.mailbox.number, &filter);
+                self.plane.unsubscribe(&self.mailbox, &filter);
                 self.note_filters();
+                self.replays.cancel(&filter);
             }
             Effect::Dropped(dropped) => {
                 self.plane.metrics.dropped.get_or_create(&DropLabel::from(dropped)).inc();
             }
-            Effect::Close(end) => {
-                self.plane.metrics.ended.get_or_create(&EndLabel::from(end)).inc();
-                if end == End::Network {
-                    self.output = None;
+            Effect::InFlight { seq, packet_id, stage } => {
+                if stage != Stage::Puback {
+                    self.hold_next();
                 }
-                self.plane.registry.remove(self.session.client_id(), self.mailbox.number);
-                for (filter, _) in self.session.filters() {
-                    self.plane.router.unsubscribe(self.mailbox.number, filter);
-                }
-                self.ending = Some(Ending {
-                    by_ms: now.monotonic_ms + CLOSE_MS,
-                    is_lingering: false,
-                    // Who has closed the other side waits for nothing.
-                    is_done: end == End::Network,
-                });
+                let stage = match stage {
+                    Stage::Puback | Stage::Pubrec => session_store::Stage::Publish,
+                    Stage::Pubcomp => session_store::Stage::Pubrel,
+                };
+                self.notes.in_flight.push((seq, InFlight { packet_id, stage }));
             }
+            Effect::Settled { seq } => self.notes.settled.push(seq),
+            Effect::Released { packet_id } => {
+                if let Some(session) = self.mailbox.kept_as() {
+                    self.plane.queues.released(&session, packet_id);
+                }
+            }
+            Effect::Close(end) => self.close(now, end),
+            Effect::Over => self.forget(),
         }
     }
 
-    fn publish(&mut self, now: Now, number: Option<u64>, message: Message, scratch: &mut Scratch) {
+    /// Leaves the connection, and the session if it does not outlive it.
+    fn close(&mut self, now: Now, end: End) {
         let plane = self.plane.clone();
-        plane.metrics.published.inc();
-        plane.router.matching(&message.topic, self.mailbox.number, &mut scratch.matches);
-        let has_clients = scratch.matches.has_clients();
-        if has_clients {
-            // Those who are connected do not wait for the bus (architecture §4.15).
-            let shared = Arc::new(message.detached());
-            Router::deliver(&shared, &mut scratch.matches, &plane.metrics);
+        plane.metrics.ended.get_or_create(&EndLabel::from(end)).inc();
+        let output = self.output.take();
+        if let Some(link) = self.link.take() {
+            // Who has closed the other side waits for nothing.
+            if end != End::Network {
+                plane.track(link.close(output));
+            }
         }
-        if scratch.matches.routes.is_empty() {
-            if !has_clients {
-                plane.metrics.unmatched.inc();
+        self.input = None;
+        self.exchange = None;
+        self.guest = None;
+        self.farewell = None;
+        if !self.stalled.is_empty() {
+            self.stalled_by_ms = Some(now.monotonic_ms + STALLED_MS);
+        }
+        let shared = self.mailbox.take_shared();
+        if self.session.is_parked() {
+            plane.registry.park(self.session.client_id(), self.mailbox.number);
+            self.mailbox.park();
+            self.record_away(now);
+        } else {
+            self.forget();
+        }
+        self.hand_over(shared);
+        self.replays.clear();
+    }
+
+    /// The session is over.
+    fn forget(&mut self) {
+        let plane = &self.plane;
+        let (client_id, is_kept) = (self.session.client_id(), self.mailbox.is_kept());
+        plane.registry.remove(client_id, self.mailbox.number, || {
+            if is_kept && let Some(recorder) = &plane.recorder {
+                recorder.save(client_id, Wanted::end(), None);
             }
-            if let Some(number) = number {
-                self.session.routed(now, number, 0, has_clients, &mut scratch.effects);
-            }
+        });
+        for (filter, _) in self.session.filters() {
+            plane.unsubscribe(&self.mailbox, filter);
+        }
+        if let Some(session) = self.mailbox.forget() {
+            self.notes = Notes::default();
+            plane.queues.remove(&session);
+        }
+        self.forget_durable();
+        if let Some(bearer) = self.bearer.take() {
+            self.plane.auth.left(&bearer, self.mailbox.number);
+        }
+    }
+
+    /// Tells the session store what was sent and what is done with.
+    fn tell_store(&mut self) {
+        if self.notes.settled.is_empty() && self.notes.in_flight.is_empty() {
             return;
         }
-        let mut routes = std::mem::take(&mut scratch.matches.routes);
-        if self.stalled.is_empty() {
-            if let Some(stalled) = self.submit(now, number, message, &mut routes, 0, scratch) {
-                self.stalled.push_back(stalled);
-            }
-        } else {
-            let (message, routes) = (message.detached(), std::mem::take(&mut routes));
-            self.stalled.push_back(Stalled { number, message, routes, records: 0 });
+        let Notes { settled, in_flight } = std::mem::take(&mut self.notes);
+        let waiter = self.noting();
+        if let Some(session) = self.mailbox.kept_as() {
+            self.plane.queues.acknowledge(&session, settled, in_flight, waiter);
         }
-        routes.clear();
-        scratch.matches.routes = routes;
     }
 
-    /// Submits one record for each route. Returns what the bus has no room for, to be tried again later.
-    fn submit(
-        &mut self,
-        now: Now,
-        number: Option<u64>,
-        message: Message,
-        routes: &mut Vec<Arc<Route>>,
-        mut records: u32,
-        scratch: &mut Scratch,
-    ) -> Option<Stalled> {
-        let plane = self.plane.clone();
-        record::encode(&message, &plane.service_id, now.epoch_ms, &mut scratch.record);
-        let outgoing = Outgoing {
-            partition: None,
-            key: Some(message.topic.bytes()),
-            value: Some(&scratch.record),
-            headers: &[],
+    /// Begins to send retained messages where a subscription is to get them (MQTT5-3.3.1-9 to 11).
+    fn want_retained(&mut self, filter: &Text, options: Options, is_new: bool) {
+        let is_wanted = match options.retain_handling {
+            RetainHandling::Send => true,
+            RetainHandling::SendIfNew => is_new,
+            RetainHandling::DoNotSend => false,
         };
-        for (index, route) in routes.iter().enumerate() {
-            if !route.admits(now.monotonic_ms) {
-                self.refuse(number, ReasonCode::UnspecifiedError, Refusal::Probing);
-                continue;
-            }
-            match self.worker.submit(&*plane.writer, route, outgoing, &self.mailbox, number) {
-                Ok(bytes) => {
-                    records += 1;
-                    self.in_flight += 1;
-                    self.in_flight_bytes += bytes;
-                    plane.metrics.records_submitted.inc();
-                }
-                Err(SubmitError::TopicFull) => {
-                    route.not_submitted();
-                    self.refuse(number, ReasonCode::QuotaExceeded, Refusal::TopicFull);
-                }
-                Err(SubmitError::BusFull) => {
-                    route.not_submitted();
-                    plane.metrics.bus_full.inc();
-                    let routes = routes.split_off(index);
-                    let message = message.detached();
-                    self.worker.await_room(&self.mailbox);
-                    return Some(Stalled { number, message, routes, records });
-                }
-            }
-        }
-        if let Some(number) = number {
-            self.session.routed(now, number, records, true, &mut scratch.effects);
-        }
-        None
-    }
-
-    fn refuse(&mut self, number: Option<u64>, reason: ReasonCode, refusal: Refusal) {
-        self.plane.metrics.refused(refusal);
-        match number {
-            Some(number) => self.session.refuse(number, reason),
-            None => self.plane.metrics.dropped(Dropped::BusRefused),
-        }
-    }
-
-    fn retry(&mut self, now: Now, scratch: &mut Scratch) {
-        while let Some(stalled) = self.stalled.pop_front() {
-            let Stalled { number, message, mut routes, records } = stalled;
-            if let Some(still) = self.submit(now, number, message, &mut routes, records, scratch) {
-                self.stalled.push_front(still);
-                return;
-            }
-            self.perform(now, scratch);
+        if !is_wanted {
+            self.replays.change(filter, options);
+        } else if topic::shared(filter) == Ok(None) {
+            // A shared subscription gets none (MQTT 5.0 §4.8.2).
+            self.replays.begin(filter, options);
         }
     }
 
     fn flush(&mut self, cx: &mut Context<'_>, now: Now, scratch: &mut Scratch) {
-        let Some(mut output) = self.output.take() else { return };
-        while !output.is_empty() {
-            match Pin::new(&mut self.stream).poll_write(cx, &output) {
-                Poll::Ready(Ok(written)) => output.advance(written),
-                Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
-                Poll::Ready(Err(error)) => {
-                    tracing::debug!(%error, "can't write");
-                    self.end(now, End::Network, scratch);
-                    if let Some(ending) = &mut self.ending {
-                        ending.is_done = true;
-                    }
-                    self.output = None;
-                    return;
-                }
-                Poll::Pending => {
-                    self.output = Some(output);
-                    return;
-                }
-            }
+        let Some(link) = &mut self.link else { return };
+        let mut nothing = BytesMut::new();
+        let output = self.output.as_mut().unwrap_or(&mut nothing);
+        let before = output.len();
+        let written = link.poll_write(cx, output);
+        if before > output.len() {
+            self.plane.metrics.bytes_sent.inc_by((before - output.len()) as u64);
         }
-        self.worker.give_buffer(output);
+        if let Poll::Ready(Err(error)) = written {
+            tracing::debug!(%error, "can't write");
+            return self.end(now, End::Network, scratch);
+        }
+        if self.output.as_ref().is_some_and(BytesMut::is_empty)
+            && let Some(output) = self.output.take()
+        {
+            self.worker.give_buffer(output);
+        }
     }
 
     /// Says goodbye once nothing is in flight any more, or the time for it is over.
     fn drain(&mut self, now: Now, scratch: &mut Scratch) {
         let Some(Farewell { end, by_ms }) = self.farewell else { return };
         let is_idle = self.in_flight == 0 && self.stalled.is_empty() && !self.session.has_unacknowledged();
-        if self.ending.is_none() && (is_idle || now.monotonic_ms >= by_ms) {
-            self.end(now, end, scratch);
-            self.mailbox.room(); // another turn, which writes it
-        }
-    }
-
-    /// Shuts our side when all is written, and throws away what comes until the client shuts its own.
-    fn linger(&mut self, cx: &mut Context<'_>) {
-        let Some(ending) = &mut self.ending else { return };
-        if ending.is_done || self.output.is_some() {
+        if !is_idle && now.monotonic_ms < by_ms {
             return;
         }
-        if !ending.is_lingering {
-            ending.is_lingering = true;
-            self.input = None;
-            if SockRef::from(&self.stream).shutdown(Shutdown::Write).is_err() {
-                ending.is_done = true;
-                return;
-            }
+        self.farewell = None;
+        self.end(now, end, scratch);
+        if end == End::ShuttingDown && self.is_durable() {
+            // What is left of the session is elsewhere.
+            self.turn_away_visitors(now);
+            self.is_over = true;
+        } else if end == End::ShuttingDown {
+            // Sessions are kept in memory: with the process they end, and their wills are due.
+            self.session.discard(now, &mut scratch.effects);
+            self.perform(now, scratch);
         }
-        let mut buffer = self.worker.buffer();
-        for _ in 0..READS_PER_TURN {
-            buffer.clear();
-            match pin!(self.stream.read_buf(&mut buffer)).poll(cx) {
-                Poll::Ready(Ok(0) | Err(_)) => {
-                    ending.is_done = true;
-                    return;
-                }
-                Poll::Ready(Ok(_)) => {}
-                Poll::Pending => {
-                    self.worker.give_buffer(buffer);
-                    return;
-                }
-            }
-        }
-        cx.waker().wake_by_ref();
     }
 
     fn arm(&mut self, now: Now) {
         let deadlines = [
             self.session.deadline_ms(),
             self.farewell.map(|farewell| farewell.by_ms),
-            self.ending.as_ref().map(|ending| ending.by_ms),
+            self.stalled_by_ms,
+            self.reads_at_ms(now),
         ];
         let Some(wanted_ms) = deadlines.into_iter().flatten().min() else { return };
         // A later deadline leaves the earlier alarm where it is; what rings early asks again.
@@ -584,11 +786,9 @@ impl Connection {
         }
     }
 
-    fn is_done(&self, now: Now) -> bool {
-        match &self.ending {
-            // A will that the bus has no room for yet is not given up before the time is over.
-            Some(ending) => ending.is_done && self.stalled.is_empty() || now.monotonic_ms >= ending.by_ms,
-            None => false,
-        }
+    fn is_done(&self) -> bool {
+        // A will that the bus has no room for yet is not given up before the time is over.
+        let is_over = self.session.is_closed() && !self.session.is_parked() && self.stalled.is_empty();
+        (self.is_over && self.stalled.is_empty() || self.link.is_none() && is_over) && !self.has_visitor()
     }
 }

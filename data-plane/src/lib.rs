@@ -1,25 +1,26 @@
-//! The stateless MQTT broker: listeners, one task per connection, routing to clients and integrations.
+//! The MQTT broker: listeners, one task per session, routing to clients and integrations.
 //!
 //! ```text
 //! listen ──► connection (one task: socket + session machine) ──► route ──► mailbox of each matched client
-//!                 ▲                                                │
+//!                 ▲                                                │   └─► queues ──► session store
 //!                 └── mailbox ◄── worker (outcomes, deadlines) ◄── bus: one record per matched integration
 //! ```
 //!
-//! Nothing is kept on disk and no session outlives its connection. Before a listener opens, the filters of all
-//! integrations are known ([`start`]).
+//! A session that outlives its connection stays in its task, and what comes at QoS 1 and 2 for it waits in the session
+//! store, whether the client is away or slow (`queues.rs`). Before a listener opens, the filters of all integrations are
+//! known ([`start`]).
 
 use std::{
     net::SocketAddr,
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use tbmq_bus::{Bus, WriterConfig};
+use tbmq_bus::{Bus, Record, Writer, WriterConfig};
 use tbmq_proto::{ids::ServiceId, topic::Catalogue};
 use tbmq_service::{
-    admin::Health,
-    drain::Drain,
+    admin::{Component, Health},
     identity::{Identity, Superseded},
     shell::Misconfigured,
     system::Meter,
@@ -28,26 +29,58 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 mod applied;
+mod auth;
+mod backlog;
 mod commands;
 mod config;
 mod connection;
 mod control_access;
+mod feed;
+mod group;
+mod group_queue;
+mod limit;
+mod link;
 mod listen;
 mod mailbox;
 mod metrics;
 mod node_session;
 mod peers;
 mod plane;
+mod positions;
+mod queues;
 mod record;
+mod recorder;
+mod restore;
+mod retained;
 mod route;
+mod session_config;
+pub mod session_records;
+pub mod session_store;
 mod subscriptions;
+mod sys;
 mod worker;
 
+use auth::Auth;
+pub use auth::AuthConfig;
 pub use config::{
-    Config, ControlConfig, ControlGrpcConfig, FlowControlConfig, KeepAliveConfig, ListenerConfig, MqttConfig,
-    NettyConfig, SETTINGS, SubscriptionConfig, TcpConfig, TopicConfig,
+    Config, ControlConfig, ControlGrpcConfig, FlowControlConfig, KeepAliveConfig, MqttConfig,
+    RetainMsgConfig, SETTINGS, SubscriptionConfig, TopicConfig,
 };
-use plane::Plane;
+use feed::{About, Feed};
+pub use limit::config::{ClientRateLimitConfig, RateLimitConfig, RateLimitsConfig};
+use listen::Listener;
+pub use listen::config::{
+    CertificateConfig, ClientAuth, CredentialsType, ListenerConfig, ListenersConfig, NettyConfig, TlsConfig,
+    TlsProtocol, WebSocketConfig,
+};
+use plane::{Known, Plane, Sessions};
+use positions::Changed;
+use retained::Retained;
+pub use session_config::{
+    DeviceConfig, PersistedMessagesConfig, PersistentSessionConfig, SessionExpiryConfig,
+};
+use session_records::{Restored, SessionRecords};
+pub use session_store::embedded::Durability;
 
 /// Linger on message topics (architecture §4.13).
 const LINGER: Duration = Duration::from_millis(1);
@@ -70,6 +103,9 @@ pub struct Context {
     pub metrics: tbmq_service::metrics::Metrics,
     /// The process's health; the plane adds its components.
     pub health: Health,
+    /// A folder where sessions are kept, and what they survive there; absent, and without Redis, they end with the
+    /// process.
+    pub sessions: Option<(PathBuf, Durability)>,
 }
 
 /// A started data plane.
@@ -102,45 +138,68 @@ pub async fn start(config: Config, context: Context) -> anyhow::Result<Running> 
     context.metrics.register(|registry| metrics.register(registry));
     let component = context.health.component("integration-subscriptions");
 
-    let mut writer_config = WriterConfig::new(context.catalogue.client_id("ie-msg-producer", &service));
-    writer_config.linger = LINGER;
-    writer_config.deadline = config.mqtt.produce_deadline;
-    writer_config.topic_budget_bytes = config.mqtt.topic_in_flight_bytes_max.get();
-    writer_config.budget_bytes = config.mqtt.node_in_flight_bytes_max.get();
-    let writer = context.bus.writer(writer_config).await?;
+    let writer = context.bus.writer(messages(&config.mqtt, &context, &service)).await?;
     let applied_config = WriterConfig::new(context.catalogue.client_id("node-applied-producer", &service));
     let applied_writer = context.bus.writer(applied_config).await?;
+    let auth_config = WriterConfig::new(context.catalogue.client_id("unauthorized-producer", &service));
+    let auth_writer = context.bus.writer(auth_config).await?;
     let router = Arc::new(route::Router::new(writer.clone(), context.catalogue.clone()));
-    let drain = Drain::new();
+    let retained = Arc::new(Retained::new(
+        writer.topic(&context.catalogue.retained().name),
+        service.as_str(),
+        config.mqtt.retain_msg.limits(),
+        metrics.clone(),
+    ));
+    let auth = Auth::new(&config.auth, service.as_str().into(), metrics.auth.clone())?;
+    let sessions_component = context.health.component("sessions");
+    let (sessions, recorded) =
+        open_sessions(&config, &context, &service, &sessions_component, &metrics).await?;
     let plane = Plane::new(
         &config,
-        service.as_str().to_owned(),
+        service.as_str().into(),
         writer,
-        router.clone(),
+        Known { router: router.clone(), retained: retained.clone(), auth: auth.clone() },
+        sessions,
         metrics.clone(),
-        drain.clone(),
     );
     // Bad endpoints are told before anything is served.
     let control_planes = &config.control.grpc;
     node_session::NodeSession::new(plane.clone(), context.identity.clone(), Vec::new(), control_planes)
         .map_err(|error| Misconfigured::new(format!("{error:#}")))?;
 
+    let changed = Changed::new(());
     let subscriptions =
-        subscriptions::Subscriptions::open(&context, &service, router, metrics.clone(), &component).await?;
+        subscriptions::Subscriptions::open(&context, &service, &plane, &changed, &component).await?;
+    let retained_component = context.health.component("retained-messages");
+    let feed = open_retained(&context, &service, retained, &changed, &retained_component).await?;
+    let auth_component = context.health.component("auth");
+    let auth_feed = auth.open(&context, &service, &changed, &auth_component).await?;
 
-    let mut workers = JoinSet::new();
+    if plane.recorder.is_some() {
+        restore::restore(&plane, recorded, &sessions_component).await;
+    }
+    sessions_component.up();
+
     let stop_workers = CancellationToken::new();
-    for worker in &plane.workers {
-        let (worker, plane, stop) = (worker.clone(), plane.clone(), stop_workers.clone());
-        workers.spawn(async move { worker.run(plane.clock, &plane.metrics, stop).await });
+    let workers = work(&plane, &stop_workers);
+
+    let mut figures = sys::Figures::new(plane.clone());
+    let sys_interval = config.mqtt.sys_interval;
+    if !sys_interval.is_zero() {
+        figures.publish();
     }
 
     let mut addresses = Vec::new();
+    let mut bound = Vec::new();
+    for (path, listener) in config.listener.enabled() {
+        let listener = Listener::bind(&path, listener, &config.listener, &plane.limits).await?;
+        addresses.push((listener.scheme(), listener.address()?));
+        bound.push(listener);
+    }
+    tell_who_may_come(&auth, config.auth.mqtt_anonymous_enabled, &addresses);
     let mut accepting = JoinSet::new();
-    if config.listener.tcp.enabled {
-        let tcp = listen::tcp::Tcp::bind(&config.listener.tcp).await?;
-        addresses.push(("mqtt", tcp.address()?));
-        accepting.spawn(tcp.run(plane.clone()));
+    for listener in bound {
+        accepting.spawn(listener.run(plane.clone()));
     }
     let urls: Vec<String> =
         addresses.iter().map(|(scheme, address)| format!("{scheme}://{address}")).collect();
@@ -151,35 +210,221 @@ pub async fn start(config: Config, context: Context) -> anyhow::Result<Running> 
         writer: applied_writer,
         identity: context.identity.clone(),
         addresses: urls.clone(),
-        subscriptions: subscriptions.topic().to_owned(),
-        positions: subscriptions.positions(),
+        positions: vec![subscriptions.positions(), auth_feed.positions()],
+        changed: changed.subscribe(),
         meter: Meter::new(),
+        plane: plane.clone(),
     };
     let applied = tokio::spawn(applied.run(stop_applied.clone()));
 
     let mut tasks = JoinSet::new();
     let listeners = context.health.component("mqtt-listeners");
     listeners.up();
-    tasks.spawn({
-        let plane = plane.clone();
-        async move {
-            plane.retiring.begun().await;
-            listeners.down("draining: no client is taken, and those that are here are sent away");
-            commands::retire(&plane, config.mqtt.drain_spread).await;
-            // The process stays up until it is stopped.
-            std::future::pending().await
-        }
-    });
-    let confirmation = subscriptions.confirmation();
-    tasks.spawn(async move {
-        subscriptions::confirm(confirmation, component, metrics.degraded).await;
-        anyhow::anyhow!("positions are not confirmed any more")
-    });
+    tasks.spawn(retire_when_told(plane.clone(), listeners, config.mqtt.drain_spread));
+    let sweep_period = config.mqtt.retain_msg.expiry_processing_period();
+    for (positions, component, degraded) in [
+        (subscriptions.positions(), component, metrics.degraded),
+        (auth_feed.positions(), auth_component, metrics.auth.degraded),
+        (feed.positions(), retained_component, metrics.retained_degraded),
+    ] {
+        let confirmed = positions::confirm(context.bus.admin(), positions, component, degraded);
+        tasks.spawn(async move {
+            confirmed.await;
+            anyhow::anyhow!("positions are not confirmed any more")
+        });
+    }
+    follow_auth(&mut tasks, &plane, auth_feed, auth_writer, context.clone());
+    follow_retained(&mut tasks, &plane, feed, sweep_period);
     tasks.spawn(async move { subscriptions.run().await.into() });
+    if !sys_interval.is_zero() {
+        tasks.spawn(async move {
+            figures.run(sys_interval).await;
+            anyhow::anyhow!("figures are not published any more")
+        });
+    }
     let session =
         node_session::NodeSession::new(plane.clone(), context.identity.clone(), urls, control_planes)?;
     tasks.spawn(async move { session.run().await.into() });
     Ok(Running { plane, addresses, tasks, accepting, workers, stop_workers, applied, stop_applied })
+}
+
+/// The writer of messages.
+fn messages(config: &MqttConfig, context: &Context, service: &ServiceId) -> WriterConfig {
+    let mut messages = WriterConfig::new(context.catalogue.client_id("ie-msg-producer", service));
+    messages.linger = LINGER;
+    messages.deadline = config.produce_deadline;
+    messages.topic_budget_bytes = config.topic_in_flight_bytes_max.get();
+    messages.budget_bytes = config.node_in_flight_bytes_max.get();
+    messages
+}
+
+/// Reads all retained messages.
+async fn open_retained(
+    context: &Context,
+    service: &ServiceId,
+    retained: Arc<Retained>,
+    changed: &Changed,
+    component: &Component,
+) -> anyhow::Result<Feed> {
+    let about = About {
+        what: "retained messages",
+        consumer: "retained-msg-consumer",
+        topics: vec![context.catalogue.retained()],
+    };
+    let apply = Box::new(move |partition: &_, records: &[Record]| {
+        for record in records {
+            retained.apply(partition, record);
+        }
+    });
+    Feed::open(context, service, about, apply, changed, component).await
+}
+
+/// Sends all clients away when that is wanted; does not return: the process stays up until it is stopped.
+async fn retire_when_told(plane: Arc<Plane>, listeners: Component, spread: Duration) -> anyhow::Error {
+    plane.retiring.begun().await;
+    listeners.down("draining: no client is taken, and those that are here are sent away");
+    commands::retire(&plane, spread).await;
+    std::future::pending().await
+}
+
+/// Starts what connections give their work to.
+fn work(plane: &Arc<Plane>, stop: &CancellationToken) -> JoinSet<()> {
+    let mut workers = JoinSet::new();
+    for worker in &plane.workers {
+        let (worker, plane, stop) = (worker.clone(), plane.clone(), stop.clone());
+        workers.spawn(async move { worker.run(plane.clock, &plane.metrics, &plane.retained, stop).await });
+    }
+    workers.spawn({
+        let (plane, stop) = (plane.clone(), stop.clone());
+        async move { plane.queues.run(stop).await }
+    });
+    if plane.recorder.is_some() {
+        let (plane, stop) = (plane.clone(), stop.clone());
+        workers.spawn(async move {
+            if let Some(recorder) = &plane.recorder {
+                recorder.run(stop).await;
+            }
+        });
+    }
+    workers
+}
+
+/// Opens where sessions are kept, and reads what is recorded of them, where they outlive the process.
+async fn open_sessions(
+    config: &Config,
+    context: &Context,
+    service: &ServiceId,
+    component: &Component,
+    metrics: &metrics::Metrics,
+) -> anyhow::Result<(Sessions, Vec<Restored>)> {
+    let limits = config.mqtt.persistent_session.device.persisted_messages.limits();
+    let (redis, folder) = (config.redis.clone(), context.sessions.clone());
+    let is_lasting = redis.is_used() || folder.is_some();
+    let store = if redis.is_used() {
+        session_store::config::open(&redis, limits, None)
+            .map_err(|error| Misconfigured::new(format!("redis: {error}")))?
+    } else {
+        // To recover a folder blocks.
+        tokio::task::spawn_blocking(move || session_store::config::open(&redis, limits, folder)).await??
+    };
+    if !is_lasting {
+        tracing::warn!("sessions are kept in memory and end with the process: set REDIS_HOST to keep them");
+        return Ok((Sessions { store, records: None }, Vec::new()));
+    }
+    let bad_records = &metrics.session_bad_records;
+    let (records, recorded) = SessionRecords::open(context, service, component, bad_records).await?;
+    Ok((Sessions { store, records: Some(records) }, recorded))
+}
+
+/// Says who may connect while nobody is asked for anything.
+fn tell_who_may_come(auth: &Auth, is_public: bool, addresses: &[(&str, SocketAddr)]) {
+    if !auth.is_open() {
+        return;
+    }
+    let reachable = addresses.iter().filter(|(_, address)| !listen::is_loopback(*address));
+    let listeners: Vec<String> = reachable.map(|(scheme, address)| format!("{scheme}://{address}")).collect();
+    // Those that others reach, if any.
+    let listeners = (!listeners.is_empty()).then(|| listeners.join(" "));
+    if is_public && listeners.is_some() {
+        tracing::warn!(
+            listeners,
+            "no authentication provider is enabled, and SECURITY_MQTT_ANONYMOUS_ENABLED is true: everybody may \
+             connect, and do everything"
+        );
+    } else {
+        tracing::info!(
+            listeners,
+            "no authentication provider is enabled: clients without credentials are accepted from this machine \
+             alone; for others enable a provider, or set SECURITY_MQTT_ANONYMOUS_ENABLED=true"
+        );
+    }
+}
+
+/// Keeps up to date who may connect, and tells who might not.
+fn follow_auth(
+    tasks: &mut JoinSet<anyhow::Error>,
+    plane: &Arc<Plane>,
+    feed: Feed,
+    writer: Arc<dyn Writer>,
+    context: Context,
+) {
+    tasks.spawn(async move {
+        feed.run().await;
+        anyhow::anyhow!("it is not read any more who may connect")
+    });
+    tasks.spawn({
+        let auth = plane.auth.clone();
+        async move {
+            auth.follow_credentials().await;
+            anyhow::anyhow!("changes of credentials are not followed any more")
+        }
+    });
+    tasks.spawn({
+        let (auth, plane) = (plane.auth.clone(), plane.clone());
+        async move {
+            auth.follow_blocks(plane).await;
+            anyhow::anyhow!("blocks are not followed any more")
+        }
+    });
+    tasks.spawn({
+        let auth = plane.auth.clone();
+        async move {
+            auth.follow_keys().await;
+            anyhow::anyhow!("keys of JWTs are not followed any more")
+        }
+    });
+    tasks.spawn({
+        let auth = plane.auth.clone();
+        async move {
+            auth.ask_services().await;
+            anyhow::anyhow!("services are not asked about clients any more")
+        }
+    });
+    let auth = plane.auth.clone();
+    tasks.spawn(async move {
+        auth.tell_of_refusals(&context, &*writer).await;
+        anyhow::anyhow!("it is not told any more who was refused")
+    });
+}
+
+/// Keeps retained messages up to date.
+fn follow_retained(
+    tasks: &mut JoinSet<anyhow::Error>,
+    plane: &Arc<Plane>,
+    feed: Feed,
+    sweep_period: Duration,
+) {
+    tasks.spawn(async move {
+        feed.run().await;
+        anyhow::anyhow!("retained messages are not read any more")
+    });
+    let plane = plane.clone();
+    tasks.spawn(async move {
+        loop {
+            tokio::time::sleep(sweep_period).await;
+            plane.retained.sweep(&*plane.writer, plane.clock.now().epoch_ms).await;
+        }
+    });
 }
 
 impl Running {
@@ -206,13 +451,16 @@ impl Running {
     }
 
     /// Stops accepting, lets publishes that are under way be acknowledged, tells 5.0 clients goodbye (0x8B), publishes
-    /// wills, and tells the other nodes that this one leaves. Bounded by `mqtt.drain-timeout` and a few seconds.
+    /// the wills that are due, and tells the other nodes that this one leaves. Bounded by `mqtt.drain-timeout` and a few
+    /// seconds.
     pub async fn drain(mut self) {
         self.plane.drain.begin();
         while self.accepting.join_next().await.is_some() {}
         self.plane.end_all().await;
         let begun = Instant::now();
-        while self.plane.in_flight() > 0 && begun.elapsed() < LAST_RECORDS_PATIENCE {
+        while (self.plane.in_flight() > 0 || self.plane.is_keeping())
+            && begun.elapsed() < LAST_RECORDS_PATIENCE
+        {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         let lost = self.plane.in_flight();
@@ -222,6 +470,7 @@ impl Running {
         self.stop_workers.cancel();
         while self.workers.join_next().await.is_some() {}
         self.tasks.shutdown().await;
+        self.plane.queues.store().close().await;
         self.stop_applied.cancel();
         if let Err(error) = self.applied.await
             && !error.is_cancelled()

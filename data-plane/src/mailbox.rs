@@ -1,11 +1,11 @@
-//! What others leave for a connection's task: deliveries, outcomes of the bus, commands. Bounded, and empty memory when
-//! idle (architecture §4.23).
+//! What others leave for a session's task: deliveries, outcomes of the bus, commands, another connection. Bounded, and
+//! empty memory when idle (architecture §4.23).
 
 use std::{
     collections::VecDeque,
     net::SocketAddr,
     sync::{
-        Arc, OnceLock,
+        Arc,
         atomic::{AtomicUsize, Ordering},
     },
     task::Waker,
@@ -13,18 +13,27 @@ use std::{
 
 use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
+use tbmq_auth::credentials::ClientType;
 use tbmq_mqtt::{
     packet::{ProtocolVersion, Qos, ReasonCode, Text},
     session::{Delivery, End, Options},
 };
 use tokio::sync::oneshot;
+use uuid::Uuid;
 
-/// One connection's mailbox.
+use crate::{
+    auth::{Access, Verdict},
+    backlog::{Backlog, Next},
+    link::Visitor,
+    session_store::{Seq, Session},
+};
+
+/// One session's mailbox, through all its connections.
 #[derive(Debug)]
 pub(crate) struct Mailbox {
-    /// The connection's number, never used twice by a process.
+    /// The session's number, never used twice by a process.
     pub(crate) number: u64,
-    client: OnceLock<Box<Client>>,
+    client: Mutex<Option<Arc<Client>>>,
     limits: QueueLimits,
     inner: Mutex<Inner>,
     waker: AtomicWaker,
@@ -39,6 +48,9 @@ pub(crate) struct Client {
     pub(crate) clean_start: bool,
     /// As it applies; 0: none.
     pub(crate) keep_alive_s: u16,
+    pub(crate) client_type: ClientType,
+    /// By what it was let in, for people; empty: everybody is.
+    pub(crate) details: Box<str>,
     pub(crate) peer: Option<SocketAddr>,
     /// Ms since 1970.
     pub(crate) connected_ms: i64,
@@ -67,7 +79,46 @@ struct Inner {
     deliveries: VecDeque<Delivery>,
     delivery_bytes: usize,
     mail: Mail,
+    /// Of a session that outlives its connections.
+    backlog: Option<Box<Backlog>>,
+    /// Queues of groups that wait until there is room here.
+    callers: Vec<Arc<Mailbox>>,
+    /// There is no connection.
+    is_away: bool,
     is_closed: bool,
+}
+
+impl Inner {
+    /// Queues a delivery; `false` when there is no room.
+    fn push(&mut self, delivery: Delivery, limits: QueueLimits) -> bool {
+        let bytes = weight(&delivery);
+        let is_full = self.deliveries.len() >= limits.messages
+            || !self.deliveries.is_empty() && self.delivery_bytes + bytes > limits.bytes;
+        if !is_full {
+            self.delivery_bytes += bytes;
+            self.deliveries.push_back(delivery);
+        }
+        !is_full
+    }
+
+    /// Notes that a group's queue waits until there is room here.
+    fn note_caller(&mut self, queue: &Arc<Mailbox>) {
+        if self.callers.iter().all(|caller| caller.number != queue.number) {
+            self.callers.push(queue.clone());
+        }
+    }
+
+    /// Who is to be told that there is room for what goes through the session's queue.
+    fn callers_of_backlog(&mut self) -> Vec<Arc<Mailbox>> {
+        let has_room = self.backlog.as_ref().is_some_and(|backlog| backlog.has_room());
+        if has_room { std::mem::take(&mut self.callers) } else { Vec::new() }
+    }
+}
+
+fn call(callers: Vec<Arc<Mailbox>>) {
+    for caller in callers {
+        caller.room();
+    }
 }
 
 /// Everything but deliveries.
@@ -77,7 +128,7 @@ pub(crate) struct Mail {
     pub(crate) outcomes: Vec<Outcome>,
     /// A deadline has passed.
     pub(crate) is_due: bool,
-    /// The bus may have room again.
+    /// The bus, or a member of a group, may have room again.
     pub(crate) has_room: bool,
     /// A QoS 1 or 2 delivery found no place.
     pub(crate) has_overflowed: bool,
@@ -85,6 +136,12 @@ pub(crate) struct Mail {
     pub(crate) command: Option<End>,
     /// Somebody wants to know the client's filters.
     pub(crate) question: Option<oneshot::Sender<Filters>>,
+    /// Another connection that the session is to go on with.
+    pub(crate) visitor: Option<Box<Visitor>>,
+    /// What is to become of the CONNECT.
+    pub(crate) verdict: Option<Box<Verdict>>,
+    /// What clients of this credential may do from now on.
+    pub(crate) access: Option<Box<(Uuid, Access)>>,
 }
 
 impl Mail {
@@ -95,66 +152,257 @@ impl Mail {
             && !self.has_overflowed
             && self.command.is_none()
             && self.question.is_none()
+            && self.visitor.is_none()
+            && self.verdict.is_none()
+            && self.access.is_none()
     }
 }
 
-/// What became of one record of a connection's publish.
+/// What became of what the connection has given to others.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Outcome {
-    /// The session's number of the publish; `None` when nobody waits.
-    pub(crate) number: Option<u64>,
-    /// Bytes that are no longer in flight.
-    pub(crate) bytes: usize,
-    /// Whether it was written.
-    pub(crate) result: Result<(), ReasonCode>,
+pub(crate) enum Outcome {
+    /// Of one record of a publish.
+    Record {
+        /// The session's number of the publish; `None` when nobody waits.
+        number: Option<u64>,
+        /// Bytes that are no longer in flight.
+        bytes: usize,
+        /// Whether it was written.
+        result: Result<(), ReasonCode>,
+    },
+    /// Of something of the session itself.
+    Kept(Kept),
+}
+
+/// Whether something of a session is kept now that it waits for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Kept {
+    /// Under which number it waits.
+    pub(crate) wait: u64,
+    /// Whether it is.
+    pub(crate) is_kept: bool,
 }
 
 /// What became of a delivery.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Pushed {
     /// It waits for the connection's task.
     Queued,
-    /// There was no room, or no connection any more.
+    /// There was no room, or no session any more.
     Dropped,
+    /// The client is away, and nothing of QoS 0 is kept for it.
+    Away,
+    /// It belongs into the session's queue.
+    Keep(Session, Delivery),
 }
 
 impl Mailbox {
     pub(crate) fn new(number: u64, limits: QueueLimits) -> Self {
-        Self { number, client: OnceLock::new(), limits, inner: Mutex::default(), waker: AtomicWaker::new() }
+        Self { number, client: Mutex::default(), limits, inner: Mutex::default(), waker: AtomicWaker::new() }
     }
 
-    /// Notes who has connected; only the first time counts.
+    /// Notes who has connected.
     pub(crate) fn introduce(&self, client: Client) {
-        self.client.get_or_init(|| Box::new(client));
+        *self.client.lock() = Some(Arc::new(client));
     }
 
-    /// Who has connected, once CONNECT was accepted.
-    pub(crate) fn client(&self) -> Option<&Client> {
-        self.client.get().map(|client| &**client)
+    /// Who has connected last, once CONNECT was accepted.
+    pub(crate) fn client(&self) -> Option<Arc<Client>> {
+        self.client.lock().clone()
     }
 
-    /// Leaves a delivery. When there is no room, a QoS 0 delivery is dropped, and a better one makes the connection
-    /// end.
+    /// Whether this client has connected.
+    pub(crate) fn is_of(&self, client_id: &str) -> bool {
+        self.client().is_some_and(|client| &*client.id == client_id)
+    }
+
+    /// The session outlives its connections from now on: its deliveries at QoS 1 and 2 go into this empty queue.
+    pub(crate) fn keep(&self, session: Session) {
+        self.inner.lock().backlog = Some(Box::new(Backlog::new(session)));
+    }
+
+    /// As [`Mailbox::keep`], for a session that has no connection, and perhaps a queue.
+    pub(crate) fn keep_away(&self, session: Session) {
+        let mut backlog = Backlog::new(session);
+        backlog.park();
+        let mut inner = self.inner.lock();
+        inner.backlog = Some(Box::new(backlog));
+        inner.is_away = true;
+    }
+
+    /// Whether the session outlives its connections.
+    pub(crate) fn is_kept(&self) -> bool {
+        self.inner.lock().backlog.is_some()
+    }
+
+    /// Under which name the session is kept.
+    pub(crate) fn kept_as(&self) -> Option<Session> {
+        self.inner.lock().backlog.as_ref().map(|backlog| backlog.session().clone())
+    }
+
+    /// The connection is gone.
+    pub(crate) fn park(&self) {
+        let mut inner = self.inner.lock();
+        inner.is_away = true;
+        if let Some(backlog) = &mut inner.backlog {
+            backlog.park();
+        }
+    }
+
+    /// There is a connection again.
+    pub(crate) fn resume(&self) {
+        let mut inner = self.inner.lock();
+        inner.is_away = false;
+        if let Some(backlog) = &mut inner.backlog {
+            backlog.resume();
+        }
+        let callers = std::mem::take(&mut inner.callers);
+        drop(inner);
+        call(callers);
+    }
+
+    /// Whether all that is in the queue was taken.
+    pub(crate) fn is_drained(&self) -> bool {
+        self.inner.lock().backlog.as_ref().is_none_or(|backlog| backlog.is_drained())
+    }
+
+    /// Takes what is at hand of shared subscriptions in the session's queue; the connection is about to go.
+    pub(crate) fn take_shared(&self) -> Vec<(Seq, Delivery)> {
+        self.inner.lock().backlog.as_mut().map(|backlog| backlog.take_shared()).unwrap_or_default()
+    }
+
+    /// Nobody takes what the queue has: what was taken after this record is to be taken again.
+    pub(crate) fn rewind(&self, taken: Seq) {
+        let mut inner = self.inner.lock();
+        inner.is_away = true;
+        if let Some(backlog) = &mut inner.backlog {
+            backlog.rewind(taken);
+        }
+    }
+
+    /// The session is over. Returns under which name it was kept.
+    pub(crate) fn forget(&self) -> Option<Session> {
+        let mut inner = self.inner.lock();
+        inner.is_away = false;
+        inner.backlog.take().map(|backlog| backlog.session().clone())
+    }
+
+    /// A delivery stands in the session's queue now.
+    pub(crate) fn stored(&self, seq: Seq, delivery: Delivery) {
+        self.with_backlog(|backlog| backlog.appended(seq, delivery));
+    }
+
+    /// What was read of the session's queue, and where to read on.
+    pub(crate) fn read(&self, number: u64, records: Vec<(Seq, Delivery)>, next_after: Option<Seq>) {
+        self.with_backlog(|backlog| backlog.read(number, records, next_after));
+    }
+
+    /// The session's queue could not be read.
+    pub(crate) fn not_read(&self, number: u64) {
+        self.with_backlog(|backlog| backlog.not_read(number));
+    }
+
+    fn with_backlog(&self, act: impl FnOnce(&mut Backlog)) {
+        let mut inner = self.inner.lock();
+        let Some(backlog) = &mut inner.backlog else { return };
+        act(backlog);
+        let has_more = backlog.has_more();
+        let callers = inner.callers_of_backlog();
+        drop(inner);
+        if has_more {
+            self.waker.wake();
+        }
+        call(callers);
+    }
+
+    /// Takes at most `max` messages of the session's queue, and no further one once they have `bytes`.
+    pub(crate) fn take_queued(&self, max: usize, bytes: usize, into: &mut Vec<(Seq, Delivery)>) -> Next {
+        let mut inner = self.inner.lock();
+        let next = inner.backlog.as_mut().map_or(Next::Wait, |backlog| backlog.take(max, bytes, into));
+        let callers = inner.callers_of_backlog();
+        drop(inner);
+        call(callers);
+        next
+    }
+
+    /// Whether there is something in the session's queue to be taken or read.
+    pub(crate) fn has_queued(&self) -> bool {
+        self.inner.lock().backlog.as_ref().is_some_and(|backlog| backlog.has_more())
+    }
+
+    /// Brings another connection; it comes back when there is no session any more. One that waits already is closed:
+    /// this one takes it over.
+    pub(crate) fn visit(&self, visitor: Box<Visitor>) -> Result<(), Box<Visitor>> {
+        let mut inner = self.inner.lock();
+        if inner.is_closed {
+            return Err(visitor);
+        }
+        let earlier = inner.mail.visitor.replace(visitor);
+        drop(inner);
+        drop(earlier);
+        self.waker.wake();
+        Ok(())
+    }
+
+    /// Leaves a delivery, unless it belongs into the session's queue. When there is no room, a QoS 0 delivery is
+    /// dropped, and a better one makes the connection end.
     pub(crate) fn deliver(&self, delivery: Delivery) -> Pushed {
         let mut inner = self.inner.lock();
         if inner.is_closed {
             return Pushed::Dropped;
         }
-        let bytes = weight(&delivery);
-        let is_full = inner.deliveries.len() >= self.limits.messages
-            || !inner.deliveries.is_empty() && inner.delivery_bytes + bytes > self.limits.bytes;
-        let pushed = if is_full {
-            if delivery.qos != Qos::AtMostOnce {
+        let qos = delivery.qos;
+        if let Some(backlog) = &inner.backlog
+            && qos != Qos::AtMostOnce
+        {
+            return Pushed::Keep(backlog.session().clone(), delivery);
+        }
+        if inner.is_away {
+            return Pushed::Away;
+        }
+        let pushed = if inner.push(delivery, self.limits) {
+            Pushed::Queued
+        } else {
+            if qos != Qos::AtMostOnce {
                 inner.mail.has_overflowed = true;
             }
             Pushed::Dropped
-        } else {
-            inner.delivery_bytes += bytes;
-            inner.deliveries.push_back(delivery);
-            Pushed::Queued
         };
         drop(inner);
         self.waker.wake();
+        pushed
+    }
+
+    /// Leaves a delivery of a group if the client is connected and there is room for it: somebody else can take it.
+    /// Otherwise the group's queue is told when there may be. What comes out of that queue needs room at hand, too, where
+    /// it belongs into the session's own.
+    pub(crate) fn offer(&self, delivery: Delivery, queue: Option<&Arc<Self>>, is_queued: bool) -> Pushed {
+        let mut inner = self.inner.lock();
+        if inner.is_closed {
+            return Pushed::Away;
+        }
+        let pushed = if inner.is_away {
+            Pushed::Away
+        } else if let Some(backlog) = &inner.backlog
+            && delivery.qos != Qos::AtMostOnce
+        {
+            if !is_queued || backlog.has_room() {
+                Pushed::Keep(backlog.session().clone(), delivery)
+            } else {
+                Pushed::Dropped
+            }
+        } else if inner.push(delivery, self.limits) {
+            Pushed::Queued
+        } else {
+            Pushed::Dropped
+        };
+        if let (Pushed::Away | Pushed::Dropped, Some(queue)) = (&pushed, queue) {
+            inner.note_caller(queue);
+        }
+        drop(inner);
+        if pushed == Pushed::Queued {
+            self.waker.wake();
+        }
         pushed
     }
 
@@ -168,13 +416,31 @@ impl Mailbox {
         }
     }
 
+    /// Whether there is nobody any more who takes anything.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.inner.lock().is_closed
+    }
+
+    /// Tells what is to become of the CONNECT; never [`Verdict::Later`].
+    pub(crate) fn judged(&self, verdict: Verdict) {
+        self.inner.lock().mail.verdict = Some(Box::new(verdict));
+        self.waker.wake();
+    }
+
+    /// Tells what the client may do from now on, if it has come by this credential: its subscriptions are to be judged
+    /// again.
+    pub(crate) fn regrant(&self, credentials: Uuid, access: Access) {
+        self.inner.lock().mail.access = Some(Box::new((credentials, access)));
+        self.waker.wake();
+    }
+
     /// Tells that a deadline has passed.
     pub(crate) fn due(&self) {
         self.inner.lock().mail.is_due = true;
         self.waker.wake();
     }
 
-    /// Tells that the bus may have room again.
+    /// Tells that the bus, or a member of a group, may have room again.
     pub(crate) fn room(&self) {
         self.inner.lock().mail.has_room = true;
         self.waker.wake();
@@ -230,15 +496,27 @@ impl Mailbox {
         if !has_more && inner.deliveries.capacity() > 64 {
             inner.deliveries = VecDeque::new();
         }
+        let callers = if taken > 0 { std::mem::take(&mut inner.callers) } else { Vec::new() };
+        drop(inner);
+        call(callers);
         has_more
     }
 
-    /// Takes nothing any more. Returns how many deliveries are dropped.
-    pub(crate) fn close(&self) -> usize {
+    /// Takes nothing any more. Returns how many deliveries are dropped, and a connection that has come too late.
+    pub(crate) fn close(&self) -> (usize, Option<Box<Visitor>>) {
         let mut inner = self.inner.lock();
         inner.is_closed = true;
-        inner.mail = Mail::default();
-        std::mem::take(&mut inner.deliveries).len()
+        inner.backlog = None;
+        inner.callers = Vec::new();
+        drop(inner);
+        self.abandon()
+    }
+
+    /// The process ends, and the session does not: what comes goes into its queue. Returns what [`Mailbox::close`] does.
+    pub(crate) fn abandon(&self) -> (usize, Option<Box<Visitor>>) {
+        let mut inner = self.inner.lock();
+        let mail = std::mem::take(&mut inner.mail);
+        (std::mem::take(&mut inner.deliveries).len(), mail.visitor)
     }
 }
 
@@ -247,7 +525,8 @@ pub(crate) fn is_patient(end: End) -> bool {
     matches!(end, End::ShuttingDown | End::Moved)
 }
 
-fn weight(delivery: &Delivery) -> usize {
+/// How many bytes a delivery counts for.
+pub(crate) fn weight(delivery: &Delivery) -> usize {
     let message = &delivery.message;
     message.topic.len() + message.payload.len() + message.properties.bytes().len() + 64
 }

@@ -28,6 +28,7 @@ async fn start(config: Config, shell: Shell) -> anyhow::Result<Running> {
         identity: shell.identity,
         metrics: shell.metrics,
         health: shell.health,
+        sessions: None,
     };
     tbmq_data_plane::start(config, context).await
 }

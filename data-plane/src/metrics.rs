@@ -5,7 +5,12 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::Registry,
 };
-use tbmq_mqtt::session;
+use tbmq_mqtt::{
+    packet::{Packet, ReasonCode},
+    session,
+};
+
+use crate::auth;
 
 /// Why a connection ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -27,6 +32,7 @@ enum End {
     ShuttingDown,
     Moved,
     Administrative,
+    NotAuthorized,
 }
 
 impl From<session::End> for EndLabel {
@@ -44,6 +50,7 @@ impl From<session::End> for EndLabel {
             session::End::ShuttingDown => End::ShuttingDown,
             session::End::Moved => End::Moved,
             session::End::Administrative => End::Administrative,
+            session::End::NotAuthorized => End::NotAuthorized,
         };
         Self { reason }
     }
@@ -61,9 +68,29 @@ pub(crate) enum Drop {
     Expired,
     DelayedTooLong,
     InvalidTopic,
+    NotAuthorized,
     QueueFull,
     Disconnected,
     BusRefused,
+    /// No member of a shared subscription had room.
+    NoMember,
+    /// More than a rate limit allows.
+    RateLimit,
+}
+
+impl Drop {
+    const ALL: [Self; 10] = [
+        Self::TooLarge,
+        Self::Expired,
+        Self::DelayedTooLong,
+        Self::InvalidTopic,
+        Self::NotAuthorized,
+        Self::QueueFull,
+        Self::Disconnected,
+        Self::BusRefused,
+        Self::NoMember,
+        Self::RateLimit,
+    ];
 }
 
 impl From<session::Dropped> for DropLabel {
@@ -73,6 +100,8 @@ impl From<session::Dropped> for DropLabel {
             session::Dropped::Expired => Drop::Expired,
             session::Dropped::Delayed => Drop::DelayedTooLong,
             session::Dropped::InvalidTopic => Drop::InvalidTopic,
+            session::Dropped::NotAuthorized => Drop::NotAuthorized,
+            session::Dropped::RateLimit => Drop::RateLimit,
         };
         Self { reason }
     }
@@ -90,20 +119,108 @@ pub(crate) enum Refusal {
     Unavailable,
     UnknownTopic,
     Probing,
+    StoreFull,
+    BusFull,
     Other,
+}
+
+/// What a client wanted more of than it may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct LimitLabel {
+    pub(crate) limit: Limit,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub(crate) enum Limit {
+    /// Bytes of a packet (`…_NETTY_MAX_PAYLOAD_SIZE`).
+    PacketBytes,
+    /// Unacknowledged publishes of a 5.0 client (`MQTT_MAX_IN_FLIGHT_MSGS`).
+    ReceiveMaximum,
+    /// Topic aliases (`MQTT_TOPIC_ALIAS_MAX`).
+    TopicAliases,
+    /// Topic filters (`TBMQ_MQTT_SUBSCRIPTIONS_CLIENT_MAX`).
+    Subscriptions,
+    /// Messages that a client publishes (`MQTT_INCOMING_RATE_LIMITS_CLIENT_CONFIG`).
+    IncomingRate,
+    /// Messages to a client (`MQTT_OUTGOING_RATE_LIMITS_CLIENT_CONFIG`).
+    OutgoingRate,
+    /// Messages of all clients (`MQTT_TOTAL_RATE_LIMITS_CONFIG`).
+    TotalRate,
+    /// Messages put into queues (`MQTT_DEVICE_PERSISTED_MSGS_RATE_LIMITS_CONFIG`).
+    DevicePersistedRate,
+    /// Bytes that a client sends (`TBMQ_MQTT_INCOMING_BYTES_RATE_LIMIT`).
+    IncomingBytes,
+    /// Connections of the node (`TBMQ_MQTT_CONNECTION_RATE_LIMIT`).
+    ConnectionRate,
+    /// Connections from an address (`TBMQ_MQTT_ADDRESS_CONNECTION_RATE_LIMIT`).
+    AddressConnectionRate,
+    /// Connections at a time from an address (`TBMQ_MQTT_ADDRESS_CONNECTIONS_MAX`).
+    AddressConnections,
+    /// Lasting sessions of APPLICATION clients (`MQTT_APPLICATION_CLIENTS_LIMIT`).
+    ApplicationClients,
+}
+
+impl Limit {
+    /// The limit that a client is told about.
+    pub(crate) fn told_by(packet: &Packet) -> Option<Self> {
+        match packet {
+            Packet::Disconnect(goodbye) => match goodbye.reason {
+                ReasonCode::ReceiveMaximumExceeded => Some(Self::ReceiveMaximum),
+                ReasonCode::TopicAliasInvalid => Some(Self::TopicAliases),
+                _ => None,
+            },
+            Packet::SubAck(suback) if suback.reasons.contains(&ReasonCode::QuotaExceeded) => {
+                Some(Self::Subscriptions)
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Where a connection failed before MQTT.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct HandshakeLabel {
+    reason: Handshake,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub(crate) enum Handshake {
+    Proxy,
+    Tls,
+    WebSocket,
+    TimedOut,
 }
 
 /// The data plane's metrics.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Metrics {
+    pub(crate) auth: auth::metrics::Metrics,
     pub(crate) connections: Gauge,
     pub(crate) accepted: Counter,
     pub(crate) connection_limit_reached: Counter,
     pub(crate) accept_failures: Counter,
+    pub(crate) accept_rate_reached: Counter,
+    pub(crate) handshakes_failed: Family<HandshakeLabel, Counter>,
+    pub(crate) tls_reload_failures: Counter,
     pub(crate) ended: Family<EndLabel, Counter>,
+    pub(crate) client_limits_reached: Family<LimitLabel, Counter>,
+    pub(crate) bytes_received: Counter,
+    pub(crate) bytes_sent: Counter,
+    pub(crate) packets_received: Counter,
+    pub(crate) packets_sent: Counter,
     pub(crate) published: Counter,
     pub(crate) unmatched: Counter,
     pub(crate) delivered: Counter,
+    pub(crate) delivered_again: Counter,
+    pub(crate) queued: Counter,
+    pub(crate) session_store_failures: Counter,
+    pub(crate) session_record_failures: Counter,
+    pub(crate) session_bad_records: Counter,
+    pub(crate) sessions_restored: Counter,
+    pub(crate) sessions_limit_reached: Counter,
+    pub(crate) sessions_parked: Gauge,
+    pub(crate) sessions_resumed: Counter,
+    pub(crate) sessions_expired: Counter,
     pub(crate) dropped: Family<DropLabel, Counter>,
     pub(crate) records_submitted: Counter,
     pub(crate) records_written: Counter,
@@ -115,6 +232,13 @@ pub(crate) struct Metrics {
     pub(crate) bad_records: Counter,
     pub(crate) stale_records: Counter,
     pub(crate) degraded: Gauge,
+    pub(crate) retained_messages: Gauge,
+    pub(crate) retained_bytes: Gauge,
+    pub(crate) retained_degraded: Gauge,
+    pub(crate) retained_sent: Counter,
+    pub(crate) retained_expired: Counter,
+    pub(crate) retained_limit_reached: Counter,
+    pub(crate) retained_bad_records: Counter,
     pub(crate) node_sessions_lost: Counter,
     pub(crate) node_requests: Counter,
     pub(crate) node_requests_refused: Counter,
@@ -122,9 +246,8 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
-    /// Registers all of them.
-    pub(crate) fn register(&self, registry: &mut Registry) {
-        let counters: [(&str, &str, &Counter); 15] = [
+    fn counters(&self) -> [(&'static str, &'static str, &Counter); 27] {
+        [
             ("tbmq_mqtt_connections_accepted", "Connections accepted", &self.accepted),
             (
                 "tbmq_mqtt_connection_limit_reached",
@@ -136,6 +259,20 @@ impl Metrics {
                 "Connections that the system could not accept",
                 &self.accept_failures,
             ),
+            ("tbmq_mqtt_bytes_received", "Bytes that clients sent", &self.bytes_received),
+            ("tbmq_mqtt_bytes_sent", "Bytes that were sent to clients", &self.bytes_sent),
+            ("tbmq_mqtt_packets_received", "Packets of all kinds that clients sent", &self.packets_received),
+            ("tbmq_mqtt_packets_sent", "Packets of all kinds that were sent to clients", &self.packets_sent),
+            (
+                "tbmq_mqtt_accept_rate_reached",
+                "Times that a listener waited because connections came too fast",
+                &self.accept_rate_reached,
+            ),
+            (
+                "tbmq_mqtt_tls_reload_failures",
+                "Changed certificates of listeners not usable",
+                &self.tls_reload_failures,
+            ),
             (
                 "tbmq_mqtt_messages_published",
                 "Messages that clients published, wills included",
@@ -143,6 +280,16 @@ impl Metrics {
             ),
             ("tbmq_mqtt_messages_unmatched", "Published messages that nobody gets", &self.unmatched),
             ("tbmq_mqtt_messages_delivered", "Messages handed to connected clients", &self.delivered),
+            (
+                "tbmq_mqtt_messages_delivered_again",
+                "Messages of shared subscriptions handed to another member because the first one left",
+                &self.delivered_again,
+            ),
+            (
+                "tbmq_mqtt_messages_queued",
+                "Messages put into queues of sessions that outlive their connections",
+                &self.queued,
+            ),
             ("tbmq_mqtt_records_submitted", "Records handed to the bus", &self.records_submitted),
             ("tbmq_mqtt_records_written", "Records that the bus confirmed", &self.records_written),
             (
@@ -166,6 +313,26 @@ impl Metrics {
                 &self.stale_records,
             ),
             (
+                "tbmq_mqtt_retained_sent",
+                "Retained messages sent because of a new subscription",
+                &self.retained_sent,
+            ),
+            (
+                "tbmq_mqtt_retained_expired",
+                "Retained messages removed because their time was over",
+                &self.retained_expired,
+            ),
+            (
+                "tbmq_mqtt_retained_limit_reached",
+                "Messages not retained because there was no room",
+                &self.retained_limit_reached,
+            ),
+            (
+                "tbmq_mqtt_retained_bad_records",
+                "Records of retained messages that were skipped",
+                &self.retained_bad_records,
+            ),
+            (
                 "tbmq_node_sessions_lost",
                 "Sessions to a control plane that ended or failed",
                 &self.node_sessions_lost,
@@ -176,12 +343,68 @@ impl Metrics {
                 "Requests of control planes refused because too many waited",
                 &self.node_requests_refused,
             ),
-        ];
-        for (name, help, counter) in counters {
+        ]
+    }
+
+    fn session_counters(&self) -> [(&'static str, &'static str, &Counter); 7] {
+        [
+            (
+                "tbmq_mqtt_session_store_failures",
+                "Calls of the session store that failed",
+                &self.session_store_failures,
+            ),
+            (
+                "tbmq_mqtt_session_record_failures",
+                "Records of sessions that the bus did not take, each try",
+                &self.session_record_failures,
+            ),
+            (
+                "tbmq_mqtt_session_bad_records",
+                "Records of sessions that were skipped",
+                &self.session_bad_records,
+            ),
+            (
+                "tbmq_mqtt_sessions_restored",
+                "Sessions of before the start that go on",
+                &self.sessions_restored,
+            ),
+            (
+                "tbmq_mqtt_sessions_limit_reached",
+                "Clients refused because there were too many sessions",
+                &self.sessions_limit_reached,
+            ),
+            (
+                "tbmq_mqtt_sessions_resumed",
+                "Sessions that went on with another connection",
+                &self.sessions_resumed,
+            ),
+            ("tbmq_mqtt_sessions_expired", "Sessions that expired", &self.sessions_expired),
+        ]
+    }
+
+    /// Registers all of them.
+    pub(crate) fn register(&self, registry: &mut Registry) {
+        for (name, help, counter) in self.counters().into_iter().chain(self.session_counters()) {
             registry.register(name, help, counter.clone());
         }
+        self.auth.register(registry);
         registry.register("tbmq_mqtt_connections", "Connections now", self.connections.clone());
+        registry.register(
+            "tbmq_mqtt_sessions_parked",
+            "Sessions without a connection",
+            self.sessions_parked.clone(),
+        );
         registry.register("tbmq_mqtt_connections_ended", "Connections that ended", self.ended.clone());
+        registry.register(
+            "tbmq_mqtt_client_limits_reached",
+            "Times that clients wanted more than they may have, each message or connection once",
+            self.client_limits_reached.clone(),
+        );
+        registry.register(
+            "tbmq_mqtt_handshakes_failed",
+            "Connections that did not come as far as MQTT",
+            self.handshakes_failed.clone(),
+        );
         registry.register("tbmq_mqtt_messages_dropped", "Messages dropped", self.dropped.clone());
         registry.register(
             "tbmq_mqtt_records_refused",
@@ -203,6 +426,21 @@ impl Metrics {
             "1 while it is not confirmed that the filters of integrations are up to date",
             self.degraded.clone(),
         );
+        registry.register(
+            "tbmq_mqtt_retained_messages",
+            "Topics with a retained message",
+            self.retained_messages.clone(),
+        );
+        registry.register(
+            "tbmq_mqtt_retained_bytes",
+            "Memory of retained messages, about",
+            self.retained_bytes.clone(),
+        );
+        registry.register(
+            "tbmq_mqtt_retained_degraded",
+            "1 while it is not confirmed that retained messages are up to date",
+            self.retained_degraded.clone(),
+        );
         registry.register("tbmq_node_data_plane_peers", "Other live data planes", self.peers.clone());
     }
 
@@ -210,10 +448,28 @@ impl Metrics {
         self.dropped.get_or_create(&DropLabel { reason }).inc();
     }
 
+    /// All that was dropped, for whatever reason.
+    pub(crate) fn dropped_in_all(&self) -> u64 {
+        let count = |reason: &Drop| self.dropped.get_or_create(&DropLabel { reason: *reason }).get();
+        Drop::ALL.iter().map(count).sum()
+    }
+
     pub(crate) fn dropped_by(&self, reason: Drop, count: usize) {
         if count > 0 {
             self.dropped.get_or_create(&DropLabel { reason }).inc_by(count as u64);
         }
+    }
+
+    pub(crate) fn client_limit_reached(&self, limit: Limit) {
+        self.client_limit_reached_by(limit, 1);
+    }
+
+    pub(crate) fn client_limit_reached_by(&self, limit: Limit, count: usize) {
+        self.client_limits_reached.get_or_create(&LimitLabel { limit }).inc_by(count as u64);
+    }
+
+    pub(crate) fn handshake_failed(&self, reason: Handshake) {
+        self.handshakes_failed.get_or_create(&HandshakeLabel { reason }).inc();
     }
 
     pub(crate) fn refused(&self, reason: Refusal) {

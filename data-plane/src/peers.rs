@@ -17,9 +17,26 @@ const PEER_PATIENCE: Duration = Duration::from_secs(15);
 #[derive(Debug)]
 pub(crate) struct Peers {
     own: Identity,
-    last_seen: HashMap<String, Instant>,
+    last_seen: HashMap<String, Seen>,
     had_peers: bool,
     is_caught_up: bool,
+}
+
+/// What another data plane has said last.
+#[derive(Debug)]
+struct Seen {
+    at: Instant,
+    sessions: u64,
+}
+
+/// The other data planes that live.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Live {
+    pub(crate) count: usize,
+    /// There were none before.
+    pub(crate) is_new: bool,
+    /// Sessions of all of them.
+    pub(crate) sessions: u64,
 }
 
 impl Peers {
@@ -47,18 +64,19 @@ impl Peers {
         if node.leaving || is_old {
             self.last_seen.remove(&node.service_id);
         } else {
-            self.last_seen.insert(node.service_id, now);
+            self.last_seen.insert(node.service_id, Seen { at: now, sessions: node.sessions });
         }
         None
     }
 
-    /// How many are live, and whether these are the first.
-    pub(crate) fn live(&mut self, now: Instant) -> (usize, bool) {
-        self.last_seen.retain(|_, seen| now.duration_since(*seen) < PEER_PATIENCE);
+    /// Those that live, whether or not anything was heard of others since.
+    pub(crate) fn live(&mut self, now: Instant) -> Live {
+        self.last_seen.retain(|_, seen| now.duration_since(seen.at) < PEER_PATIENCE);
         let has_peers = !self.last_seen.is_empty();
         let is_new = has_peers && !self.had_peers;
         self.had_peers = has_peers;
-        (self.last_seen.len(), is_new)
+        let sessions = self.last_seen.values().map(|seen| seen.sessions).fold(0, u64::saturating_add);
+        Live { count: self.last_seen.len(), is_new, sessions }
     }
 }
 
@@ -89,14 +107,17 @@ mod tests {
         peers.note(&record("own", Role::DataPlane, |_| {}), now);
         peers.note(&record("executor", Role::Executor, |_| {}), now);
         peers.note(&record("long gone", Role::DataPlane, |node| node.time_ms -= 60_000), now);
-        assert_eq!(peers.live(now), (0, false));
-        peers.note(&record("other", Role::DataPlane, |_| {}), now);
-        assert_eq!(peers.live(now), (1, true));
-        assert_eq!(peers.live(now), (1, false));
-        assert_eq!(peers.live(now + PEER_PATIENCE), (0, false));
+        let none = Live { count: 0, is_new: false, sessions: 0 };
+        assert_eq!(peers.live(now), none);
+        peers.note(&record("other", Role::DataPlane, |node| node.sessions = 3), now);
+        assert_eq!(peers.live(now), Live { count: 1, is_new: true, sessions: 3 });
+        assert_eq!(peers.live(now), Live { count: 1, is_new: false, sessions: 3 });
+        peers.note(&record("third", Role::DataPlane, |node| node.sessions = u64::MAX), now);
+        assert_eq!(peers.live(now), Live { count: 2, is_new: false, sessions: u64::MAX });
+        assert_eq!(peers.live(now + PEER_PATIENCE), none);
         peers.note(&record("other", Role::DataPlane, |_| {}), now);
         peers.note(&record("other", Role::DataPlane, |node| node.leaving = true), now);
-        assert_eq!(peers.live(now), (0, false));
+        assert_eq!(peers.live(now), none);
     }
 
     #[test]

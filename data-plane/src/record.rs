@@ -10,11 +10,19 @@ use tbmq_mqtt::{
 /// Field number of the expiry deadline (architecture §4.1).
 const EXPIRES_AT_MS: u32 = 1000;
 
-/// Writes a `PublishIntegrationMsgProto` into `into`, which it clears first.
-pub(crate) fn encode(message: &Message, node: &str, now_ms: i64, into: &mut Vec<u8>) {
+/// Writes a `PublishIntegrationMsgProto` into `into`, which it clears first. `common_name` is of the publisher's
+/// certificate.
+pub(crate) fn encode(
+    message: &Message,
+    common_name: Option<&str>,
+    node: &str,
+    now_ms: i64,
+    into: &mut Vec<u8>,
+) {
     let properties = MqttProperties::of(message);
     let properties_length = properties.length();
-    let publish_length = publish_length(message, properties_length);
+    let publish_length = publish_length(message, properties_length)
+        + common_name.map_or(0, |name| message_length(9, name.len()));
     into.clear();
     into.reserve(
         publish_length + node.len() + 48, // keys, lengths, timestamp and deadline
@@ -34,6 +42,10 @@ pub(crate) fn encode(message: &Message, node: &str, now_ms: i64, into: &mut Vec<
     if properties_length > 0 {
         put_length(8, properties_length, into);
         properties.put(into);
+    }
+    if let Some(name) = common_name {
+        put_length(9, name.len(), into);
+        into.extend_from_slice(name.as_bytes());
     }
     put_bytes(2, node.as_bytes(), into);
     put_number(3, now_ms.cast_unsigned(), into);
@@ -174,9 +186,9 @@ mod tests {
         }
     }
 
-    fn encoded(message: &Message) -> Vec<u8> {
+    fn encoded(message: &Message, common_name: Option<&str>) -> Vec<u8> {
         let mut into = vec![1, 2, 3];
-        encode(message, "tbmq_node", 1_742_554_969_254, &mut into);
+        encode(message, common_name, "tbmq_node", 1_742_554_969_254, &mut into);
         into
     }
 
@@ -208,13 +220,13 @@ mod tests {
                     correlation_data: Some(vec![0, 255].into()),
                     subscription_ids: vec![],
                 }),
-                client_cert_cn: None,
+                client_cert_cn: Some("meter-7".into()),
             }),
             tbmq_node: "tbmq_node".into(),
             timestamp: 1_742_554_969_254,
             expires_at_ms: 1_742_554_970_000,
         };
-        assert_eq!(encoded(&message(properties)), expected.encode_to_vec());
+        assert_eq!(encoded(&message(properties), Some("meter-7")), expected.encode_to_vec());
     }
 
     #[test]
@@ -227,8 +239,9 @@ mod tests {
             expires_at_ms: None,
             ..message(Properties::NONE)
         };
-        let decoded = PublishIntegrationMsgProto::decode(&*encoded(&plain)).unwrap();
-        assert_eq!(decoded.encode_to_vec(), encoded(&plain));
-        assert_eq!(decoded.publish_msg_proto.unwrap().mqtt_properties, None);
+        let decoded = PublishIntegrationMsgProto::decode(&*encoded(&plain, None)).unwrap();
+        assert_eq!(decoded.encode_to_vec(), encoded(&plain, None));
+        let publish = decoded.publish_msg_proto.unwrap();
+        assert_eq!((publish.mqtt_properties, publish.client_cert_cn), (None, None));
     }
 }

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use slab::Slab;
 use tbmq_bus::{Completion, CompletionQueue, Error, Outgoing, SubmitError, Writer};
 use tbmq_mqtt::{
-    packet::ReasonCode,
+    packet::{ReasonCode, Text},
     session::{Delivery, Effect, End, Now},
 };
 use tokio_util::sync::CancellationToken;
@@ -19,7 +19,9 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     mailbox::{Mail, Mailbox, Outcome},
     metrics::{Drop as Dropped, Metrics, Refusal},
+    retained::Retained,
     route::{Matches, Route},
+    session_store::Seq,
 };
 
 /// How exact deadlines are.
@@ -54,8 +56,12 @@ pub(crate) struct Scratch {
     pub(crate) effects: Vec<Effect>,
     pub(crate) working: Vec<Effect>,
     pub(crate) deliveries: Vec<Delivery>,
+    pub(crate) queued: Vec<(Seq, Delivery)>,
     pub(crate) matches: Matches,
     pub(crate) record: Vec<u8>,
+    /// Packets of this turn, to be counted at its end.
+    pub(crate) packets_received: u64,
+    pub(crate) packets_sent: u64,
 }
 
 /// A group of connections.
@@ -79,6 +85,8 @@ struct Flight {
     number: Option<u64>,
     bytes: usize,
     route: Arc<Route>,
+    /// The topic, when it is the record of a retained message.
+    retained: Option<Text>,
 }
 
 impl Worker {
@@ -136,12 +144,13 @@ impl Worker {
         record: Outgoing<'_>,
         mailbox: &Arc<Mailbox>,
         number: Option<u64>,
+        retained: Option<Text>,
     ) -> Result<usize, SubmitError> {
         let bytes = record.key.map_or(0, <[u8]>::len) + record.value.map_or(0, <[u8]>::len);
         let mut flights = self.flights.lock();
         let entry = flights.vacant_entry();
         writer.submit(route.topic(), record, entry.key() as u64, &self.completions)?;
-        entry.insert(Flight { mailbox: mailbox.clone(), number, bytes, route: route.clone() });
+        entry.insert(Flight { mailbox: mailbox.clone(), number, bytes, route: route.clone(), retained });
         Ok(bytes)
     }
 
@@ -181,7 +190,13 @@ impl Worker {
     }
 
     /// Hands outcomes and deadlines on until it is stopped.
-    pub(crate) async fn run(&self, clock: Clock, metrics: &Metrics, stop: CancellationToken) {
+    pub(crate) async fn run(
+        &self,
+        clock: Clock,
+        metrics: &Metrics,
+        retained: &Retained,
+        stop: CancellationToken,
+    ) {
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut batch = Vec::new();
@@ -189,7 +204,7 @@ impl Worker {
         loop {
             tokio::select! {
                 () = self.completions.wait(&mut batch) => {
-                    self.settle(&mut batch, &mut flights, clock, metrics);
+                    self.settle(&mut batch, &mut flights, clock, metrics, retained);
                     self.wake_stalled();
                 }
                 _ = ticks.tick() => {
@@ -208,6 +223,7 @@ impl Worker {
         flights: &mut Vec<(Flight, Result<(), Error>)>,
         clock: Clock,
         metrics: &Metrics,
+        retained: &Retained,
     ) {
         {
             let mut held = self.flights.lock();
@@ -228,6 +244,9 @@ impl Worker {
                     Ok(())
                 }
                 Err(error) => {
+                    if let Some(topic) = &flight.retained {
+                        retained.refused(topic);
+                    }
                     metrics.refused(match error {
                         Error::Unavailable(_) => Refusal::Unavailable,
                         Error::UnknownTopic(_) => Refusal::UnknownTopic,
@@ -239,7 +258,8 @@ impl Worker {
                     Err(ReasonCode::UnspecifiedError)
                 }
             };
-            flight.mailbox.settle(Outcome { number: flight.number, bytes: flight.bytes, result });
+            let Flight { mailbox, number, bytes, .. } = flight;
+            mailbox.settle(Outcome::Record { number, bytes, result });
         }
         metrics.records_written.inc_by(written);
     }

@@ -59,6 +59,7 @@ pub(crate) async fn write_applied(
         kinds: shared.kinds.keys().map(ToString::to_string).collect(),
         leaving,
         system_info: load.map(Into::into),
+        sessions: 0,
     };
     let topic = writer.topic(&shared.catalogue.node_applied().name);
     let value = value.encode_to_vec();

@@ -12,6 +12,7 @@ mod m0004_events;
 mod m0005_access;
 mod m0006_sealed;
 mod m0007_forward;
+mod m0008_auth;
 
 use sea_orm_migration::{
     MigrationTrait, MigratorTrait,
@@ -35,6 +36,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0005_access::Migration),
             Box::new(m0006_sealed::Migration),
             Box::new(m0007_forward::Migration),
+            Box::new(m0008_auth::Migration),
         ]
     }
 }
@@ -80,7 +82,8 @@ mod tests {
         let tables = m0001_integrations::TABLES
             .into_iter()
             .chain([m0003_changes::TABLE, m0004_events::TABLE])
-            .chain(m0005_access::TABLES);
+            .chain(m0005_access::TABLES)
+            .chain(m0008_auth::TABLES);
         for table in tables {
             assert!(manager.has_table(table).await.unwrap(), "{table}");
         }

@@ -10,7 +10,14 @@
 //! | `tbmq.integration.subscriptions` (compact) | `<id>` | `ClientSubscriptionsProto` | control plane | data planes |
 //! | `tbmq.node.applied` (compact) | service id | `NodeApplied` | every node | control planes |
 //! | `tbmq.ie.kinds` (compact) | kind | `KindAnnouncement` | executors | control planes |
+//! | `tbmq.msg.retained` (compact) | MQTT topic | `RetainedMsgProto` | data planes | data planes |
 //! | `tbmq.ie.owner` (compact) | `<kind>/<partition>` | `OwnerClaim` | executors | executors, control planes |
+//! | `tbmq.client.session` (compact) | client id | `ClientSessionInfoProto` | data planes | data planes |
+//! | `tbmq.client.subscriptions` (compact) | client id | `ClientSubscriptionsProto` | data planes | data planes |
+//! | `tbmq.client.blocked` (compact) | type, target and value | `BlockedClientProto` | control plane | data planes |
+//! | `tbmq.auth.credentials` (compact) | `<id>` | `CredentialsRecord` | control plane | data planes |
+//! | `tbmq.auth.settings` (compact) | `providers`, `provider/<TYPE>`, `secrets` | `AuthSetting` | control plane | data planes |
+//! | `tbmq.auth.unauthorized` | client id | `UnauthorizedRecord` | data planes | control planes |
 //!
 //! Records of configuration carry the header [`REVISION_HEADER`]. Names come with the prefix of
 //! `TB_KAFKA_PREFIX`, which [`Catalogue`] holds.
@@ -20,11 +27,20 @@ use crate::ids::{IntegrationId, Kind, ServiceId};
 /// Header of every configuration record: the revision in decimal text.
 pub const REVISION_HEADER: &str = "revision";
 
+/// Header of a record of a retained message that expires: seconds from its `createdTime`, 4 bytes, big-endian.
+pub const MESSAGE_EXPIRY_HEADER: &str = "messageExpiryInterval";
+
+/// Header of records that data planes write for each other: the service id of the one that wrote it.
+pub const SERVICE_ID_HEADER: &str = "serviceId";
+
 /// Partitions of a downlink topic.
 pub const DOWNLINK_PARTITIONS: u32 = 48;
 
 /// Partitions of `tbmq.ie.uplink`.
 pub const UPLINK_PARTITIONS: u32 = 6;
+
+/// Partitions of `tbmq.auth.credentials`: a million records are read in parallel.
+pub const CREDENTIALS_PARTITIONS: u32 = 12;
 
 /// How a topic keeps its records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,6 +120,41 @@ impl Catalogue {
         self.compact("tbmq.integration.subscriptions", 1)
     }
 
+    /// Sessions of clients.
+    pub fn client_sessions(&self) -> Topic {
+        self.compact("tbmq.client.session", 1)
+    }
+
+    /// Topic filters of clients.
+    pub fn client_subscriptions(&self) -> Topic {
+        self.compact("tbmq.client.subscriptions", 1)
+    }
+
+    /// Retained messages.
+    pub fn retained(&self) -> Topic {
+        self.compact("tbmq.msg.retained", 1)
+    }
+
+    /// Clients that may not connect.
+    pub fn blocked_clients(&self) -> Topic {
+        self.compact("tbmq.client.blocked", 1)
+    }
+
+    /// Credentials of clients.
+    pub fn credentials(&self) -> Topic {
+        self.compact("tbmq.auth.credentials", CREDENTIALS_PARTITIONS)
+    }
+
+    /// How clients prove who they are.
+    pub fn auth_settings(&self) -> Topic {
+        self.compact("tbmq.auth.settings", 1)
+    }
+
+    /// Clients that were refused.
+    pub fn unauthorized_clients(&self) -> Topic {
+        self.delete("tbmq.auth.unauthorized", 1)
+    }
+
     /// What nodes have applied.
     pub fn node_applied(&self) -> Topic {
         self.compact("tbmq.node.applied", 1)
@@ -142,6 +193,11 @@ impl Catalogue {
     /// A client id: `<prefix><what>-<service id>`, such as `ie-msg-producer-tbmq1`.
     pub fn client_id(&self, what: &str, service: &ServiceId) -> String {
         self.named(&format!("{what}-{service}"))
+    }
+
+    /// Group of the control planes on `tbmq.auth.unauthorized`.
+    pub fn unauthorized_group(&self) -> String {
+        self.named("unauthorized-client-consumer-group")
     }
 
     /// The name of the relayer's fenced writer.

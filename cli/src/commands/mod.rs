@@ -2,8 +2,11 @@
 
 pub(crate) mod apply;
 pub(crate) mod audit;
+pub(crate) mod auth;
+pub(crate) mod blocked;
 pub(crate) mod completion;
 pub(crate) mod context;
+pub(crate) mod credentials;
 pub(crate) mod diff;
 pub(crate) mod edit;
 pub(crate) mod event;
@@ -18,4 +21,5 @@ pub(crate) mod session;
 pub(crate) mod token;
 pub(crate) mod top;
 pub(crate) mod try_it;
+pub(crate) mod unauthorized;
 pub(crate) mod wait;

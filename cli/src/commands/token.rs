@@ -165,7 +165,7 @@ async fn name_of(
 }
 
 /// Reads a time in RFC 3339 or a duration from now.
-fn later(text: &str) -> Result<Timestamp, String> {
+pub(crate) fn later(text: &str) -> Result<Timestamp, String> {
     if let Ok(time) = text.parse() {
         return Ok(time);
     }

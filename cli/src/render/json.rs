@@ -2,6 +2,7 @@
 //! with `-f`.
 
 mod access;
+mod auth;
 mod session;
 mod stats;
 
@@ -15,6 +16,9 @@ use tbmq_proto::control::{self, CheckConnectionResponse, integration_status::Pha
 use self::stats::Lag;
 pub(crate) use self::{
     access::{AuditEntry, Caller, CreatedToken, Token, role},
+    auth::{
+        Blocked, Order, Provider, Unauthorized, blocked_status, blocked_type, match_target, provider_type,
+    },
     session::{Session, Subscription},
     stats::{Stats, Top, seconds},
 };

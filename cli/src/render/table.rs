@@ -1,6 +1,7 @@
 //! What people get: one line per thing, columns apart by spaces.
 
 mod access;
+mod auth;
 mod grid;
 mod session;
 mod stats;
@@ -14,6 +15,7 @@ use tbmq_proto::control::{
 use self::grid::grid;
 pub(crate) use self::{
     access::{audit, caller, context, contexts, created_token, tokens},
+    auth::{blocked, credential, credentials, provider, providers, unauthorized, unauthorized_one},
     session::{session, sessions, subscriptions},
     stats::{stats, top},
 };

@@ -21,6 +21,9 @@ use tbmq_proto::control::{
     Subscription, SystemInfo, Token, UpdateIntegrationRequest, WatchEventsRequest, WatchEventsResponse,
     WatchIntegrationsRequest, WatchIntegrationsResponse,
     audit_service_server::{AuditService, AuditServiceServer},
+    auth_provider_service_server::AuthProviderServiceServer,
+    blocked_client_service_server::BlockedClientServiceServer,
+    credentials_service_server::CredentialsServiceServer,
     event::{Body, Error, Lifecycle, Statistics},
     event_service_server::{EventService, EventServiceServer},
     integration_service_server::{IntegrationService, IntegrationServiceServer},
@@ -29,6 +32,7 @@ use tbmq_proto::control::{
     node_service_server::{NodeService, NodeServiceServer},
     session_service_server::{SessionService, SessionServiceServer},
     token_service_server::{TokenService, TokenServiceServer},
+    unauthorized_client_service_server::UnauthorizedClientServiceServer,
 };
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{
@@ -38,7 +42,7 @@ use tonic::{
 };
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 
-use crate::tbmqctl;
+use crate::{auth_fake::AuthFake, tbmqctl};
 
 pub(crate) const UID: &str = "0e2ffa8e-52c9-4a3f-8d0f-1f2e3d4c5b6a";
 
@@ -106,7 +110,7 @@ impl Fake {
 }
 
 /// 2025-03-21T11:02:49.254Z and so many seconds.
-fn at(seconds: i64) -> Option<prost_types::Timestamp> {
+pub(crate) fn at(seconds: i64) -> Option<prost_types::Timestamp> {
     Some(prost_types::Timestamp { seconds: 1_742_554_969 + seconds, nanos: 254_000_000 })
 }
 
@@ -582,12 +586,15 @@ fn sessions() -> Vec<Session> {
         peer_address: "10.0.0.9:40000".to_owned(),
         connect_time: at(0),
         subscription_count: 2,
+        client_type: "DEVICE".to_owned(),
+        authentication: if username.is_empty() { String::new() } else { "MQTT_BASIC: ours".to_owned() },
     };
     vec![session("c1", "alice"), session("c2", "")]
 }
 
 pub(crate) struct Served {
     pub(crate) fake: Fake,
+    pub(crate) auth: AuthFake,
     pub(crate) address: String,
     _runtime: tokio::runtime::Runtime,
 }
@@ -602,7 +609,7 @@ pub(crate) fn serve_with(tls: Option<ServerTlsConfig>) -> Served {
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("threads");
     let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).expect("a free port");
     let address = format!("{scheme}://{}", listener.local_addr().expect("a bound address"));
-    let fake = Fake::default();
+    let (fake, auth) = (Fake::default(), AuthFake::default());
     let gate = fake.clone();
     let mut server = Server::builder();
     if let Some(tls) = tls {
@@ -615,9 +622,13 @@ pub(crate) fn serve_with(tls: Option<ServerTlsConfig>) -> Served {
         .add_service(NodeServiceServer::new(fake.clone()))
         .add_service(SessionServiceServer::new(fake.clone()))
         .add_service(TokenServiceServer::new(fake.clone()))
-        .add_service(AuditServiceServer::new(fake.clone()));
+        .add_service(AuditServiceServer::new(fake.clone()))
+        .add_service(CredentialsServiceServer::new(auth.clone()))
+        .add_service(BlockedClientServiceServer::new(auth.clone()))
+        .add_service(UnauthorizedClientServiceServer::new(auth.clone()))
+        .add_service(AuthProviderServiceServer::new(auth.clone()));
     runtime.spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
-    Served { fake, address, _runtime: runtime }
+    Served { fake, auth, address, _runtime: runtime }
 }
 
 impl Served {

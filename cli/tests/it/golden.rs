@@ -115,6 +115,22 @@ fn access_is_shown_in_all_forms() {
 }
 
 #[test]
+fn who_may_connect_is_shown_in_all_forms() {
+    check("credentials_list", "credentials list");
+    check("credentials_get", "credentials get pumps");
+    check_forms("credentials_get_x509", "credentials get gateways", &["table", "yaml"]);
+    check_forms("credentials_get_scram", "credentials get ops", &["table", "yaml"]);
+    check("credentials_create", "credentials create basic n --username u --any-password");
+    check_forms("credentials_export", "credentials export", &["yaml", "json"]);
+    check("blocked_list", "blocked list");
+    check("unauthorized_list", "unauthorized list");
+    check("unauthorized_get", "unauthorized get pump-7");
+    check("auth_list", "auth list");
+    check("auth_get", "auth get basic");
+    check("auth_order", "auth order get");
+}
+
+#[test]
 fn what_has_no_form_is_the_same_in_all() {
     check_forms("integration_delete", "integration delete sensors", &["table", "json"]);
     check_forms("session_disconnect", "session disconnect c1 c2", &["table"]);

@@ -2,6 +2,9 @@
 
 mod access;
 mod apply;
+mod auth_fake;
+mod credentials;
+mod doors;
 mod fake;
 mod golden;
 mod import;

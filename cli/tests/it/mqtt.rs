@@ -135,15 +135,36 @@ fn a_refused_message_is_exit_code_1_and_names_the_reason() {
 #[test]
 fn a_refused_connection_is_exit_code_1_and_a_broken_one_3() {
     let (address, played) = broker(|listener| drop(Peer::accept(&listener, ReasonCode::NotAuthorized)));
-    let output = tbmqctl(&["try", "subscribe", "-f", "#", "--broker", &address]).output().unwrap();
+    let arguments =
+        ["try", "subscribe", "-f", "#", "--broker", &address, "--client-id", "c", "--username", "u"];
+    let output = tbmqctl(&arguments).output().unwrap();
     played.join().unwrap();
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    assert!(stderr(&output).contains("hint: `tbmqctl unauthorized get c` tells why"), "{}", stderr(&output));
     let (address, played) = broker(|listener| drop(Peer::accept(&listener, ReasonCode::Success)));
     let output = tbmqctl(&["try", "subscribe", "-f", "#", "--broker", &address]).output().unwrap();
     played.join().unwrap();
     assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
     let output = tbmqctl(&["try", "publish", "-t", "a/#", "-m", "x", "--broker", &address]).output().unwrap();
     assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+}
+
+#[test]
+fn a_password_comes_from_a_file() {
+    let (address, played) = broker(|listener| {
+        let (stream, _) = listener.accept().expect("a connection");
+        let mut peer = Peer { stream, buffer: BytesMut::new(), version: None };
+        match peer.receive() {
+            Some(Packet::Connect(connect)) => (connect.username, connect.password),
+            other => panic!("{other:?} instead of a CONNECT"),
+        }
+    });
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "s3same\n").unwrap();
+    let mut arguments = vec!["try", "publish", "-t", "a", "-m", "x", "--broker", &address, "--username", "u"];
+    arguments.extend(["--password-file", file.path().to_str().unwrap()]);
+    tbmqctl(&arguments).output().unwrap();
+    assert_eq!(played.join().unwrap(), (Some("u".into()), Some(Bytes::from_static(b"s3same"))));
 }
 
 #[test]

@@ -14,6 +14,8 @@ use rustix::{
     pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
 };
 
+use tbmq_proto::control::credentials::Proof;
+
 use crate::{
     fake::{Served, examples, serve},
     nobody, tbmqctl,
@@ -113,6 +115,31 @@ fn what_cant_be_taken_back_is_asked_for() {
         let (shown, status) = terminal.end();
         assert_eq!(status.code(), Some(code), "{answer:?}: {shown:?}");
         assert_eq!(served.fake.events_cleared.lock().len(), cleared, "{answer:?}");
+    }
+}
+
+#[test]
+fn a_password_is_typed_twice_and_not_shown() {
+    for (again, code, created) in [("s3same", 0, 1), ("s3sam", 2, 0)] {
+        let served = serve();
+        let arguments = ["credentials", "create", "basic", "n", "--username", "u"];
+        let mut terminal = Terminal::start(command(&served, &arguments));
+        terminal.wait_for("Password: ");
+        terminal.keyboard.write_all(b"s3samee\x7f\r").unwrap();
+        terminal.wait_for("Password again: ");
+        terminal.keyboard.write_all(again.as_bytes()).unwrap();
+        terminal.keyboard.write_all(b"\r").unwrap();
+        let (shown, status) = terminal.end();
+        assert_eq!(status.code(), Some(code), "{shown:?}");
+        assert!(!shown.contains("s3sam"), "{shown:?}");
+        let requests = served.auth.created.lock();
+        assert_eq!(requests.len(), created, "{shown:?}");
+        for request in requests.iter() {
+            let Some(Proof::Basic(basic)) = request.credentials.clone().unwrap().proof else {
+                panic!("{request:?}")
+            };
+            assert_eq!(basic.password.as_deref(), Some("s3same"));
+        }
     }
 }
 

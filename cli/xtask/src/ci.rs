@@ -9,7 +9,10 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::{r#gen, servers, tidy};
+use crate::{conformance, r#gen, servers, tidy};
+
+/// What the tests that feed damaged packets get of the gate's time; `cargo xtask fuzz` gives them more.
+const FUZZ: [(&str, &str); 2] = [("TBMQ_FUZZ_SECONDS", "45"), ("TBMQ_FUZZ_PACKETS", "1000000")];
 
 /// Runs every step; a step that fails does not keep the later ones from telling what they find.
 pub(crate) fn run(root: &Path) -> Result<()> {
@@ -19,7 +22,7 @@ pub(crate) fn run(root: &Path) -> Result<()> {
     gate.step("fetch", || cargo(root, &["fetch", "--locked", "--quiet"], &[]));
     gate.step("servers", || servers::run(is_ci));
     gate.step("format", || cargo(root, &["fmt", "--all", "--check"], &[]));
-    gate.step("generated code", || r#gen::run(root, true));
+    gate.step("generated code", || r#gen::run(root, true).and_then(|()| conformance::run(root, true)));
     gate.step("tidy", || tidy::run(root));
     gate.step("clippy", || {
         cargo(root, &["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"], &[])
@@ -28,7 +31,7 @@ pub(crate) fn run(root: &Path) -> Result<()> {
     gate.step("build", || cargo(root, &["build", "--workspace", "--bins", "--quiet"], &[]));
     let mut counts = Counts::default();
     gate.step("tests", || {
-        counts = test(root, &["test", "--workspace", "--no-fail-fast"])?;
+        counts = test(root, &["test", "--workspace", "--no-fail-fast"], &FUZZ)?;
         ensure!(counts.failed == 0 && counts.passed > 0, "{} tests failed", counts.failed);
         Ok(())
     });
@@ -43,7 +46,7 @@ pub(crate) fn filtered(root: &Path, filter: &[String]) -> Result<()> {
     cargo(root, &["build", "--workspace", "--bins", "--quiet"], &[])?;
     let mut arguments = vec!["test", "--workspace", "--no-fail-fast", "--"];
     arguments.extend(filter.iter().map(String::as_str));
-    let counts = test(root, &arguments)?;
+    let counts = test(root, &arguments, &[])?;
     println!("{counts}");
     ensure!(counts.failed == 0, "{} tests failed", counts.failed);
     Ok(())
@@ -94,9 +97,10 @@ impl std::fmt::Display for Counts {
 }
 
 /// Runs cargo's tests, shows what they print, and counts.
-fn test(root: &Path, arguments: &[&str]) -> Result<Counts> {
+fn test(root: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Result<Counts> {
     let mut child = Command::new("cargo")
         .args(arguments)
+        .envs(environment.iter().copied())
         .current_dir(root)
         .stdout(Stdio::piped())
         .spawn()

@@ -13,11 +13,13 @@ const SOURCES: &[&str] = &[
     "queue.proto",
     "integration.proto",
     "tbmq/control/v1/access.proto",
+    "tbmq/control/v1/credentials.proto",
     "tbmq/control/v1/event.proto",
     "tbmq/control/v1/integration.proto",
     "tbmq/control/v1/node.proto",
     "tbmq/control/v1/session.proto",
     "tbmq/node/v1/node_session.proto",
+    "tbmq/wire/v1/auth.proto",
     "tbmq/wire/v1/wire.proto",
 ];
 

@@ -4,6 +4,8 @@
 mod bench;
 mod chaos;
 mod ci;
+mod conformance;
+mod fuzz;
 mod r#gen;
 mod servers;
 mod sim;
@@ -32,7 +34,7 @@ enum Task {
     Ci,
     /// Check the rules that a machine keeps.
     Tidy,
-    /// Generate Rust from the .proto files.
+    /// Generate Rust from the .proto files, and the table of conformance from the tests.
     Gen {
         /// Only tell whether the generated files are up to date.
         #[arg(long)]
@@ -44,10 +46,11 @@ enum Task {
         #[arg(long)]
         install: bool,
     },
-    /// Measure: `bus` (produce and consume at 1 to 10,000 topics), `e2e` (MQTT QoS 1 → HTTP), `scale` (thousands of
-    /// integrations), `sinks` (a filled message topic → HTTP, MQTT, Kafka) or `neighbour` (one of 50 integrations hangs).
+    /// Measure: `bus` (produce and consume at 1 to 10,000 topics), `mqtt` (the broker alone beside Mosquitto), `e2e` (MQTT
+    /// QoS 1 → HTTP), `control` (the control plane's calls), `scale` (thousands of integrations), `sinks` (a filled message
+    /// topic → HTTP, MQTT, Kafka) or `neighbour` (one of 50 integrations hangs).
     Bench {
-        /// `bus`, `e2e`, `scale`, `sinks` or `neighbour`, with that benchmark's own options.
+        /// `bus`, `mqtt`, `e2e`, `control`, `scale`, `sinks` or `neighbour`, with that benchmark's own options.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
         arguments: Vec<String>,
     },
@@ -57,6 +60,8 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Feed damaged packets to the codec, the session machine and a running broker, longer than the gate does.
+    Fuzz(fuzz::Options),
     /// Inject faults into a running system under load, and have the ledger judge; `chaos --help` lists the options.
     Chaos {
         /// `--rounds N --seed S`, `--only FAULT`, `--write`.
@@ -72,9 +77,10 @@ fn main() -> Result<()> {
         Task::Test { filter } => ci::filtered(&root, &filter),
         Task::Ci => ci::run(&root),
         Task::Tidy => tidy::run(&root),
-        Task::Gen { check } => r#gen::run(&root, check),
+        Task::Gen { check } => r#gen::run(&root, check).and_then(|()| conformance::run(&root, check)),
         Task::Servers { install } => servers::run(install),
         Task::Bench { arguments } => bench::run(&root, &arguments),
+        Task::Fuzz(options) => fuzz::run(&root, &options),
         Task::Chaos { arguments } => chaos::run(&root, &arguments),
         Task::Sim { arguments } => sim::run(&root, &arguments),
     }

@@ -3,7 +3,11 @@
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use tbmq_harness::{kafka, mosquitto, postgres, toolbox};
+use tbmq_harness::{
+    kafka,
+    libraries::{self, Library},
+    mosquitto, postgres, redis, toolbox,
+};
 
 /// Tells whether something is missing.
 type Test = fn() -> bool;
@@ -13,30 +17,35 @@ const PACKAGES: &[(Test, &str)] = &[
     (|| missing("java"), "openjdk-17-jre-headless"),
     (|| missing("mvn"), "maven"),
     (|| postgres::availability().is_err(), "postgresql"),
+    (|| redis::availability().is_err(), "redis-server"),
     (|| mosquitto::availability().is_err(), "mosquitto-clients"),
     (|| mosquitto::broker_availability().is_err(), "mosquitto"),
     (toolbox::pip_is_missing, "python3-pip"),
     (toolbox::go_is_missing, "golang-go"),
+    (libraries::npm_is_missing, "npm"),
 ];
 
 fn missing(program: &str) -> bool {
     Command::new(program).arg("-version").output().is_err()
 }
 
-/// Installs with `install`, fetches Kafka and what the examples in `clients/` need, and prints a line for each server.
+/// Installs with `install`, fetches Kafka, MQTT libraries and what the examples in `clients/` need, and prints a line for
+/// each.
 pub(crate) fn run(install: bool) -> Result<()> {
     if install {
         install_packages()?;
     }
     let mut all = true;
-    let checks = [
+    let mut checks = vec![
         ("Apache Kafka", kafka::availability()),
         ("PostgreSQL", postgres::availability()),
+        ("Redis", redis::availability()),
         ("Mosquitto clients", mosquitto::availability()),
         ("Mosquitto broker", mosquitto::broker_availability()),
         ("Python's gRPC packages", toolbox::python_availability()),
         ("grpcurl", toolbox::grpcurl_availability()),
     ];
+    checks.extend(Library::ALL.map(|library| (library.name(), library.availability())));
     for (name, state) in checks {
         match state {
             Ok(()) => println!("{name}: ready"),

@@ -83,6 +83,7 @@ async fn embedded(options: &Options) -> Result<()> {
     let environment = vec![
         setting("TBMQ_DATA_DIR", data.path().display()),
         setting("LISTENER_TCP_BIND_PORT", 0),
+        setting("LISTENER_WS_ENABLED", false),
         setting("CONTROL_GRPC_BIND_PORT", 0),
         setting("HTTP_BIND_PORT", 0),
     ];
@@ -101,6 +102,7 @@ async fn kafka(options: &Options) -> Result<()> {
             setting("TB_SERVICE_ID", role),
             setting("HTTP_BIND_PORT", 0),
             setting("LISTENER_TCP_BIND_PORT", 0),
+            setting("LISTENER_WS_ENABLED", false),
             setting("CONTROL_GRPC_BIND_ADDRESS", "127.0.0.1"),
             setting("CONTROL_GRPC_BIND_PORT", 0),
         ]

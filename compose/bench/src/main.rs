@@ -2,10 +2,13 @@
 //! shared machine.
 #![allow(clippy::print_stdout, reason = "a benchmark prints what it measured")]
 
+mod auth;
 mod bus;
 mod control;
 mod e2e;
+mod mqtt;
 mod neighbour;
+mod page;
 mod peer;
 mod scale;
 mod sinks;
@@ -23,12 +26,16 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum What {
+    /// A data plane with a million credentials: its start, their memory, and how long clients wait for CONNACK.
+    Auth(auth::Options),
     /// Produce and consume through the bus at several numbers of topics.
     Bus(bus::Options),
     /// A control plane with thousands of integrations: creating, listing, watching and changing them, and its start.
     Control(control::Options),
     /// MQTT QoS 1 → bus → executor → HTTP, all processes on this machine.
     E2e(e2e::Options),
+    /// The broker alone beside Mosquitto: messages at each quality of service, fan-in and fan-out, connections, matching.
+    Mqtt(mqtt::Options),
     /// Thousands of integrations: creating them, restoring them after a restart, and what they cost at rest.
     Scale(scale::Options),
     /// From a filled message topic to each kind of sink, beside what the bare client library does.
@@ -46,9 +53,11 @@ enum What {
 #[tokio::main]
 async fn main() -> Result<()> {
     match Cli::parse().what {
+        What::Auth(options) => auth::run(options).await,
         What::Bus(options) => bus::run(options).await,
         What::Control(options) => control::run(options).await,
         What::E2e(options) => e2e::run(options).await,
+        What::Mqtt(options) => mqtt::run(options).await,
         What::Scale(options) => scale::run(options).await,
         What::Sinks(options) => sinks::run(options).await,
         What::Neighbour(options) => neighbour::run(options).await,

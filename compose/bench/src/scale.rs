@@ -164,6 +164,7 @@ impl System {
         let common = [
             setting("LISTENER_TCP_BIND_ADDRESS", "127.0.0.1"),
             setting("LISTENER_TCP_BIND_PORT", mqtt),
+            setting("LISTENER_WS_ENABLED", false),
             setting("CONTROL_GRPC_BIND_ADDRESS", "127.0.0.1"),
             setting("CONTROL_GRPC_BIND_PORT", grpc),
             setting("HTTP_BIND_ADDRESS", "127.0.0.1"),

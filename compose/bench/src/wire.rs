@@ -6,9 +6,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use bytes::{Bytes, BytesMut};
 use tbmq_mqtt::{
     codec::{self, Limits, property::Properties},
-    packet::{
-        Connect, Packet, ProtocolVersion, Publish, Qos, ReasonCode, RetainHandling, Subscribe, Subscription,
-    },
+    packet::{Connect, Packet, ProtocolVersion, Publish, Qos, ReasonCode, Subscribe, Subscription},
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -37,16 +35,7 @@ impl Wire {
     pub(crate) async fn connect(broker: SocketAddr, client_id: &str) -> Result<Self> {
         let mut wire = Self::accepted(TcpStream::connect(broker).await?)?;
         wire.version = Some(VERSION);
-        wire.queue(&Packet::Connect(Box::new(Connect {
-            version: VERSION,
-            clean_start: true,
-            keep_alive: 0,
-            client_id: client_id.into(),
-            will: None,
-            username: None,
-            password: None,
-            properties: Properties::NONE,
-        })));
+        wire.queue(&Packet::Connect(Box::new(Connect::new(VERSION, client_id))));
         match wire.next().await? {
             Some(Packet::ConnAck(connack)) if connack.reason == ReasonCode::Success => Ok(wire),
             other => bail!("CONNECT was answered with {other:?}"),
@@ -55,15 +44,8 @@ impl Wire {
 
     /// Subscribes at QoS 1 and waits for the SUBACK.
     pub(crate) async fn subscribe(&mut self, filter: &str) -> Result<()> {
-        let subscription = Subscription {
-            filter: filter.into(),
-            qos: Qos::AtLeastOnce,
-            no_local: false,
-            retain_as_published: false,
-            retain_handling: RetainHandling::Send,
-        };
-        let subscribe =
-            Subscribe { packet_id: 1, subscriptions: vec![subscription], properties: Properties::NONE };
+        let subscription = Subscription::new(filter, Qos::AtLeastOnce);
+        let subscribe = Subscribe::new(1, vec![subscription]);
         self.queue(&Packet::Subscribe(subscribe));
         match self.next().await? {
             Some(Packet::SubAck(suback)) if suback.reasons.iter().all(|reason| !reason.is_error()) => Ok(()),

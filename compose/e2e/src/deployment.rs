@@ -157,6 +157,8 @@ fn bindings(ports: &BTreeMap<&'static str, u16>) -> Vec<(String, String)> {
         all.push(setting(&format!("{stem}_ADDRESS"), "127.0.0.1"));
         all.push(setting(&format!("{stem}_PORT"), port));
     }
+    // Its default port is one for the whole machine.
+    all.push(setting("LISTENER_WS_ENABLED", false));
     all
 }
 

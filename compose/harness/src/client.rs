@@ -11,8 +11,8 @@ use bytes::{Bytes, BytesMut};
 use tbmq_mqtt::{
     codec::{self, Limits, property::Properties},
     packet::{
-        Ack, ConnAck, Connect, Disconnect, Packet, ProtocolVersion, Publish, Qos, ReasonCode, RetainHandling,
-        Subscribe, Subscription,
+        Ack, ConnAck, Connect, Disconnect, Packet, ProtocolVersion, Publish, Qos, ReasonCode, Subscribe,
+        Subscription,
     },
 };
 use tokio::{
@@ -37,16 +37,7 @@ impl Client {
     /// # Errors
     /// When the broker is away or refuses.
     pub async fn connect(broker: SocketAddr, client_id: &str, version: ProtocolVersion) -> Result<Self> {
-        let connect = Connect {
-            version,
-            clean_start: true,
-            keep_alive: 60,
-            client_id: client_id.into(),
-            will: None,
-            username: None,
-            password: None,
-            properties: Properties::NONE,
-        };
+        let connect = Connect { keep_alive: 60, ..Connect::new(version, client_id) };
         let (client, connack) = Self::connect_with(broker, connect).await?;
         ensure!(connack.reason == ReasonCode::Success, "CONNECT was answered with {:?}", connack.reason);
         Ok(client)
@@ -139,15 +130,8 @@ impl Client {
     /// # Errors
     /// When the broker refuses.
     pub async fn subscribe(&mut self, filter: &str, qos: Qos) -> Result<()> {
-        let subscription = Subscription {
-            filter: filter.into(),
-            qos,
-            no_local: false,
-            retain_as_published: false,
-            retain_handling: RetainHandling::Send,
-        };
-        let subscribe =
-            Subscribe { packet_id: 1, subscriptions: vec![subscription], properties: Properties::NONE };
+        let subscription = Subscription::new(filter, qos);
+        let subscribe = Subscribe::new(1, vec![subscription]);
         self.send(&Packet::Subscribe(subscribe)).await?;
         match self.receive().await? {
             Packet::SubAck(suback) if suback.reasons.iter().all(|reason| !reason.is_error()) => Ok(()),

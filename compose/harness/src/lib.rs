@@ -2,13 +2,14 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | [`kafka`], [`postgres`], [`mosquitto`] | real servers and clients, started natively on free ports, stopped by pid |
+//! | [`kafka`], [`postgres`], [`redis`], [`mosquitto`] | real servers and clients, started natively on free ports, stopped by pid |
 //! | [`process`] | our own binaries: start, addresses, kill -9, drain, CPU time and memory |
 //! | [`client`] | an MQTT client over the workspace's codec that remembers what was acknowledged |
 //! | [`http_sink`] | an HTTP server that records what arrives |
 //! | [`port`] | a TCP port that is closed and opened again |
 //! | [`proxy`] | a TCP proxy that goes down, swallows, cuts and refuses |
 //! | [`toolbox`] | Python's gRPC packages and grpcurl, for the examples in `clients/` |
+//! | [`libraries`] | MQTT libraries of other languages, each in a program that takes commands |
 //! | [`ledger`] | the independent checker: nothing acknowledged is missing, nothing is out of order, all is accounted for |
 //!
 //! Nothing here is part of the product. A server that is missing on the machine is reported with the command that
@@ -20,11 +21,13 @@ pub mod guard;
 pub mod http_sink;
 pub mod kafka;
 pub mod ledger;
+pub mod libraries;
 pub mod mosquitto;
 pub mod port;
 pub mod postgres;
 pub mod process;
 pub mod proxy;
+pub mod redis;
 pub mod toolbox;
 
 use std::path::{Path, PathBuf};
@@ -36,6 +39,8 @@ pub enum Need {
     Kafka,
     /// PostgreSQL's server binaries.
     Postgres,
+    /// Redis's server.
+    Redis,
     /// `mosquitto_pub` and `mosquitto_sub`.
     Mosquitto,
     /// Mosquitto's broker.
@@ -44,6 +49,8 @@ pub enum Need {
     Python,
     /// grpcurl, from Go's module proxy.
     Grpcurl,
+    /// An MQTT library and what runs it.
+    Library(libraries::Library),
 }
 
 /// Tells what is missing of `needs`, each with the command that installs it.
@@ -54,10 +61,12 @@ pub fn availability(needs: &[Need]) -> Result<(), String> {
             match need {
                 Need::Kafka => kafka::availability(),
                 Need::Postgres => postgres::availability(),
+                Need::Redis => redis::availability(),
                 Need::Mosquitto => mosquitto::availability(),
                 Need::MosquittoBroker => mosquitto::broker_availability(),
                 Need::Python => toolbox::python_availability(),
                 Need::Grpcurl => toolbox::grpcurl_availability(),
+                Need::Library(library) => library.availability(),
             }
             .err()
         })

@@ -40,6 +40,13 @@ fn broker_program() -> Option<&'static str> {
     })
 }
 
+/// Version of the broker, as it tells it; `None` when it is missing.
+pub fn broker_version() -> Option<String> {
+    let help = Command::new(broker_program()?).arg("-h").output().ok()?;
+    let text = String::from_utf8_lossy(&help.stdout);
+    text.lines().next()?.strip_prefix("mosquitto version ").map(str::to_owned)
+}
+
 /// What a broker is told.
 #[derive(Clone, Debug, Default)]
 pub struct BrokerOptions {
@@ -207,9 +214,17 @@ pub fn availability() -> Result<(), String> {
 /// # Errors
 /// When the client reports a failure.
 pub fn publish(broker: SocketAddr, version: &str, qos: u8, topic: &str, message: &str) -> Result<()> {
+    publish_with(broker, version, &["-q", &qos.to_string(), "-t", topic, "-m", message])
+}
+
+/// The same with any arguments of the client.
+///
+/// # Errors
+/// When the client reports a failure.
+pub fn publish_with(broker: SocketAddr, version: &str, arguments: &[&str]) -> Result<()> {
     let output = Command::new("mosquitto_pub")
         .args(["-h", &broker.ip().to_string(), "-p", &broker.port().to_string(), "-V", version])
-        .args(["-q", &qos.to_string(), "-t", topic, "-m", message])
+        .args(arguments)
         .output()
         .context("mosquitto_pub could not be started")?;
     ensure!(output.status.success(), "mosquitto_pub failed: {}", String::from_utf8_lossy(&output.stderr));
@@ -218,19 +233,38 @@ pub fn publish(broker: SocketAddr, version: &str, qos: u8, topic: &str, message:
 
 /// A subscriber that ends after `count` messages; [`Subscriber::messages`] waits for that.
 #[derive(Debug)]
-pub struct Subscriber(Child);
+pub struct Subscriber {
+    child: Child,
+    /// What came before the SUBACK.
+    early: String,
+}
 
 /// Starts a subscriber that prints `topic payload` lines. It is subscribed when this returns.
 ///
 /// # Errors
 /// When the client can't be started or the broker refuses.
 pub fn subscribe(broker: SocketAddr, version: &str, qos: u8, filter: &str, count: u32) -> Result<Subscriber> {
+    subscribe_with(broker, version, &["-q", &qos.to_string(), "-t", filter], count, "%t %p")
+}
+
+/// The same with any arguments of the client, and the format of what it prints for a message (its option `-F`).
+///
+/// # Errors
+/// When the client can't be started or the broker refuses.
+pub fn subscribe_with(
+    broker: SocketAddr,
+    version: &str,
+    arguments: &[&str],
+    count: u32,
+    format: &str,
+) -> Result<Subscriber> {
     use std::io::{BufRead as _, BufReader};
     // Into a pipe it would print only when its buffer is full.
     let mut child = Command::new("stdbuf")
         .args(["-oL", "mosquitto_sub"])
         .args(["-h", &broker.ip().to_string(), "-p", &broker.port().to_string(), "-V", version, "-d"])
-        .args(["-q", &qos.to_string(), "-t", filter, "-C", &count.to_string(), "-W", "30", "-F", "MSG %t %p"])
+        .args(["-C", &count.to_string(), "-W", "30", "-F", &format!("MSG {format}")])
+        .args(arguments)
         .stdout(Stdio::piped())
         .stderr(Stdio::inherit())
         .spawn()
@@ -238,26 +272,36 @@ pub fn subscribe(broker: SocketAddr, version: &str, qos: u8, filter: &str, count
     let stdout = child.stdout.as_mut().context("no stdout")?;
     // Debug output announces the SUBACK; one byte at a time so that nothing is swallowed.
     let mut reader = BufReader::with_capacity(1, stdout);
-    let mut line = String::new();
+    let mut early = String::new();
     loop {
-        line.clear();
-        ensure!(reader.read_line(&mut line)? > 0, "mosquitto_sub ended before it was subscribed");
-        if line.contains("received SUBACK") {
-            return Ok(Subscriber(child));
+        let start = early.len();
+        ensure!(reader.read_line(&mut early)? > 0, "mosquitto_sub ended before it was subscribed");
+        if early[start..].contains("received SUBACK") {
+            return Ok(Subscriber { child, early });
         }
     }
 }
 
 impl Subscriber {
-    /// Waits for the end and returns `topic payload` of each message.
+    /// Waits for the end and returns what was printed of each message.
     ///
     /// # Errors
     /// When fewer messages than asked for came within 30 s.
     pub fn messages(self) -> Result<Vec<String>> {
-        let output = self.0.wait_with_output()?;
-        let text = String::from_utf8_lossy(&output.stdout);
+        let output = self.child.wait_with_output()?;
+        let text = self.early + &String::from_utf8_lossy(&output.stdout);
         let messages = text.lines().filter_map(|line| line.strip_prefix("MSG ")).map(str::to_owned).collect();
         ensure!(output.status.success(), "mosquitto_sub failed after {messages:?}");
         Ok(messages)
+    }
+
+    /// Kills it, so that it says no goodbye.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn kill(mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
     }
 }

@@ -1,7 +1,7 @@
 //! A real PostgreSQL from the machine's own binaries, in a data folder of its own.
 
 use std::{
-    fs,
+    fs::{self, File},
     net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -13,7 +13,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use rustix::process::Signal;
+use rustix::{
+    fs::{FlockOperation, flock},
+    process::Signal,
+};
 use tempfile::TempDir;
 
 use crate::guard::{Guard, signal};
@@ -240,20 +243,28 @@ fn unprivileged(program: &Path) -> Command {
     command
 }
 
-/// A port that is free, and that neither another call in this process nor an outgoing connection is given: it lies
-/// below the range from which the system takes ports by itself.
+/// A port that is free, and that neither another call, in whatever process that is still there, nor an outgoing
+/// connection is given: it lies below the range from which the system takes ports by itself.
 ///
 /// # Errors
 /// When none is free.
 pub fn free_port() -> Result<u16> {
     const RANGE: std::ops::Range<u32> = 10_000..32_000;
     static NEXT: AtomicU32 = AtomicU32::new(0);
+    /// A locked file for each port that was given.
+    static GIVEN: Mutex<Vec<File>> = Mutex::new(Vec::new());
+    let folder = std::env::temp_dir().join(format!("tbmq-ports-{}", rustix::process::geteuid().as_raw()));
+    fs::create_dir_all(&folder)?;
     let size = RANGE.end - RANGE.start;
     for _ in 0..size {
         // Processes begin at different places.
         let step = std::process::id().wrapping_mul(101).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
         let port = u16::try_from(RANGE.start + step % size)?;
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+        let file =
+            File::options().create(true).truncate(false).write(true).open(folder.join(port.to_string()))?;
+        let is_ours = flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok();
+        if is_ours && TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            GIVEN.lock().expect("nothing panics with it").push(file);
             return Ok(port);
         }
     }

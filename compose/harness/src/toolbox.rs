@@ -32,7 +32,7 @@ pub fn python_availability() -> Result<(), String> {
             if pip_is_missing() {
                 return Err("the Python example needs pip: apt-get install -y python3-pip".to_owned());
             }
-            fetch_packages()
+            fetch_packages(&packages(), REQUIREMENTS)
                 .map_err(|error| format!("Python's gRPC packages could not be fetched from PyPI: {error:#}"))
         })
         .clone()
@@ -59,21 +59,14 @@ fn packages() -> PathBuf {
     fetched(&format!("python-{}", pins.join("-").replace("==", "-")))
 }
 
-fn fetch_packages() -> Result<()> {
-    put(&packages(), |folder| {
-        let requirements = folder.join("requirements.txt");
-        fs::write(&requirements, REQUIREMENTS)?;
+/// Installs the packages that `requirements` pin, and nothing else, into a folder of their own.
+pub(crate) fn fetch_packages(target: &Path, requirements: &str) -> Result<()> {
+    put(target, |folder| {
+        let file = folder.join("requirements.txt");
+        fs::write(&file, requirements)?;
         let mut pip = Command::new("python3");
-        pip.args([
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--disable-pip-version-check",
-            "--no-deps",
-            "--only-binary=:all:",
-        ]);
-        run(pip.arg("--target").arg(folder).arg("-r").arg(&requirements))
+        pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]);
+        run(pip.arg("--only-binary=:all:").arg("--target").arg(folder).arg("-r").arg(&file))
     })
 }
 
@@ -111,20 +104,22 @@ pub fn grpcurl() -> PathBuf {
 fn build_grpcurl() -> Result<()> {
     let program = grpcurl();
     put(program.parent().context("a program lies in a folder")?, |folder| {
-        // Modules and objects are half a gigabyte, which nobody needs afterwards.
-        let work = tempfile::tempdir_in(folder)?;
-        run(Command::new("go")
-            .args(["install", GRPCURL])
-            .env("GOBIN", folder)
-            .env("GOPATH", work.path().join("path"))
-            .env("GOCACHE", work.path().join("cache"))
-            .env("GOFLAGS", "-modcacherw")
-            .env("GOTOOLCHAIN", "local"))
+        run_go(Command::new("go").args(["install", GRPCURL]).env("GOBIN", folder), folder)
     })
 }
 
+/// Runs a command of Go that keeps modules and objects, half a gigabyte, nowhere.
+pub(crate) fn run_go(command: &mut Command, folder: &Path) -> Result<()> {
+    let work = tempfile::tempdir_in(folder)?;
+    run(command
+        .env("GOPATH", work.path().join("path"))
+        .env("GOCACHE", work.path().join("cache"))
+        .env("GOFLAGS", "-modcacherw")
+        .env("GOTOOLCHAIN", "local"))
+}
+
 /// Fills a folder of its own and moves it into place when it is complete: several tests may do so at once.
-fn put(target: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+pub(crate) fn put(target: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let parent = target.parent().context("a folder lies in a folder")?;
     fs::create_dir_all(parent)?;
     let folder = tempfile::Builder::new().prefix("fetching-").tempdir_in(parent)?;
@@ -137,7 +132,8 @@ fn put(target: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     }
 }
 
-fn run(command: &mut Command) -> Result<()> {
+/// Runs a command to its end.
+pub(crate) fn run(command: &mut Command) -> Result<()> {
     let output = command.output().with_context(|| format!("{command:?} could not be started"))?;
     let text = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "{command:?} ended with {}: {text}", output.status);

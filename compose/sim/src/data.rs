@@ -12,7 +12,7 @@ use tbmq_bus::{
     TopicHandle, TopicPartition, Writer, WriterConfig,
 };
 use tbmq_integration::Millis;
-use tbmq_mqtt::tree::{Scratch, Tree};
+use tbmq_mqtt::tree::Tree;
 use tbmq_proto::{
     ids::IntegrationId,
     integration::PublishIntegrationMsgProto,
@@ -43,7 +43,6 @@ pub(crate) struct DataPlane {
     completions: Arc<CompletionQueue>,
     filters: TopicPartition,
     tree: Tree<IntegrationId, ()>,
-    scratch: Scratch,
     held: BTreeMap<IntegrationId, Held>,
     /// Integrations seen since the topic is read from its beginning; `None` once it was read completely.
     seen: Option<BTreeSet<IntegrationId>>,
@@ -91,7 +90,6 @@ impl DataPlane {
             completions: CompletionQueue::new(),
             filters,
             tree: Tree::new(),
-            scratch: Scratch::default(),
             held: BTreeMap::new(),
             seen: Some(BTreeSet::new()),
             position: 0,
@@ -139,7 +137,7 @@ impl DataPlane {
             env.books.violate(Invariant::KnownBeforeServed, text);
         }
         let mut integrations = Vec::new();
-        self.tree.matching(topic, &mut self.scratch, |id, ()| integrations.push(*id));
+        self.tree.matching(topic, |id, ()| integrations.push(*id));
         integrations.sort_unstable();
         integrations.dedup();
         let record = PublishIntegrationMsgProto {

@@ -15,7 +15,7 @@ use tbmq_service::{
 /// Arguments of `tbmq` beside the shell's own.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Arguments {
-    /// Folder for everything that is kept: the embedded log and the SQLite database
+    /// Folder for everything that is kept: the embedded log, clients' sessions and the SQLite database
     #[arg(long, value_name = "DIRECTORY", env = "TBMQ_DATA_DIR", default_value = "./tbmq-data")]
     pub(crate) data_dir: PathBuf,
 }
@@ -36,11 +36,11 @@ pub(crate) struct OwnConfig {
     pub(crate) bus: BusConfig,
 }
 
-/// The embedded log.
+/// The embedded log, and what is kept beside it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub(crate) struct BusConfig {
-    /// What an acknowledged record survives.
+    /// What an acknowledged record, or what is kept of a client's session, survives.
     pub(crate) durability: Durability,
 }
 
@@ -114,7 +114,14 @@ impl Default for Config {
         let mut control_plane = tbmq_control_plane::Config::default();
         control_plane.control.grpc.bind_address = loopback;
         let mut data_plane = tbmq_data_plane::Config::default();
-        data_plane.listener.tcp.bind_address = loopback;
+        for listener in [
+            &mut data_plane.listener.tcp,
+            &mut data_plane.listener.ssl,
+            &mut data_plane.listener.ws,
+            &mut data_plane.listener.wss,
+        ] {
+            listener.bind_address = loopback;
+        }
         Self {
             own: OwnConfig::default(),
             control_plane,

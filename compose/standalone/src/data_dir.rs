@@ -62,6 +62,11 @@ impl DataDir {
         self.path.join("bus")
     }
 
+    /// Where clients' sessions are kept that outlive their connections.
+    pub(crate) fn sessions(&self) -> PathBuf {
+        self.path.join("sessions")
+    }
+
     /// The control plane's SQLite database.
     pub(crate) fn database(&self) -> PathBuf {
         self.path.join("control.db")

@@ -34,7 +34,7 @@ pub(crate) struct Planes {
     data_plane: Option<tbmq_data_plane::Running>,
     log: Log,
     /// Held until everything else has ended.
-    _data_dir: Option<DataDir>,
+    data_dir: Option<DataDir>,
 }
 
 /// Where the records are.
@@ -95,8 +95,7 @@ pub(crate) async fn start(mut config: Config, arguments: Arguments, shell: Shell
         (None, Some(data_dir)) => Log::Embedded(embedded(data_dir, config.own.bus.durability)?),
         (None, None) => anyhow::bail!("neither Kafka nor a data directory"),
     };
-    let mut planes =
-        Planes { control_plane: None, executor: None, data_plane: None, log, _data_dir: data_dir };
+    let mut planes = Planes { control_plane: None, executor: None, data_plane: None, log, data_dir };
     match planes.fill(config, roles, &shell).await {
         Ok(()) => Ok(planes),
         Err(error) => {
@@ -150,8 +149,9 @@ fn embedded(data_dir: &DataDir, durability: Durability) -> anyhow::Result<Arc<Em
 
 /// The context of a plane: each plane has a type of its own for the same things.
 macro_rules! context {
-    ($plane:ident, $role:literal, $roles:expr, $shell:expr, $log:expr) => {
+    ($plane:ident, $role:literal, $roles:expr, $shell:expr, $log:expr $(, $field:ident: $value:expr)?) => {
         $plane::Context {
+            $($field: $value,)?
             bus: $log.bus(),
             catalogue: Catalogue::new(&$shell.kafka.kafka_prefix),
             replication_factor: $shell.kafka.replication_factor,
@@ -166,7 +166,7 @@ impl Planes {
     /// The control plane comes first, for it creates the topics that the others read; the data plane last, for it lets
     /// clients in.
     async fn fill(&mut self, config: Config, roles: Roles, shell: &Shell) -> anyhow::Result<()> {
-        let Config { control_plane, mut data_plane, executor, .. } = config;
+        let Config { own, control_plane, mut data_plane, executor } = config;
         if roles != Roles::Executor {
             let context = context!(tbmq_control_plane, "control-plane", roles, shell, self.log);
             let running = tbmq_control_plane::start(control_plane, context).await;
@@ -188,7 +188,14 @@ impl Planes {
             self.executor = Some(running.map_err(misconfigured).context("the executor can't start")?);
         }
         if roles != Roles::Executor {
-            let context = context!(tbmq_data_plane, "data-plane", roles, shell, self.log);
+            let sessions = self.data_dir.as_ref().map(|data_dir| {
+                let durability = match own.bus.durability {
+                    Durability::Power => tbmq_data_plane::Durability::Power,
+                    Durability::Process => tbmq_data_plane::Durability::Process,
+                };
+                (data_dir.sessions(), durability)
+            });
+            let context = context!(tbmq_data_plane, "data-plane", roles, shell, self.log, sessions: sessions);
             let running = tbmq_data_plane::start(data_plane, context).await;
             self.data_plane = Some(running.map_err(misconfigured).context("the data plane can't start")?);
         }

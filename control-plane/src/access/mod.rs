@@ -12,7 +12,6 @@
 pub(crate) mod audit;
 mod certificate;
 pub(crate) mod config;
-mod file;
 pub(crate) mod guard;
 mod jwt;
 pub(crate) mod peer;
@@ -24,7 +23,7 @@ pub(crate) mod token;
 use std::{sync::Arc, time::Duration};
 
 use http::HeaderMap;
-use tbmq_service::drain::Drain;
+use tbmq_service::{drain::Drain, file};
 use tonic::Status;
 
 use self::{

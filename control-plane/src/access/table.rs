@@ -61,6 +61,29 @@ pub(crate) const METHODS: &[Method] = &[
     changes("tbmq.control.v1.TokenService/RevokeToken", Role::Admin),
     reads("tbmq.control.v1.TokenService/GetCaller", Role::Viewer),
     reads("tbmq.control.v1.AuditService/ListAuditEntries", Role::Admin),
+    changes("tbmq.control.v1.CredentialsService/CreateCredentials", Role::Editor),
+    reads("tbmq.control.v1.CredentialsService/GetCredentials", Role::Viewer),
+    reads("tbmq.control.v1.CredentialsService/ListCredentials", Role::Viewer),
+    changes("tbmq.control.v1.CredentialsService/UpdateCredentials", Role::Editor),
+    changes("tbmq.control.v1.CredentialsService/DeleteCredentials", Role::Editor),
+    changes("tbmq.control.v1.CredentialsService/ChangePassword", Role::Editor),
+    changes("tbmq.control.v1.CredentialsService/ImportCredentials", Role::Editor),
+    // As clients are disconnected, too.
+    changes("tbmq.control.v1.BlockedClientService/CreateBlockedClient", Role::Operator),
+    reads("tbmq.control.v1.BlockedClientService/GetBlockedClient", Role::Viewer),
+    reads("tbmq.control.v1.BlockedClientService/ListBlockedClients", Role::Viewer),
+    changes("tbmq.control.v1.BlockedClientService/UpdateBlockedClient", Role::Operator),
+    changes("tbmq.control.v1.BlockedClientService/DeleteBlockedClient", Role::Operator),
+    reads("tbmq.control.v1.UnauthorizedClientService/GetUnauthorizedClient", Role::Viewer),
+    reads("tbmq.control.v1.UnauthorizedClientService/ListUnauthorizedClients", Role::Viewer),
+    changes("tbmq.control.v1.UnauthorizedClientService/DeleteUnauthorizedClient", Role::Operator),
+    changes("tbmq.control.v1.UnauthorizedClientService/ClearUnauthorizedClients", Role::Operator),
+    reads("tbmq.control.v1.AuthProviderService/GetAuthProvider", Role::Viewer),
+    reads("tbmq.control.v1.AuthProviderService/ListAuthProviders", Role::Viewer),
+    // Whoever turns off what clients are asked for lets everybody in.
+    changes("tbmq.control.v1.AuthProviderService/UpdateAuthProvider", Role::Admin),
+    reads("tbmq.control.v1.AuthProviderService/GetAuthSettings", Role::Viewer),
+    changes("tbmq.control.v1.AuthProviderService/UpdateAuthSettings", Role::Admin),
     changes("tbmq.node.v1.NodeSessionService/Session", Role::Node).streams(),
     // What is forwarded was audited where it came in.
     reads("tbmq.node.v1.NodeForwardService/Forward", Role::Node),
@@ -118,8 +141,19 @@ mod tests {
 
     #[test]
     fn methods_that_speak_of_a_change_are_audited() {
-        let verbs =
-            ["Create", "Update", "Delete", "Enable", "Disable", "Restart", "Clear", "Revoke", "Disconnect"];
+        let verbs = [
+            "Create",
+            "Update",
+            "Delete",
+            "Enable",
+            "Disable",
+            "Restart",
+            "Clear",
+            "Revoke",
+            "Disconnect",
+            "Change",
+            "Import",
+        ];
         for method in METHODS {
             let (_, name) = method.name.split_once('/').unwrap();
             if verbs.iter().any(|verb| name.starts_with(verb)) {

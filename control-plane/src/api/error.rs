@@ -170,7 +170,7 @@ pub(super) fn slow_watcher(patience: Duration, name: &str, place: Option<u64>) -
 }
 
 pub(super) fn stale() -> Status {
-    status(Code::Aborted, "ETAG_MISMATCH", "the integration has changed since it was read; read it again")
+    status(Code::Aborted, "ETAG_MISMATCH", "it has changed since it was read; read it again")
 }
 
 pub(super) fn name_taken(name: &str) -> Status {
@@ -197,6 +197,17 @@ impl From<store::Error> for Status {
             store::Error::Expired { .. } => {
                 let text = format!("{error}; watch without after_sequence, and list what is kept");
                 status(Code::OutOfRange, "REVISION_COMPACTED", text)
+            }
+            store::Error::Absent { what, name } => absent(&format!("tbmq.control.v1.{what}"), name),
+            store::Error::KeyTaken(_) => status(Code::AlreadyExists, "CREDENTIALS_TAKEN", error.to_string()),
+            store::Error::UuidTaken(_) => status(Code::AlreadyExists, "ID_TAKEN", error.to_string()),
+            store::Error::AlreadyBlocked(_) => {
+                status(Code::AlreadyExists, "ALREADY_BLOCKED", error.to_string())
+            }
+            store::Error::Full { .. } => {
+                let mut details = details("LIMIT_REACHED");
+                details.set_retry_info(Some(Duration::from_mins(1)));
+                with_details(Code::ResourceExhausted, error.to_string(), details)
             }
             store::Error::RequestReused(_) => invalid_field("request_id", error.to_string()),
             store::Error::Unreadable(..) => {

@@ -49,7 +49,7 @@ use crate::{
 const DOCUMENT_BYTES_MAX: usize = 900_000;
 
 /// Metadata of a response that names live data planes which have not applied the change in time.
-const SILENT_NODES: &str = "tbmq-silent-nodes";
+pub(super) const SILENT_NODES: &str = "tbmq-silent-nodes";
 
 /// How long the backlog of one integration may take to be read.
 const LAG_PATIENCE: Duration = Duration::from_secs(1);
@@ -656,7 +656,7 @@ impl Integrations {
         let Some(remembered) = remembered else { return Ok(None) };
         match self.plane.store.recall(remembered, tbmq_service::time::now_ms()).await {
             Ok(()) => Ok(None),
-            Err(store::Error::Replayed(id)) => Ok(Some(self.plane.store.get(id).await?)),
+            Err(store::Error::Replayed(id)) => Ok(Some(self.plane.store.get(IntegrationId(id)).await?)),
             Err(error) => Err(error.into()),
         }
     }
@@ -664,7 +664,7 @@ impl Integrations {
     /// Answers a request whose twin was faster.
     async fn replay_or(&self, error: store::Error) -> Result<Response<Integration>, Status> {
         match error {
-            store::Error::Replayed(id) => self.answer(self.plane.store.get(id).await?).await,
+            store::Error::Replayed(id) => self.answer(self.plane.store.get(IntegrationId(id)).await?).await,
             error => Err(error.into()),
         }
     }
@@ -831,11 +831,11 @@ fn to_resource(row: Row, configuration_json: String, status: Option<IntegrationS
 }
 
 /// Revisions are given out once, so they are versions.
-fn etag(revision: u64) -> String {
+pub(super) fn etag(revision: u64) -> String {
     format!("\"{revision}\"")
 }
 
-fn parse_etag(text: &str) -> Result<Option<u64>, Status> {
+pub(super) fn parse_etag(text: &str) -> Result<Option<u64>, Status> {
     if text.is_empty() {
         return Ok(None);
     }

@@ -1,8 +1,12 @@
 //! The gRPC server: the control API, sessions of nodes, reflection, health.
 
+mod applied;
 mod audit;
+mod auth_provider;
 mod backlog;
+mod blocked;
 mod calls;
+mod credentials;
 mod draft;
 pub(crate) mod drift;
 mod error;
@@ -27,6 +31,7 @@ mod stats;
 mod status;
 mod stream;
 mod token;
+mod unauthorized;
 mod watch;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
@@ -35,9 +40,12 @@ use anyhow::Context as _;
 use tbmq_proto::{
     DESCRIPTORS,
     control::{
-        audit_service_server::AuditServiceServer, event_service_server::EventServiceServer,
+        audit_service_server::AuditServiceServer, auth_provider_service_server::AuthProviderServiceServer,
+        blocked_client_service_server::BlockedClientServiceServer,
+        credentials_service_server::CredentialsServiceServer, event_service_server::EventServiceServer,
         integration_service_server::IntegrationServiceServer, node_service_server::NodeServiceServer,
         session_service_server::SessionServiceServer, token_service_server::TokenServiceServer,
+        unauthorized_client_service_server::UnauthorizedClientServiceServer,
     },
     node::{
         node_forward_service_server::NodeForwardServiceServer,
@@ -61,13 +69,20 @@ const KEEPALIVE: Duration = Duration::from_secs(20);
 /// Bytes of a request: a document of the largest size, escaped.
 const REQUEST_BYTES_MAX: usize = 8 << 20;
 
-const SERVICES: [&str; 8] = [
+/// Bytes of an import: a thousand credentials with some rules each.
+const IMPORT_BYTES_MAX: usize = 16 << 20;
+
+const SERVICES: [&str; 12] = [
     IntegrationServiceServer::<integration::Integrations>::NAME,
     EventServiceServer::<event::Events>::NAME,
     NodeServiceServer::<node::NodesApi>::NAME,
     SessionServiceServer::<session::SessionsApi>::NAME,
     TokenServiceServer::<token::Tokens>::NAME,
     AuditServiceServer::<audit::Audit>::NAME,
+    CredentialsServiceServer::<credentials::CredentialsApi>::NAME,
+    BlockedClientServiceServer::<blocked::BlockedApi>::NAME,
+    UnauthorizedClientServiceServer::<unauthorized::UnauthorizedApi>::NAME,
+    AuthProviderServiceServer::<auth_provider::ProvidersApi>::NAME,
     NodeSessionServiceServer::<node_session::Sessions>::NAME,
     NodeForwardServiceServer::<forward::Forwards>::NAME,
 ];
@@ -115,6 +130,8 @@ impl Server {
             IntegrationServiceServer::new(integration::Integrations::new(plane.clone(), stopping.clone()))
                 .max_decoding_message_size(REQUEST_BYTES_MAX)
                 .max_encoding_message_size(usize::MAX);
+        let credentials = CredentialsServiceServer::new(credentials::CredentialsApi::new(plane.clone()))
+            .max_decoding_message_size(IMPORT_BYTES_MAX);
         let mut server = tonic::transport::Server::builder();
         if !grpc.max_connection_age.is_zero() {
             server = server.max_connection_age(grpc.max_connection_age);
@@ -133,6 +150,12 @@ impl Server {
             .add_service(SessionServiceServer::new(session::SessionsApi::new(plane.clone())))
             .add_service(TokenServiceServer::new(token::Tokens::new(plane.clone())))
             .add_service(AuditServiceServer::new(audit::Audit::new(plane.clone())))
+            .add_service(credentials)
+            .add_service(BlockedClientServiceServer::new(blocked::BlockedApi::new(plane.clone())))
+            .add_service(UnauthorizedClientServiceServer::new(unauthorized::UnauthorizedApi::new(
+                plane.clone(),
+            )))
+            .add_service(AuthProviderServiceServer::new(auth_provider::ProvidersApi::new(plane.clone())))
             .add_service(NodeForwardServiceServer::new(forward::Forwards::new(plane.clone())))
             .add_service(NodeSessionServiceServer::new(node_session::Sessions::new(
                 plane.clone(),

@@ -19,6 +19,22 @@ pub(super) fn size(asked: i32) -> Result<u64, Status> {
     }
 }
 
+/// Bytes of a page, about: well below what gRPC clients take as one message (4 MiB).
+const BYTES_MAX: usize = 3 << 20;
+
+/// Leaves as many rows as a page takes, at least one of them; says whether some went.
+pub(super) fn cut<T>(rows: &mut Vec<T>, size: u64, bytes_of: impl Fn(&T) -> usize) -> bool {
+    let mut bytes = 0;
+    let fits = |row: &&T| {
+        bytes += bytes_of(row);
+        bytes <= BYTES_MAX
+    };
+    let fitting = rows.iter().take(size as usize).take_while(fits).count().max(1);
+    let is_cut = rows.len() > fitting;
+    rows.truncate(fitting);
+    is_cut
+}
+
 /// A token that says where the next page begins, and of which question.
 pub(super) fn token(place: &impl Serialize, question: &str) -> String {
     let text = serde_json::to_vec(&(place, digest(question))).expect("places are plain data");

@@ -223,6 +223,8 @@ fn to_session(node: &str, info: SessionInfo) -> Session {
         peer_address: info.peer_address,
         connect_time: info.connect_time,
         subscription_count: info.subscription_count,
+        client_type: info.client_type,
+        authentication: info.authentication,
     }
 }
 

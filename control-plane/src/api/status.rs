@@ -230,7 +230,7 @@ mod tests {
         live.iter().map(|id| ((*id).to_owned(), "1".to_owned())).collect()
     }
 
-    const WRITTEN: Option<Projection> = Some(Projection { revision: 7, position: 1 });
+    const WRITTEN: Option<Projection> = Some(Projection { revision: 7, partition: 0, position: 1 });
 
     /// Phase and reason, and of each holder: who, state, shard, epoch.
     type Seen = (String, Vec<(String, String, u32, u64)>);

@@ -174,3 +174,76 @@ entity!(request, "request" {
     integration_id: Uuid,
     created_ms: i64,
 });
+
+entity!(credentials, "mqtt_client_credentials" {
+    #[sea_orm(primary_key, auto_increment = false)] id: Uuid,
+    name: String,
+    client_type: String,
+    credentials_type: String,
+    credentials_id: String,
+    credentials_digest: String,
+    credentials_value: String,
+    client_id: Option<String>,
+    user_name: Option<String>,
+    common_name: Option<String>,
+    revision: i64,
+    created_ms: i64,
+    updated_ms: i64,
+});
+
+entity!(auth_provider, "mqtt_auth_provider" {
+    #[sea_orm(primary_key, auto_increment = false)] r#type: String,
+    enabled: bool,
+    configuration: String,
+    sealed: Option<String>,
+    sealed_key: Option<String>,
+    revision: i64,
+    updated_ms: i64,
+});
+
+entity!(auth_setting, "auth_setting" {
+    #[sea_orm(primary_key, auto_increment = false)] name: String,
+    value: String,
+    revision: i64,
+    updated_ms: i64,
+});
+
+entity!(blocked_client, "blocked_client" {
+    #[sea_orm(primary_key, auto_increment = false)] digest: String,
+    record_key: String,
+    r#type: String,
+    value: String,
+    regex_match_target: Option<String>,
+    expires_ms: i64,
+    description: String,
+    revision: i64,
+    created_ms: i64,
+});
+
+entity!(unauthorized_client, "unauthorized_client" {
+    #[sea_orm(primary_key, auto_increment = false)] digest: String,
+    client_id: String,
+    address: String,
+    user_name: String,
+    password_provided: bool,
+    tls_used: bool,
+    reason: String,
+    time_ms: i64,
+    count: i64,
+});
+
+entity!(auth_outbox, "auth_outbox" {
+    #[sea_orm(primary_key, auto_increment = false)] topic: i16,
+    #[sea_orm(primary_key, auto_increment = false)] item: String,
+    record_key: String,
+    revision: i64,
+    created_ms: i64,
+});
+
+entity!(auth_projection, "auth_projection" {
+    #[sea_orm(primary_key, auto_increment = false)] topic: i16,
+    #[sea_orm(primary_key, auto_increment = false)] item: String,
+    revision: i64,
+    partition: i32,
+    position: i64,
+});

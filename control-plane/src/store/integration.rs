@@ -171,7 +171,7 @@ impl Store {
     pub async fn create_within(&self, max: Option<u64>, new: New, saved: Saved<'_>) -> Result<Row, Error> {
         let transaction = self.begin().await?;
         let revision = next_revision(&transaction).await?;
-        remember(&transaction, saved, new.id).await?;
+        remember(&transaction, saved, new.id.0).await?;
         // The counter's lock keeps others from creating or deleting in between.
         check_room(&transaction, max).await?;
         let mut row = Row {
@@ -337,7 +337,7 @@ impl Store {
     pub async fn delete(&self, id: IntegrationId, base: Option<u64>, saved: Saved<'_>) -> Result<(), Error> {
         let transaction = self.begin().await?;
         let revision = next_revision(&transaction).await?;
-        remember(&transaction, saved, id).await?;
+        remember(&transaction, saved, id.0).await?;
         let row = self.locked(&transaction, id, base).await?;
         entity::integration::Entity::delete_by_id(id.0)
             .exec(&transaction)
@@ -394,7 +394,7 @@ impl Store {
     ) -> Result<Row, Error> {
         let transaction = self.begin().await?;
         let revision = next_revision(&transaction).await?;
-        remember(&transaction, saved, id).await?;
+        remember(&transaction, saved, id.0).await?;
         let before = self.locked(&transaction, id, base).await?;
         let mut row = before.clone();
         if !change(&mut row)? {
@@ -550,10 +550,10 @@ fn switch(row: &mut Row, enabled: bool, now_ms: i64) {
     row.enabled = enabled;
 }
 
-async fn remember(
+pub(super) async fn remember(
     transaction: &DatabaseTransaction,
     saved: Saved<'_>,
-    id: IntegrationId,
+    id: Uuid,
 ) -> Result<(), Error> {
     let Some(request) = saved.request else { return Ok(()) };
     let key = (request.method.to_owned(), request.id.clone());
@@ -566,7 +566,7 @@ async fn remember(
         method: Set(request.method.to_owned()),
         request_id: Set(request.id.clone()),
         fingerprint: Set(request.fingerprint.clone()),
-        integration_id: Set(id.0),
+        integration_id: Set(id),
         created_ms: Set(saved.now_ms),
     };
     use entity::request::Column;
@@ -584,7 +584,7 @@ async fn remember(
 
 fn replayed(model: &entity::request::Model, request: &Request) -> Error {
     if model.fingerprint == request.fingerprint {
-        Error::Replayed(IntegrationId(model.integration_id))
+        Error::Replayed(model.integration_id)
     } else {
         Error::RequestReused(request.id.clone())
     }

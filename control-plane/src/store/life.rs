@@ -49,7 +49,9 @@ pub struct Mark {
 pub struct Projection {
     /// Revision of the records.
     pub revision: u64,
-    /// The position after the subscription record.
+    /// Where the record lies that nodes have to apply; of an integration the subscription, whose topic has one partition.
+    pub partition: u32,
+    /// The position after it.
     pub position: u64,
 }
 
@@ -548,5 +550,5 @@ fn from_model(model: entity::topic_life::Model) -> Result<Life, Error> {
 }
 
 fn from_projection(model: entity::projection::Model) -> Projection {
-    Projection { revision: model.revision as u64, position: model.position as u64 }
+    Projection { revision: model.revision as u64, partition: 0, position: model.position as u64 }
 }

@@ -5,34 +5,45 @@
 //! follows (architecture §4.7, §4.9).
 
 mod audit;
+mod auth;
+mod blocked;
 mod change;
+mod credentials;
 mod entity;
 mod event;
 mod event_log;
 mod integration;
 mod lease;
 mod life;
+mod line;
 mod listing;
 mod node;
+mod provider;
 mod retention;
 mod sealed;
 mod token;
+mod unauthorized;
 
 use std::{path::Path, sync::Arc, time::Duration};
 
 use sea_orm::{
     ColumnTrait as _, ConnectOptions, Database, DatabaseConnection, DatabaseTransaction, DbErr,
-    EntityTrait as _, ExprTrait as _, QueryFilter as _, RuntimeErr, SqlErr, SqliteTransactionMode,
-    TransactionOptions, TransactionTrait as _, sea_query::Expr,
+    EntityTrait as _, ExprTrait as _, QueryFilter as _, RuntimeErr, SqlErr, sea_query::Expr,
 };
 use tbmq_integration::seal::{NoRandomness, Unreadable};
 use tbmq_proto::ids::IntegrationId;
+use uuid::Uuid;
 
 use crate::fault::Faults;
 
+use self::line::Line;
+pub(crate) use self::provider::setting_item;
 pub use self::{
     audit::{AuditFilter, AuditRow},
+    auth::{AuthMark, AuthTopic, Item},
+    blocked::{BLOCKED_MAX, BlockedListing, BlockedRow},
     change::{ChangeKind, ChangeRow},
+    credentials::{CredentialsListing, CredentialsRow, Imported},
     event::{EventBody, EventRow, StatusRow},
     event_log::{EventFilter, EventPage, EventPlace, Number},
     integration::{Change, New, Request, Row, Saved},
@@ -40,9 +51,11 @@ pub use self::{
     life::{Life, Mark, Projection},
     listing::{Listing, Place, PlaceKey, Sort, SortKey},
     node::{KindRow, SessionRow},
+    provider::{ProviderRow, Setting},
     retention::Expired,
     sealed::Sealing,
     token::TokenRow,
+    unauthorized::{UNAUTHORIZED_MAX, UnauthorizedListing, UnauthorizedRow},
 };
 use crate::vault::Vault;
 
@@ -59,6 +72,7 @@ const REVISION: &str = "revision";
 #[derive(Clone, Debug)]
 pub struct Store {
     connection: DatabaseConnection,
+    line: Arc<Line>,
     vault: Arc<Vault>,
     faults: Faults,
 }
@@ -78,8 +92,8 @@ pub enum Error {
     /// There is no such integration.
     #[error("integration {0} does not exist")]
     NotFound(IntegrationId),
-    /// The integration has changed since it was read.
-    #[error("the integration has revision {actual}, not {expected}")]
+    /// It has changed since it was read.
+    #[error("it has revision {actual}, not {expected}")]
     Stale {
         /// What the caller has seen.
         expected: u64,
@@ -95,9 +109,34 @@ pub enum Error {
         /// The limit.
         max: u64,
     },
-    /// This request id was used, within the last 10 minutes, by the same request, for this integration.
+    /// This request id was used, within the last 10 minutes, by the same request, for what has this id.
     #[error("the request was done already")]
-    Replayed(IntegrationId),
+    Replayed(Uuid),
+    /// There is no such resource.
+    #[error("{name} does not exist")]
+    Absent {
+        /// Of what type, as the API calls it.
+        what: &'static str,
+        /// Its name.
+        name: String,
+    },
+    /// Another credential is for the same clients.
+    #[error("other credentials are for {0:?} already")]
+    KeyTaken(String),
+    /// Another credential has this id.
+    #[error("credentials with id {0} exist already")]
+    UuidTaken(Uuid),
+    /// This is blocked already.
+    #[error("{0:?} is blocked already")]
+    AlreadyBlocked(String),
+    /// There are as many as there may be.
+    #[error("there are {max} {what} already, as many as may be")]
+    Full {
+        /// Of what.
+        what: &'static str,
+        /// The limit.
+        max: u64,
+    },
     /// This request id was used by another request.
     #[error("request id {0:?} was used for another request")]
     RequestReused(String),
@@ -134,7 +173,7 @@ pub struct Options {
     pub url: String,
     /// Connections at most; SQLite writes through one of them at a time anyway.
     pub connections: u32,
-    /// How long to wait for a connection or a lock.
+    /// How long the first in line waits for a connection or a lock.
     pub patience: Duration,
 }
 
@@ -169,7 +208,7 @@ impl Store {
         tbmq_migrations::migrate(&migrator).await.map_err(|error| fault(&error))?;
         migrator.close().await.map_err(|error| fault(&error))?;
         let connection = Database::connect(connect_options(options)).await.map_err(|error| fault(&error))?;
-        Ok(Self { connection, vault, faults: Faults::default() })
+        Ok(Self { connection, line: Arc::default(), vault, faults: Faults::default() })
     }
 
     pub(crate) fn vault(&self) -> &Arc<Vault> {
@@ -197,13 +236,9 @@ impl Store {
         self.connection.ping().await.map_err(|error| fault(&error))
     }
 
-    /// A transaction that may write. SQLite takes its write lock at once: a later upgrade could not wait.
+    /// A transaction that may write.
     async fn begin(&self) -> Result<DatabaseTransaction, Error> {
-        let options = TransactionOptions {
-            sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
-            ..TransactionOptions::default()
-        };
-        self.connection.begin_with_options(options).await.map_err(|error| fault(&error))
+        self.line.begin(&self.connection).await
     }
 
     /// Raises the counter so that the next revision is greater than `seen`.

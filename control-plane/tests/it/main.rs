@@ -4,7 +4,9 @@
 
 mod access;
 mod api;
+mod blocked;
 mod crash;
+mod credentials;
 mod event_log;
 mod events;
 mod fuzz;
@@ -12,6 +14,7 @@ mod nodes;
 mod overload;
 mod ownership;
 mod postgres;
+mod providers;
 mod relay;
 mod replicas;
 mod sealed;
@@ -21,6 +24,7 @@ mod store;
 mod support;
 mod tls;
 mod topics;
+mod unauthorized;
 mod uplink;
 mod watch;
 mod watch_cut;

@@ -33,6 +33,7 @@ async fn data_plane(cluster: &Cluster, id: &str, control: SocketAddr) -> tbmq_da
     let mut config = tbmq_data_plane::Config::default();
     config.listener.tcp.bind_address = [127, 0, 0, 1].into();
     config.listener.tcp.bind_port = 0;
+    config.listener.ws.enabled = false;
     config.mqtt.drain_spread = Duration::from_millis(100);
     config.control.grpc.endpoints = vec![format!("http://{control}")];
     let context = tbmq_data_plane::Context {
@@ -42,6 +43,7 @@ async fn data_plane(cluster: &Cluster, id: &str, control: SocketAddr) -> tbmq_da
         identity: Identity::of("data-plane", Some(id)),
         metrics: Metrics::default(),
         health: Health::default(),
+        sessions: None,
     };
     tbmq_data_plane::start(config, context).await.unwrap()
 }

@@ -14,7 +14,12 @@ use tbmq_integration::{
     wire,
 };
 use tbmq_proto::{
-    control::{CheckConnectionRequest, Integration, ListKindsRequest},
+    control::{
+        BasicCredentials, ChangePasswordRequest, CheckConnectionRequest, CreateCredentialsRequest,
+        Credentials, GetCredentialsRequest, ImportCredentialsRequest, Integration, ListCredentialsRequest,
+        ListKindsRequest, ScramCredentials, credentials::Proof,
+        credentials_service_client::CredentialsServiceClient,
+    },
     ids::IntegrationId,
 };
 use tbmq_service::config::Secret;
@@ -26,6 +31,8 @@ use crate::support::{
 };
 
 const SECRET: &str = "s3cret";
+
+const PASSWORD: &str = "a planted password";
 
 /// A key that is made of its id.
 fn key(id: &str) -> String {
@@ -259,6 +266,65 @@ async fn on_bus(cluster: &Cluster, text: &str) -> usize {
         }
     }
     found
+}
+
+/// Creates credentials by password, changes and imports them. Nobody but the caller sees a password, with a key or
+/// without.
+async fn use_passwords(control_plane: &ControlPlane) {
+    let mut client = CredentialsServiceClient::new(control_plane.channel.clone());
+    let password = Some(PASSWORD.to_owned());
+    let basic = BasicCredentials {
+        user_name: Some("basic".to_owned()),
+        password: password.clone(),
+        ..BasicCredentials::default()
+    };
+    let scram = ScramCredentials { user_name: "scram".to_owned(), password, ..ScramCredentials::default() };
+    for (name, proof) in [("basic", Proof::Basic(basic)), ("scram", Proof::Scram(scram))] {
+        let given =
+            Credentials { display_name: name.to_owned(), proof: Some(proof), ..Credentials::default() };
+        let request = CreateCredentialsRequest {
+            credentials: Some(given.clone()),
+            request_id: name.to_owned(),
+            ..CreateCredentialsRequest::default()
+        };
+        let created = client.create_credentials(request).await.unwrap().into_inner();
+        assert!(!format!("{created:?}").contains(PASSWORD));
+        let wrong = ChangePasswordRequest {
+            name: created.name.clone(),
+            current_password: format!("not {PASSWORD}"),
+            new_password: format!("new {PASSWORD}"),
+        };
+        let refused = client.change_password(wrong.clone()).await.unwrap_err();
+        assert!(!format!("{refused:?}").contains(PASSWORD));
+        let right = ChangePasswordRequest { current_password: PASSWORD.to_owned(), ..wrong };
+        client.change_password(right).await.unwrap();
+        let request = ImportCredentialsRequest {
+            credentials: vec![given],
+            replace: true,
+            ..ImportCredentialsRequest::default()
+        };
+        let done = client.import_credentials(request).await.unwrap().into_inner();
+        assert_eq!(done.outcomes[0].code, "OK", "{done:?}");
+        let listed = client.list_credentials(ListCredentialsRequest::default()).await.unwrap();
+        assert!(!format!("{listed:?}").contains(PASSWORD));
+        let held = client.get_credentials(GetCredentialsRequest { name: created.name }).await.unwrap();
+        let hashes = [PASSWORD, "$argon2id$"];
+        assert!(hashes.iter().all(|text| !format!("{held:?}").contains(text)), "{held:?}");
+    }
+}
+
+#[tokio::test]
+async fn neither_the_database_nor_the_bus_sees_a_password() {
+    let cluster = Cluster::new();
+    let control_plane = cluster.control_plane("cp1").await;
+    use_passwords(&control_plane).await;
+    let topic = cluster.catalogue.credentials().name;
+    eventually("both are written", async || cluster.latest(&topic).await.len() == 2).await;
+    assert_eq!(on_bus(&cluster, PASSWORD).await, 0);
+    assert_eq!(in_files(cluster.folder.path(), PASSWORD), 0);
+    // That it would be seen.
+    assert!(on_bus(&cluster, "$argon2id$").await > 0);
+    assert!(in_files(cluster.folder.path(), "$argon2id$") > 0);
 }
 
 /// Creates, changes, checks and switches an integration; returns it.

@@ -204,8 +204,8 @@ async fn requests_are_done_once(store: &Store) {
     let saved = |now_ms| Saved { request: Some(&request), ..saved(now_ms) };
     store.recall(&request, 0).await.unwrap();
     let row = store.create(new("once"), saved(0)).await.unwrap();
-    assert_eq!(store.recall(&request, 599_999).await.unwrap_err(), Error::Replayed(row.id));
-    assert_eq!(store.create(new("twice"), saved(10)).await.unwrap_err(), Error::Replayed(row.id));
+    assert_eq!(store.recall(&request, 599_999).await.unwrap_err(), Error::Replayed(row.id.0));
+    assert_eq!(store.create(new("twice"), saved(10)).await.unwrap_err(), Error::Replayed(row.id.0));
     assert!(!store.is_name_taken("twice", None).await.unwrap());
     let other = Request { fingerprint: "g".to_owned(), ..request.clone() };
     assert_eq!(store.recall(&other, 10).await.unwrap_err(), Error::RequestReused("r1".to_owned()));
@@ -217,17 +217,24 @@ async fn marks_are_cleared_only_when_unchanged(store: &Store) {
     let row = store.create(new("marked"), saved(1)).await.unwrap();
     let old = Mark { integration: row.id, revision: row.revision };
     let newer = store.restart(row.id, None, saved(2)).await.unwrap();
-    let projection = Projection { revision: row.revision, position: 9 };
+    let projection = Projection { revision: row.revision, partition: 0, position: 9 };
     store.projected(&[(old, projection)], 3).await.unwrap();
     assert_eq!(store.projection(row.id).await.unwrap(), Some(projection));
     let mark = Mark { integration: row.id, revision: newer.revision };
     assert!(store.marks(100).await.unwrap().contains(&mark), "the renewed mark stays");
-    store.projected(&[(mark, Projection { revision: newer.revision, position: 10 })], 3).await.unwrap();
+    store
+        .projected(&[(mark, Projection { revision: newer.revision, partition: 0, position: 10 })], 3)
+        .await
+        .unwrap();
     assert!(!store.marks(100).await.unwrap().contains(&mark));
     // A former leader that was stalled after its write.
     store.projected(&[(old, projection)], 4).await.unwrap();
     let held = store.projection(row.id).await.unwrap();
-    assert_eq!(held, Some(Projection { revision: newer.revision, position: 10 }), "nothing goes back");
+    assert_eq!(
+        held,
+        Some(Projection { revision: newer.revision, partition: 0, position: 10 }),
+        "nothing goes back"
+    );
     let revisions: Vec<u64> = store.marks(100).await.unwrap().iter().map(|mark| mark.revision).collect();
     assert!(revisions.is_sorted());
     // A repair takes a new revision only where the bus has seen a greater one.
@@ -505,7 +512,7 @@ async fn many_lives_are_saved_at_once_but_those_that_others_have_changed(store: 
     let again = store.save_lives(&mut lives).await.unwrap();
     assert_eq!(again, is_saved);
     let marks = store.marks(1_000).await.unwrap();
-    let projection = |revision| Projection { revision, position: 1 };
+    let projection = |revision| Projection { revision, partition: 0, position: 1 };
     let done: Vec<_> = marks.iter().map(|mark| (*mark, projection(mark.revision))).collect();
     store.projected(&done, 1).await.unwrap();
     assert!(store.marks(1_000).await.unwrap().is_empty());

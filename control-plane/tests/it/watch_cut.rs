@@ -9,7 +9,7 @@
 use std::{
     collections::BTreeMap,
     ops::Range,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::{AtomicBool, AtomicU32, Ordering},
     time::Duration,
 };
 
@@ -43,6 +43,8 @@ struct Copy {
     place: Option<u64>,
     lists: u32,
     lists_cut: u32,
+    /// Since the last that was complete.
+    lists_cut_in_a_row: u32,
     resumed: u32,
 }
 
@@ -84,22 +86,31 @@ impl Copy {
         }
     }
 
-    /// Watches until the cut: after so many messages, or so much time, whichever a run draws.
+    /// Watches until the cut: after so many messages, or so much time, whichever a run draws. After two lists that were
+    /// cut the next is heard to its end, however slow the machine is: only then there is a place to resume from.
     async fn watch_until_cut(&mut self, plane: &ControlPlane, random: &mut StdRng) {
         let messages = if random.random_bool(0.5) { random.random_range(0..8 * OWN) } else { usize::MAX };
         // A list takes longer than what comes after it.
         let most = if self.place.is_none() { 80_000 } else { 30_000 };
         let time = Duration::from_micros(random.random_range(0..most));
+        let is_whole = self.lists_cut_in_a_row == 2;
         let watching = async {
             let mut watch = self.watch(plane).await.unwrap();
-            for _ in 0..messages {
+            for _ in 0..if is_whole { usize::MAX } else { messages } {
                 let message = watch.message().await.unwrap().expect("nobody else ends a watch");
                 self.take(message);
+                if is_whole && self.place.is_some() {
+                    break;
+                }
             }
         };
+        let time = if is_whole { Duration::from_mins(1) } else { time };
         // The stream and what it holds are dropped in the middle of whatever they are at.
-        drop(tokio::time::timeout(time, watching).await);
-        self.lists_cut += u32::from(self.place.is_none());
+        let ended = tokio::time::timeout(time, watching).await;
+        assert!(ended.is_ok() || !is_whole, "a list has no end");
+        let is_cut = self.place.is_none();
+        self.lists_cut += u32::from(is_cut);
+        self.lists_cut_in_a_row = if is_cut { self.lists_cut_in_a_row + 1 } else { 0 };
     }
 
     /// Watches until it has heard of everything up to this revision.
@@ -127,7 +138,13 @@ async fn list(plane: &ControlPlane) -> Known {
 }
 
 /// Changes whatever is drawn of its own integrations, through any replica, until it is told that it is over.
-async fn write(planes: &[ControlPlane], writer: u64, seed: u64, is_over: &AtomicBool) -> u32 {
+async fn write(
+    planes: &[ControlPlane],
+    writer: u64,
+    seed: u64,
+    all_writes: &AtomicU32,
+    is_over: &AtomicBool,
+) {
     let mut random = StdRng::seed_from_u64(seed ^ (writer + 1) << 32);
     let mut names: Vec<String> = Vec::new();
     let mut writes = 0;
@@ -162,8 +179,8 @@ async fn write(planes: &[ControlPlane], writer: u64, seed: u64, is_over: &Atomic
                 names.retain(|name| *name != drawn);
             }
         }
+        all_writes.fetch_add(1, Ordering::Relaxed);
     }
-    writes
 }
 
 /// Cuts a watcher so often while others write, and compares what it knows with what is listed.
@@ -171,10 +188,13 @@ async fn rebuilds(shared: &Shared, planes: &[ControlPlane], seed: u64, cuts: u32
     println!("seed {seed}, {cuts} cuts");
     let store = shared.store().await;
     let mut copy = Copy::default();
-    let is_over = AtomicBool::new(false);
+    let (writes, is_over) = (AtomicU32::new(0), AtomicBool::new(false));
     let cutting = async {
         let mut random = StdRng::seed_from_u64(seed);
-        for cut in 0..cuts {
+        let mut cut = 0;
+        // Without writes there is nothing to be missed.
+        while cut < cuts || writes.load(Ordering::Relaxed) <= cuts / 8 {
+            cut += 1;
             // Replicas in turn: a place of one is a place of each.
             copy.watch_until_cut(&planes[cut as usize % planes.len()], &mut random).await;
             if random.random_bool(0.15) {
@@ -183,10 +203,9 @@ async fn rebuilds(shared: &Shared, planes: &[ControlPlane], seed: u64, cuts: u32
         }
         is_over.store(true, Ordering::Relaxed);
     };
-    let writing =
-        futures_util::future::join_all((0..WRITERS).map(|writer| write(planes, writer, seed, &is_over)));
-    let (writes, ()) = tokio::join!(writing, cutting);
-    let writes = writes.into_iter().sum();
+    let writing = (0..WRITERS).map(|writer| write(planes, writer, seed, &writes, &is_over));
+    tokio::join!(futures_util::future::join_all(writing), cutting);
+    let writes = writes.into_inner();
     // What executors have to say of the last changes comes later.
     let end = loop {
         let before = store.revision().await.unwrap();

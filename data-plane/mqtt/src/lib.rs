@@ -6,11 +6,14 @@
 //! | [`codec`] | bytes ⇄ packets |
 //! | [`topic`] | names and filters |
 //! | [`tree`] | which filters match a name |
+//! | [`retained`] | which names a filter matches |
 //! | [`session`] | what a server does with packets |
 #![warn(missing_docs)]
 
 pub mod codec;
 pub mod packet;
+pub mod retained;
 pub mod session;
+mod small_map;
 pub mod topic;
 pub mod tree;

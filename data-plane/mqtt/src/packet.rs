@@ -25,6 +25,20 @@ impl ProtocolVersion {
     pub fn is_v5(self) -> bool {
         self == Self::V5
     }
+
+    /// The protocol level that CONNECT carries: 3, 4 or 5.
+    pub fn level(self) -> u8 {
+        match self {
+            Self::V31 => 3,
+            Self::V311 => 4,
+            Self::V5 => 5,
+        }
+    }
+
+    /// From its protocol level; `None` for any other.
+    pub fn from_level(level: u8) -> Option<Self> {
+        [Self::V31, Self::V311, Self::V5].into_iter().find(|version| version.level() == level)
+    }
 }
 
 /// A quality of service.
@@ -181,6 +195,22 @@ pub struct Connect {
     pub properties: Properties,
 }
 
+impl Connect {
+    /// A CONNECT with a clean start, and without keep alive, will, credentials and properties.
+    pub fn new(version: ProtocolVersion, client_id: impl Into<Text>) -> Self {
+        Self {
+            version,
+            clean_start: true,
+            keep_alive: 0,
+            client_id: client_id.into(),
+            will: None,
+            username: None,
+            password: None,
+            properties: Properties::NONE,
+        }
+    }
+}
+
 impl fmt::Debug for Connect {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Connect")
@@ -286,6 +316,19 @@ pub struct Subscription {
     pub retain_handling: RetainHandling,
 }
 
+impl Subscription {
+    /// One that gets retained messages, without 5.0's other options.
+    pub fn new(filter: impl Into<Text>, qos: Qos) -> Self {
+        Self {
+            filter: filter.into(),
+            qos,
+            no_local: false,
+            retain_as_published: false,
+            retain_handling: RetainHandling::Send,
+        }
+    }
+}
+
 /// SUBSCRIBE.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Subscribe {
@@ -295,6 +338,13 @@ pub struct Subscribe {
     pub subscriptions: Vec<Subscription>,
     /// Properties; empty in 3.x.
     pub properties: Properties,
+}
+
+impl Subscribe {
+    /// One without properties.
+    pub fn new(packet_id: u16, subscriptions: Vec<Subscription>) -> Self {
+        Self { packet_id, subscriptions, properties: Properties::NONE }
+    }
 }
 
 /// SUBACK or UNSUBACK.

@@ -78,7 +78,7 @@ fn check_common(text: &str, rules: &Rules) -> Result<(), Invalid> {
 /// The first rule that it breaks.
 pub fn check_name(name: &str, rules: &Rules) -> Result<(), Invalid> {
     check_common(name, rules)?;
-    if name.contains(['#', '+']) { Err(Invalid::WildcardInName) } else { Ok(()) }
+    if name.bytes().any(|byte| matches!(byte, b'#' | b'+')) { Err(Invalid::WildcardInName) } else { Ok(()) }
 }
 
 /// Checks a topic filter. A filter that begins with `$share/` passes as a plain one; see [`shared`].
@@ -113,12 +113,22 @@ pub fn shared(filter: &str) -> Result<Option<(&str, &str)>, Invalid> {
     }
 }
 
+/// Share name and plain filter of a valid filter.
+pub fn parts(filter: &str) -> (Option<&str>, &str) {
+    match shared(filter) {
+        Ok(Some((name, plain))) => (Some(name), plain),
+        Ok(None) | Err(_) => (None, filter),
+    }
+}
+
 /// Whether a topic name matches a filter, both valid. A filter that begins with a wildcard does not match a name that
 /// begins with `$` (MQTT-4.7.2-1).
 pub fn matches(filter: &str, name: &str) -> bool {
-    if name.starts_with('$') && filter.starts_with(['#', '+']) {
-        return false;
-    }
+    !(name.starts_with('$') && filter.starts_with(['#', '+'])) && levels_match(filter, name)
+}
+
+/// As [`matches`], level by level alone.
+pub(crate) fn levels_match(filter: &str, name: &str) -> bool {
     let mut names = name.split('/');
     for level in filter.split('/') {
         match (level, names.next()) {
@@ -136,6 +146,7 @@ mod tests {
     use super::*;
 
     // MQTT 5.0 §4.7.1.2, §4.7.1.3, §4.7.2.
+    /// [MQTT-3.3.2-3] [MQTT-4.7.2-1] [MQTT5-3.3.2-3] [MQTT5-4.7.2-1]
     #[test]
     fn the_standards_examples_match_as_it_says() {
         for (filter, name, expected) in [
@@ -161,6 +172,8 @@ mod tests {
         }
     }
 
+    /// [MQTT-4.7.1-1] [MQTT-4.7.1-2] [MQTT-4.7.1-3] [MQTT-4.7.3-1] [MQTT-4.7.3-2] [MQTT-4.7.3-3]
+    /// [MQTT5-4.7.0-1] [MQTT5-4.7.1-1] [MQTT5-4.7.1-2] [MQTT5-4.7.3-1] [MQTT5-4.7.3-2] [MQTT5-4.7.3-3]
     #[test]
     fn bad_filters_and_names_are_refused_for_their_reason() {
         let rules = Rules { segments_max: 3, root_wildcard: false };
@@ -181,6 +194,7 @@ mod tests {
         assert_eq!(check_name("a/b", &rules), Ok(()));
     }
 
+    /// [MQTT5-4.8.2-1] [MQTT5-4.8.2-2]
     #[test]
     fn a_shared_filter_is_taken_apart() {
         assert_eq!(shared("a/b"), Ok(None));

@@ -31,6 +31,8 @@ pub(crate) enum Mode {
 pub(crate) struct TestBus {
     pub(crate) inner: Arc<MemoryBus>,
     pub(crate) control: Arc<Control>,
+    /// What the writer of sessions does.
+    pub(crate) sessions: Arc<Control>,
     /// The administrator can't be reached.
     pub(crate) is_away: Arc<AtomicBool>,
 }
@@ -64,20 +66,26 @@ impl Control {
 
 impl TestBus {
     pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self { inner: MemoryBus::new(), control: Arc::default(), is_away: Arc::default() })
+        Arc::new(Self {
+            inner: MemoryBus::new(),
+            control: Arc::default(),
+            sessions: Arc::default(),
+            is_away: Arc::default(),
+        })
     }
 }
 
 #[async_trait]
 impl Bus for TestBus {
     async fn writer(&self, config: WriterConfig) -> Result<Arc<dyn Writer>, Error> {
-        let is_for_messages = config.client_id.contains("ie-msg-producer");
+        let controls = [("ie-msg-producer", &self.control), ("client-session-producer", &self.sessions)];
+        let control = controls.into_iter().find(|(name, _)| config.client_id.contains(name));
+        let control = control.map(|(_, control)| control.clone());
         let inner = self.inner.writer(config).await?;
-        if is_for_messages {
-            Ok(Arc::new(TestWriter { inner, control: self.control.clone() }))
-        } else {
-            Ok(inner)
-        }
+        Ok(match control {
+            Some(control) => Arc::new(TestWriter { inner, control }),
+            None => inner,
+        })
     }
 
     async fn fenced_writer(&self, name: &str) -> Result<Box<dyn FencedWriter>, Error> {

@@ -10,34 +10,25 @@ use tbmq_mqtt::{
     },
     packet::{
         Ack, ConnAck, Connect, Disconnect, Packet, ProtocolVersion, Publish, Qos, ReasonCode, Subscribe,
-        Subscription, Will,
+        Subscription, Unsubscribe, Will,
     },
 };
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::TcpStream,
 };
 
 /// Longer than anything that should happen takes.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-pub(crate) struct Client {
-    pub(crate) stream: TcpStream,
+pub(crate) struct Client<S = TcpStream> {
+    pub(crate) stream: S,
     version: ProtocolVersion,
     buffer: BytesMut,
 }
 
 pub(crate) fn connect_packet(version: ProtocolVersion, client_id: &str) -> Connect {
-    Connect {
-        version,
-        clean_start: true,
-        keep_alive: 0,
-        client_id: client_id.into(),
-        will: None,
-        username: None,
-        password: None,
-        properties: Properties::NONE,
-    }
+    Connect::new(version, client_id)
 }
 
 pub(crate) fn will(topic: &str, payload: &'static str) -> Will {
@@ -63,13 +54,7 @@ pub(crate) fn publish(topic: &str, qos: Qos, packet_id: u16, payload: &'static s
 }
 
 pub(crate) fn subscription(filter: &str, qos: Qos) -> Subscription {
-    Subscription {
-        filter: filter.into(),
-        qos,
-        no_local: false,
-        retain_as_published: false,
-        retain_handling: tbmq_mqtt::packet::RetainHandling::Send,
-    }
+    Subscription::new(filter, qos)
 }
 
 impl Client {
@@ -77,7 +62,7 @@ impl Client {
     pub(crate) async fn open(address: SocketAddr, version: ProtocolVersion) -> Self {
         let stream = TcpStream::connect(address).await.unwrap();
         stream.set_nodelay(true).unwrap();
-        Self { stream, version, buffer: BytesMut::new() }
+        Self::over(stream, version)
     }
 
     /// A client whose CONNECT was accepted.
@@ -91,16 +76,36 @@ impl Client {
 
     pub(crate) async fn with(address: SocketAddr, connect: Connect) -> (Self, ConnAck) {
         let mut client = Self::open(address, connect.version).await;
-        client.send(Packet::Connect(Box::new(connect))).await;
-        match client.next().await {
-            Some(Packet::ConnAck(connack)) if connack.reason == ReasonCode::Success => (client, connack),
+        let connack = client.connect(connect).await;
+        (client, connack)
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
+    /// A client without CONNECT over this stream.
+    pub(crate) fn over(stream: S, version: ProtocolVersion) -> Self {
+        Self { stream, version, buffer: BytesMut::new() }
+    }
+
+    /// Connects and is accepted.
+    pub(crate) async fn connect(&mut self, connect: Connect) -> ConnAck {
+        self.send(Packet::Connect(Box::new(connect))).await;
+        match self.next().await {
+            Some(Packet::ConnAck(connack)) if connack.reason == ReasonCode::Success => connack,
             other => panic!("not accepted: {other:?}"),
         }
     }
 
     pub(crate) async fn send(&mut self, packet: Packet) {
+        self.send_all(&[packet]).await;
+    }
+
+    /// Writes packets at once.
+    pub(crate) async fn send_all(&mut self, packets: &[Packet]) {
         let mut bytes = BytesMut::new();
-        codec::encode(&packet, self.version, &mut bytes);
+        for packet in packets {
+            codec::encode(packet, self.version, &mut bytes);
+        }
         self.stream.write_all(&bytes).await.unwrap();
     }
 
@@ -146,14 +151,34 @@ impl Client {
         assert!(!reasons[0].is_error(), "{reasons:?}");
     }
 
+    /// What UNSUBACK says; nothing to a 3.x client.
+    pub(crate) async fn unsubscribe(&mut self, filters: &[&str]) -> Vec<ReasonCode> {
+        let filters = filters.iter().map(|filter| (*filter).into()).collect();
+        let unsubscribe = Unsubscribe { packet_id: 5, filters, properties: Properties::NONE };
+        self.send(Packet::Unsubscribe(unsubscribe)).await;
+        match self.next().await {
+            Some(Packet::UnsubAck(unsuback)) if unsuback.packet_id == 5 => unsuback.reasons,
+            other => panic!("no UNSUBACK: {other:?}"),
+        }
+    }
+
     pub(crate) async fn publish(&mut self, topic: &str, qos: Qos, packet_id: u16, payload: &'static str) {
         self.send(Packet::Publish(publish(topic, qos, packet_id, payload))).await;
     }
 
+    /// A PUBACK, without its words.
     pub(crate) async fn puback(&mut self) -> Ack {
         match self.next().await {
-            Some(Packet::PubAck(ack)) => ack,
+            Some(Packet::PubAck(ack)) => Ack::new(ack.packet_id, ack.reason),
             other => panic!("no PUBACK: {other:?}"),
+        }
+    }
+
+    /// A PUBREC, without its words.
+    pub(crate) async fn pubrec(&mut self) -> Ack {
+        match self.next().await {
+            Some(Packet::PubRec(ack)) => Ack::new(ack.packet_id, ack.reason),
+            other => panic!("no PUBREC: {other:?}"),
         }
     }
 
@@ -164,9 +189,18 @@ impl Client {
         }
     }
 
-    /// Asserts that the server says this DISCONNECT and closes.
+    /// Asserts that the server says this DISCONNECT, with or without words, and closes.
     pub(crate) async fn is_told(&mut self, reason: ReasonCode) {
-        assert_eq!(self.next().await, Some(Packet::Disconnect(Disconnect::new(reason))));
+        match self.next().await {
+            Some(Packet::Disconnect(disconnect)) => assert_eq!(disconnect.reason, reason),
+            other => panic!("no DISCONNECT: {other:?}"),
+        }
+        assert_eq!(self.next().await, None);
+    }
+
+    /// Says goodbye, and waits until the server has closed.
+    pub(crate) async fn leave(mut self) {
+        self.send(Packet::Disconnect(Disconnect::new(ReasonCode::Success))).await;
         assert_eq!(self.next().await, None);
     }
 }

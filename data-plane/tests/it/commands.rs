@@ -56,14 +56,14 @@ impl NodeSessionService for Stub {
     }
 }
 
-struct Controlled {
-    plane: Plane,
+pub(crate) struct Controlled {
+    pub(crate) plane: Plane,
     session: Session,
     later: Arc<Mutex<mpsc::Receiver<Session>>>,
 }
 
 impl Controlled {
-    async fn start(configure: impl FnOnce(&mut tbmq_data_plane::Config)) -> Self {
+    pub(crate) async fn start(configure: impl FnOnce(&mut tbmq_data_plane::Config)) -> Self {
         let (sessions, mut opened) = mpsc::channel(4);
         let address = serve(Stub { sessions }).await;
         let mut config = config();
@@ -80,7 +80,7 @@ impl Controlled {
         self.session.ask(request).await
     }
 
-    async fn found(&mut self, client_id: &str) -> SessionDetail {
+    pub(crate) async fn found(&mut self, client_id: &str) -> SessionDetail {
         match self.ask(Wanted::GetSession(GetSession { client_id: client_id.to_owned() })).await {
             Reply::Session(found) => found,
             other => panic!("{other:?}"),
@@ -171,6 +171,7 @@ async fn a_session_is_told_as_the_client_made_it() {
     assert_eq!((session.protocol_version, session.clean_start), (5, true));
     assert_eq!(session.keep_alive_seconds, 600, "what applies");
     assert_eq!(session.subscription_count, 2);
+    assert_eq!((session.client_type.as_str(), session.authentication.as_str()), ("DEVICE", ""));
     let plain = SubscriptionInfo { filter: "a/#".to_owned(), qos: 1, ..SubscriptionInfo::default() };
     let special = SubscriptionInfo {
         filter: "b/+".to_owned(),

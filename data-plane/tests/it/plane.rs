@@ -30,6 +30,7 @@ pub(crate) fn config() -> Config {
     let mut config = Config::default();
     config.listener.tcp.bind_address = "127.0.0.1".parse().unwrap();
     config.listener.tcp.bind_port = 0;
+    config.listener.ws.enabled = false;
     config
 }
 
@@ -41,6 +42,7 @@ pub(crate) fn context(bus: &Arc<TestBus>) -> Context {
         identity: Identity::of("data-plane", Some("node-1")),
         metrics: Metrics::default(),
         health: Health::default(),
+        sessions: None,
     }
 }
 
@@ -55,6 +57,11 @@ impl Plane {
         let running = start(config, context).await.unwrap();
         let address = running.addresses()[0].1;
         Self { bus, address, running, metrics, health }
+    }
+
+    /// Where it listens with this scheme.
+    pub(crate) fn at(&self, scheme: &str) -> SocketAddr {
+        self.running.addresses().into_iter().find(|(found, _)| *found == scheme).unwrap().1
     }
 
     /// The value of a counter or gauge by its line's beginning.

@@ -11,6 +11,7 @@ use crate::{
     plane::{Plane, config, until},
 };
 
+/// [MQTT-3.1.4-4] [MQTT5-3.1.4-5]
 #[tokio::test]
 async fn every_version_is_accepted_and_five_is_told_what_there_is() {
     let plane = Plane::start().await;
@@ -26,12 +27,13 @@ async fn every_version_is_accepted_and_five_is_told_what_there_is() {
     assert!(!connack.session_present);
     assert_eq!(connack.properties.text(PropertyId::AssignedClientIdentifier).unwrap().len(), 32);
     assert_eq!(number(&connack, PropertyId::ServerKeepAlive), Some(600));
-    assert_eq!(number(&connack, PropertyId::SessionExpiryInterval), Some(0));
+    assert_eq!(number(&connack, PropertyId::SessionExpiryInterval), Some(100));
     assert_eq!(number(&connack, PropertyId::ReceiveMaximum), Some(1000));
-    assert_eq!(number(&connack, PropertyId::SharedSubscriptionAvailable), Some(0));
-    assert_eq!(number(&connack, PropertyId::RetainAvailable), None);
+    assert_eq!(number(&connack, PropertyId::SharedSubscriptionAvailable), Some(1));
+    assert_eq!(number(&connack, PropertyId::RetainAvailable), Some(1));
 }
 
+/// [MQTT-3.1.3-2] [MQTT-3.1.4-2] [MQTT5-3.1.3-2] [MQTT5-3.1.4-3]
 #[tokio::test]
 async fn a_second_connection_takes_the_client_id_over() {
     let plane = Plane::start().await;
@@ -49,6 +51,7 @@ async fn a_second_connection_takes_the_client_id_over() {
     second.hears_nothing().await;
 }
 
+/// [MQTT5-3.1.2-8] [MQTT5-3.14.4-3]
 #[tokio::test]
 async fn a_will_is_published_unless_the_client_says_goodbye() {
     let plane = Plane::start().await;
@@ -80,6 +83,7 @@ async fn a_will_is_published_unless_the_client_says_goodbye() {
     assert_eq!(payloads, ["broken", "asked for"]);
 }
 
+/// [MQTT5-3.1.2-22]
 #[tokio::test]
 async fn a_silent_client_is_disconnected_after_one_and_a_half_keep_alives() {
     let plane = Plane::start().await;
@@ -113,6 +117,7 @@ async fn a_connection_without_connect_is_closed() {
     assert_eq!(plane.metric("tbmq_mqtt_connections_ended_total{reason=\"ConnectTimeout\"}"), 1);
 }
 
+/// [MQTT-4.8.0-1] [MQTT5-3.1.0-2] [MQTT5-3.14.4-2] [MQTT5-4.13.1-1] [MQTT5-4.13.2-1]
 #[tokio::test]
 async fn malformed_input_closes_that_connection_only_with_its_reason() {
     let plane = Plane::start().await;
@@ -138,6 +143,7 @@ async fn malformed_input_closes_that_connection_only_with_its_reason() {
     bystander.hears_nothing().await;
 }
 
+/// [MQTT-3.1.2-2] [MQTT5-3.1.2-2]
 #[tokio::test]
 async fn an_unknown_protocol_level_is_told_so() {
     let plane = Plane::start().await;

@@ -8,6 +8,7 @@
 //! * [`identity`], [`build_info`], [`time`]: who is running, since when, in which version.
 //! * [`telemetry`], [`metrics`], [`admin`]: logs on stderr, one metrics registry, `/livez` `/readyz` `/metrics`.
 //! * [`drain`]: the one signal to stop taking work.
+//! * [`tls`], [`file`](mod@file): certificates that are read again when their files change.
 //! * [`system`]: the load of the machine.
 #![warn(missing_docs)]
 
@@ -16,6 +17,7 @@ pub mod build_info;
 pub mod bus_config;
 pub mod config;
 pub mod drain;
+pub mod file;
 pub mod identity;
 pub mod metrics;
 pub mod secrets_config;
@@ -23,3 +25,4 @@ pub mod shell;
 pub mod system;
 pub mod telemetry;
 pub mod time;
+pub mod tls;

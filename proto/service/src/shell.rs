@@ -38,6 +38,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
     process::ExitCode,
+    time::Duration,
 };
 
 use anyhow::Context as _;
@@ -98,6 +99,9 @@ pub trait Running: Send {
     /// Stops gracefully, within a bounded time.
     fn drain(self) -> impl Future<Output = ()> + Send;
 }
+
+/// How long threads may take to end once everything has stopped.
+const LAST_THREADS: Duration = Duration::from_secs(5);
 
 /// The configuration can't be used: the process ends with exit code 2.
 #[derive(Debug, thiserror::Error)]
@@ -240,6 +244,8 @@ where
                 Err(error) => return complain(&format!("can't start threads: {error}"), 1),
             };
             let ended = runtime.block_on(live(program, shell, |shell| start(config, arguments.own, shell)));
+            // Clients of a Kafka that does not answer may take a minute to close, and nobody waits for what they do.
+            runtime.shutdown_timeout(LAST_THREADS);
             match ended {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(error) if error.is::<Misconfigured>() || error.is::<config::Error>() => {

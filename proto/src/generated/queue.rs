@@ -108,6 +108,128 @@ pub struct SubscriptionOptionsProto {
     #[prost(enumeration = "RetainHandling", tag = "3")]
     pub retain_handling: i32,
 }
+/// Value of `tbmq.client.session` (key = client id).
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ClientSessionInfoProto {
+    #[prost(bool, tag = "1")]
+    pub connected: bool,
+    #[prost(message, optional, tag = "2")]
+    pub session_info: ::core::option::Option<SessionInfoProto>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SessionInfoProto {
+    /// The node that has, or had, the connection.
+    #[prost(message, optional, tag = "1")]
+    pub service_info: ::core::option::Option<ServiceInfo>,
+    /// Halves of the UUID of one connection.
+    #[prost(int64, tag = "2")]
+    pub session_id_msb: i64,
+    #[prost(int64, tag = "3")]
+    pub session_id_lsb: i64,
+    #[prost(message, optional, tag = "4")]
+    pub client_info: ::core::option::Option<ClientInfoProto>,
+    /// As the client asked for.
+    #[prost(bool, tag = "5")]
+    pub clean_start: bool,
+    #[prost(message, optional, tag = "6")]
+    pub connection_info: ::core::option::Option<ConnectionInfoProto>,
+    /// Seconds, to be read as unsigned; all ones: never. Absent for 3.x clients.
+    #[prost(int32, optional, tag = "7")]
+    pub session_expiry_interval: ::core::option::Option<i32>,
+    /// Native: the owner's epoch, as in the session store.
+    #[prost(uint64, tag = "1000")]
+    pub epoch: u64,
+    /// Native: 3, 4 or 5, as in CONNECT; 0: not known.
+    #[prost(uint32, tag = "1001")]
+    pub protocol_level: u32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ClientInfoProto {
+    #[prost(string, tag = "1")]
+    pub client_id: ::prost::alloc::string::String,
+    /// DEVICE or APPLICATION.
+    #[prost(string, tag = "2")]
+    pub client_type: ::prost::alloc::string::String,
+    /// 4 or 16 bytes.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub client_ip_adr: ::prost::bytes::Bytes,
+    /// Ours: the user that it has proved to be, or says it is.
+    #[prost(string, optional, tag = "1000")]
+    pub user_name: ::core::option::Option<::prost::alloc::string::String>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ConnectionInfoProto {
+    /// Epoch ms.
+    #[prost(int64, tag = "1")]
+    pub connected_at: i64,
+    /// Epoch ms; 0 while connected.
+    #[prost(int64, tag = "2")]
+    pub disconnected_at: i64,
+    /// Seconds.
+    #[prost(int32, tag = "3")]
+    pub keep_alive: i32,
+}
+/// Native: a message that waits for a client, in the session store.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct StoredDeliveryProto {
+    /// The message as the client is to get it: its QoS, retain flag and subscription identifiers.
+    #[prost(message, optional, tag = "1")]
+    pub publish: ::core::option::Option<PublishMsgProto>,
+    /// Epoch ms; absent: never.
+    #[prost(int64, optional, tag = "2")]
+    pub expires_at_ms: ::core::option::Option<i64>,
+}
+/// Native: a will, in the session store.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct StoredWillProto {
+    #[prost(message, optional, tag = "1")]
+    pub publish: ::core::option::Option<PublishMsgProto>,
+    /// Will Delay Interval, seconds; absent: none was sent.
+    #[prost(uint32, optional, tag = "2")]
+    pub delay_s: ::core::option::Option<u32>,
+    /// Message Expiry Interval, seconds from the publish on; absent: never.
+    #[prost(uint32, optional, tag = "3")]
+    pub expiry_s: ::core::option::Option<u32>,
+}
+/// The retained message of a topic. Its Message Expiry Interval, when it has one, is the record's header
+/// messageExpiryInterval: 4 bytes, big-endian, seconds from createdTime.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RetainedMsgProto {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub payload: ::prost::bytes::Bytes,
+    /// 0..2, as published.
+    #[prost(int32, tag = "2")]
+    pub qos: i32,
+    #[prost(string, tag = "3")]
+    pub topic: ::prost::alloc::string::String,
+    /// MQTT 5 user properties in the publisher's order.
+    #[prost(message, repeated, tag = "4")]
+    pub user_properties: ::prost::alloc::vec::Vec<UserPropertyProto>,
+    /// When it was published, ms since 1970.
+    #[prost(int64, tag = "5")]
+    pub created_time: i64,
+    /// Set only when at least one of its fields is.
+    #[prost(message, optional, tag = "6")]
+    pub mqtt_properties: ::core::option::Option<MqttPropertiesProto>,
+    /// Client id of the publisher, who does not get it where it subscribed with No Local.
+    #[prost(string, tag = "1000")]
+    pub publisher: ::prost::alloc::string::String,
+}
+/// Value of `tbmq.client.blocked`; a record without a value: blocked no more.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BlockedClientProto {
+    #[prost(enumeration = "BlockedClientTypeProto", tag = "1")]
+    pub r#type: i32,
+    /// Epoch ms; 0: never.
+    #[prost(int64, tag = "2")]
+    pub expiration_time: i64,
+    #[prost(string, optional, tag = "3")]
+    pub description: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(string, tag = "4")]
+    pub value: ::prost::alloc::string::String,
+    #[prost(enumeration = "RegexMatchTargetProto", optional, tag = "5")]
+    pub regex_match_target: ::core::option::Option<i32>,
+}
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum SubscriptionsSourceProto {
@@ -159,6 +281,73 @@ impl RetainHandling {
             "SEND" => Some(Self::Send),
             "SEND_IF_NOT_EXISTS" => Some(Self::SendIfNotExists),
             "DONT_SEND" => Some(Self::DontSend),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum BlockedClientTypeProto {
+    BlockedClientTypeUnknown = 0,
+    BlockedClientTypeClientId = 1,
+    BlockedClientTypeUsername = 2,
+    BlockedClientTypeIpAddress = 3,
+    BlockedClientTypeRegex = 4,
+}
+impl BlockedClientTypeProto {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::BlockedClientTypeUnknown => "BLOCKED_CLIENT_TYPE_UNKNOWN",
+            Self::BlockedClientTypeClientId => "BLOCKED_CLIENT_TYPE_CLIENT_ID",
+            Self::BlockedClientTypeUsername => "BLOCKED_CLIENT_TYPE_USERNAME",
+            Self::BlockedClientTypeIpAddress => "BLOCKED_CLIENT_TYPE_IP_ADDRESS",
+            Self::BlockedClientTypeRegex => "BLOCKED_CLIENT_TYPE_REGEX",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "BLOCKED_CLIENT_TYPE_UNKNOWN" => Some(Self::BlockedClientTypeUnknown),
+            "BLOCKED_CLIENT_TYPE_CLIENT_ID" => Some(Self::BlockedClientTypeClientId),
+            "BLOCKED_CLIENT_TYPE_USERNAME" => Some(Self::BlockedClientTypeUsername),
+            "BLOCKED_CLIENT_TYPE_IP_ADDRESS" => Some(Self::BlockedClientTypeIpAddress),
+            "BLOCKED_CLIENT_TYPE_REGEX" => Some(Self::BlockedClientTypeRegex),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum RegexMatchTargetProto {
+    RegexMatchTargetUnknown = 0,
+    RegexMatchTargetByClientId = 1,
+    RegexMatchTargetByUsername = 2,
+    RegexMatchTargetByIpAddress = 3,
+}
+impl RegexMatchTargetProto {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::RegexMatchTargetUnknown => "REGEX_MATCH_TARGET_UNKNOWN",
+            Self::RegexMatchTargetByClientId => "REGEX_MATCH_TARGET_BY_CLIENT_ID",
+            Self::RegexMatchTargetByUsername => "REGEX_MATCH_TARGET_BY_USERNAME",
+            Self::RegexMatchTargetByIpAddress => "REGEX_MATCH_TARGET_BY_IP_ADDRESS",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "REGEX_MATCH_TARGET_UNKNOWN" => Some(Self::RegexMatchTargetUnknown),
+            "REGEX_MATCH_TARGET_BY_CLIENT_ID" => Some(Self::RegexMatchTargetByClientId),
+            "REGEX_MATCH_TARGET_BY_USERNAME" => Some(Self::RegexMatchTargetByUsername),
+            "REGEX_MATCH_TARGET_BY_IP_ADDRESS" => Some(Self::RegexMatchTargetByIpAddress),
             _ => None,
         }
     }

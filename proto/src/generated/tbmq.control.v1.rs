@@ -982,6 +982,3318 @@ pub mod audit_service_server {
         const NAME: &'static str = SERVICE_NAME;
     }
 }
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Credentials {
+    /// `credentials/{uuid}`.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// The uuid alone. Output only.
+    #[prost(string, tag = "2")]
+    pub uid: ::prost::alloc::string::String,
+    /// 1 to 255 characters.
+    #[prost(string, tag = "3")]
+    pub display_name: ::prost::alloc::string::String,
+    #[prost(enumeration = "ClientType", tag = "4")]
+    pub client_type: i32,
+    /// Output only: which of the fields below is set.
+    #[prost(enumeration = "CredentialsType", tag = "5")]
+    pub r#type: i32,
+    /// Unique; TBMQ's derived key, such as `username|u`, `client_id|c`, `mixed|u|c`, `ssl|cn`, `scram|u`. Output only.
+    #[prost(string, tag = "6")]
+    pub credentials_id: ::prost::alloc::string::String,
+    /// Output only, as everything below.
+    #[prost(uint64, tag = "10")]
+    pub revision: u64,
+    #[prost(string, tag = "11")]
+    pub etag: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "12")]
+    pub create_time: ::core::option::Option<::prost_types::Timestamp>,
+    #[prost(message, optional, tag = "13")]
+    pub update_time: ::core::option::Option<::prost_types::Timestamp>,
+    /// Revision that every live data plane has applied; 0: none yet.
+    #[prost(uint64, tag = "14")]
+    pub observed_revision: u64,
+    #[prost(oneof = "credentials::Proof", tags = "7, 8, 9")]
+    pub proof: ::core::option::Option<credentials::Proof>,
+}
+/// Nested message and enum types in `Credentials`.
+pub mod credentials {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Proof {
+        #[prost(message, tag = "7")]
+        Basic(super::BasicCredentials),
+        #[prost(message, tag = "8")]
+        X509(super::X509Credentials),
+        #[prost(message, tag = "9")]
+        Scram(super::ScramCredentials),
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct BasicCredentials {
+    /// Absent: any. One of client id and user name is there.
+    #[prost(string, optional, tag = "1")]
+    pub client_id: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(string, optional, tag = "2")]
+    pub user_name: ::core::option::Option<::prost::alloc::string::String>,
+    /// Input only: kept as an argon2id hash.
+    #[prost(string, optional, tag = "3")]
+    pub password: ::core::option::Option<::prost::alloc::string::String>,
+    /// Input only: argon2id in PHC form, or TBMQ's bcrypt.
+    #[prost(string, optional, tag = "4")]
+    pub password_hash: ::core::option::Option<::prost::alloc::string::String>,
+    /// Output only. Without a password any is accepted.
+    #[prost(bool, tag = "5")]
+    pub has_password: bool,
+    #[prost(message, repeated, tag = "6")]
+    pub rules: ::prost::alloc::vec::Vec<AccessRule>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct X509Credentials {
+    /// Of a certificate of the client's chain.
+    #[prost(string, tag = "1")]
+    pub common_name: ::prost::alloc::string::String,
+    /// `common_name` is a regular expression that is found anywhere in the name.
+    #[prost(bool, tag = "2")]
+    pub is_pattern: bool,
+    /// 1 to 100.
+    #[prost(message, repeated, tag = "3")]
+    pub leaf_rules: ::prost::alloc::vec::Vec<x509_credentials::LeafRules>,
+}
+/// Nested message and enum types in `X509Credentials`.
+pub mod x509_credentials {
+    #[derive(Clone, PartialEq, ::prost::Message)]
+    pub struct LeafRules {
+        /// Matches the whole common name of the client's own certificate.
+        #[prost(string, tag = "1")]
+        pub pattern: ::prost::alloc::string::String,
+        #[prost(message, repeated, tag = "2")]
+        pub rules: ::prost::alloc::vec::Vec<super::AccessRule>,
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ScramCredentials {
+    #[prost(string, tag = "1")]
+    pub user_name: ::prost::alloc::string::String,
+    /// SHA_256 (the default) or SHA_512.
+    #[prost(string, tag = "2")]
+    pub algorithm: ::prost::alloc::string::String,
+    /// Input only.
+    #[prost(string, optional, tag = "3")]
+    pub password: ::core::option::Option<::prost::alloc::string::String>,
+    /// Input only, instead of a password: as TBMQ has it.
+    #[prost(message, optional, tag = "4")]
+    pub keys: ::core::option::Option<scram_credentials::ScramKeys>,
+    #[prost(message, repeated, tag = "5")]
+    pub rules: ::prost::alloc::vec::Vec<AccessRule>,
+}
+/// Nested message and enum types in `ScramCredentials`.
+pub mod scram_credentials {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct ScramKeys {
+        #[prost(uint32, tag = "1")]
+        pub iterations: u32,
+        #[prost(bytes = "bytes", tag = "2")]
+        pub salt: ::prost::bytes::Bytes,
+        #[prost(bytes = "bytes", tag = "3")]
+        pub stored_key: ::prost::bytes::Bytes,
+        #[prost(bytes = "bytes", tag = "4")]
+        pub server_key: ::prost::bytes::Bytes,
+    }
+}
+/// What may be done or not; denial wins. What no rule allows is denied.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AccessRule {
+    #[prost(enumeration = "access_rule::Effect", tag = "1")]
+    pub effect: i32,
+    #[prost(enumeration = "access_rule::Action", tag = "2")]
+    pub action: i32,
+    /// Each 0 to 2; none: all.
+    #[prost(uint32, repeated, tag = "5")]
+    pub qos: ::prost::alloc::vec::Vec<u32>,
+    /// Absent: with the retain flag or without.
+    #[prost(bool, optional, tag = "6")]
+    pub retain: ::core::option::Option<bool>,
+    #[prost(oneof = "access_rule::Topic", tags = "3, 4")]
+    pub topic: ::core::option::Option<access_rule::Topic>,
+}
+/// Nested message and enum types in `AccessRule`.
+pub mod access_rule {
+    #[derive(
+        Clone,
+        Copy,
+        Debug,
+        PartialEq,
+        Eq,
+        Hash,
+        PartialOrd,
+        Ord,
+        ::prost::Enumeration
+    )]
+    #[repr(i32)]
+    pub enum Effect {
+        /// As ALLOW.
+        Unspecified = 0,
+        Allow = 1,
+        Deny = 2,
+    }
+    impl Effect {
+        /// String value of the enum field names used in the ProtoBuf definition.
+        ///
+        /// The values are not transformed in any way and thus are considered stable
+        /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+        pub fn as_str_name(&self) -> &'static str {
+            match self {
+                Self::Unspecified => "EFFECT_UNSPECIFIED",
+                Self::Allow => "EFFECT_ALLOW",
+                Self::Deny => "EFFECT_DENY",
+            }
+        }
+        /// Creates an enum from field names used in the ProtoBuf definition.
+        pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+            match value {
+                "EFFECT_UNSPECIFIED" => Some(Self::Unspecified),
+                "EFFECT_ALLOW" => Some(Self::Allow),
+                "EFFECT_DENY" => Some(Self::Deny),
+                _ => None,
+            }
+        }
+    }
+    #[derive(
+        Clone,
+        Copy,
+        Debug,
+        PartialEq,
+        Eq,
+        Hash,
+        PartialOrd,
+        Ord,
+        ::prost::Enumeration
+    )]
+    #[repr(i32)]
+    pub enum Action {
+        /// As BOTH.
+        Unspecified = 0,
+        Publish = 1,
+        Subscribe = 2,
+        Both = 3,
+    }
+    impl Action {
+        /// String value of the enum field names used in the ProtoBuf definition.
+        ///
+        /// The values are not transformed in any way and thus are considered stable
+        /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+        pub fn as_str_name(&self) -> &'static str {
+            match self {
+                Self::Unspecified => "ACTION_UNSPECIFIED",
+                Self::Publish => "ACTION_PUBLISH",
+                Self::Subscribe => "ACTION_SUBSCRIBE",
+                Self::Both => "ACTION_BOTH",
+            }
+        }
+        /// Creates an enum from field names used in the ProtoBuf definition.
+        pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+            match value {
+                "ACTION_UNSPECIFIED" => Some(Self::Unspecified),
+                "ACTION_PUBLISH" => Some(Self::Publish),
+                "ACTION_SUBSCRIBE" => Some(Self::Subscribe),
+                "ACTION_BOTH" => Some(Self::Both),
+                _ => None,
+            }
+        }
+    }
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Topic {
+        /// A regular expression for the whole topic or filter (TBMQ's form).
+        #[prost(string, tag = "3")]
+        Regex(::prost::alloc::string::String),
+        /// A topic filter, with `${clientId}`, `${username}` and `${cn}`.
+        #[prost(string, tag = "4")]
+        Filter(::prost::alloc::string::String),
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct CreateCredentialsRequest {
+    #[prost(message, optional, tag = "1")]
+    pub credentials: ::core::option::Option<Credentials>,
+    /// A uuid; chosen by the server when empty.
+    #[prost(string, tag = "2")]
+    pub id: ::prost::alloc::string::String,
+    #[prost(bool, tag = "3")]
+    pub validate_only: bool,
+    /// Makes the call idempotent for 10 minutes.
+    #[prost(string, tag = "4")]
+    pub request_id: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetCredentialsRequest {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListCredentialsRequest {
+    /// 1 to 1000; 0 means 50.
+    #[prost(int32, tag = "1")]
+    pub page_size: i32,
+    #[prost(string, tag = "2")]
+    pub page_token: ::prost::alloc::string::String,
+    /// Case-insensitive part of the display name.
+    #[prost(string, tag = "3")]
+    pub text_search: ::prost::alloc::string::String,
+    /// Absent: all.
+    #[prost(enumeration = "CredentialsType", tag = "4")]
+    pub r#type: i32,
+    #[prost(enumeration = "ClientType", tag = "5")]
+    pub client_type: i32,
+    /// Parts of what a credential is for.
+    #[prost(string, tag = "6")]
+    pub client_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "7")]
+    pub user_name: ::prost::alloc::string::String,
+    #[prost(string, tag = "8")]
+    pub common_name: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListCredentialsResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub credentials: ::prost::alloc::vec::Vec<Credentials>,
+    #[prost(string, tag = "2")]
+    pub next_page_token: ::prost::alloc::string::String,
+    #[prost(int64, tag = "3")]
+    pub total_size: i64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct UpdateCredentialsRequest {
+    #[prost(message, optional, tag = "1")]
+    pub credentials: ::core::option::Option<Credentials>,
+    /// `display_name`, `client_type`, `basic`, `basic.rules`, `basic.password`, `x509`, `scram`, `scram.rules`; absent: all.
+    /// Without a new password the old one stays.
+    #[prost(message, optional, tag = "2")]
+    pub update_mask: ::core::option::Option<::prost_types::FieldMask>,
+    #[prost(bool, tag = "3")]
+    pub validate_only: bool,
+    #[prost(string, tag = "4")]
+    pub request_id: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeleteCredentialsRequest {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// When set, the delete succeeds only on this version.
+    #[prost(string, tag = "2")]
+    pub etag: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub request_id: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ChangePasswordRequest {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub current_password: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub new_password: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ImportCredentialsRequest {
+    /// At most 1000.
+    #[prost(message, repeated, tag = "1")]
+    pub credentials: ::prost::alloc::vec::Vec<Credentials>,
+    /// Replace those that are there; else they are refused as ALREADY_EXISTS.
+    #[prost(bool, tag = "2")]
+    pub replace: bool,
+    #[prost(bool, tag = "3")]
+    pub validate_only: bool,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ImportCredentialsResponse {
+    /// One for each of the request, in its order.
+    #[prost(message, repeated, tag = "1")]
+    pub outcomes: ::prost::alloc::vec::Vec<import_credentials_response::Outcome>,
+}
+/// Nested message and enum types in `ImportCredentialsResponse`.
+pub mod import_credentials_response {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct Outcome {
+        /// `credentials/{uuid}`; empty when it was refused.
+        #[prost(string, tag = "1")]
+        pub name: ::prost::alloc::string::String,
+        /// Name of the status code: OK, ALREADY_EXISTS, INVALID_ARGUMENT…
+        #[prost(string, tag = "2")]
+        pub code: ::prost::alloc::string::String,
+        #[prost(string, tag = "3")]
+        pub error: ::prost::alloc::string::String,
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BlockedClient {
+    /// `blockedClients/{key}`, where the key is type, target and value as TBMQ's record key, percent-encoded.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(enumeration = "blocked_client::Type", tag = "2")]
+    pub r#type: i32,
+    /// Literal or regular expression.
+    #[prost(string, tag = "3")]
+    pub value: ::prost::alloc::string::String,
+    /// Of a regular expression.
+    #[prost(enumeration = "blocked_client::RegexMatchTarget", tag = "4")]
+    pub regex_match_target: i32,
+    /// Absent: never.
+    #[prost(message, optional, tag = "5")]
+    pub expire_time: ::core::option::Option<::prost_types::Timestamp>,
+    #[prost(string, tag = "6")]
+    pub description: ::prost::alloc::string::String,
+    /// Output only.
+    #[prost(enumeration = "blocked_client::Status", tag = "7")]
+    pub status: i32,
+}
+/// Nested message and enum types in `BlockedClient`.
+pub mod blocked_client {
+    #[derive(
+        Clone,
+        Copy,
+        Debug,
+        PartialEq,
+        Eq,
+        Hash,
+        PartialOrd,
+        Ord,
+        ::prost::Enumeration
+    )]
+    #[repr(i32)]
+    pub enum Type {
+        Unspecified = 0,
+        ClientId = 1,
+        Username = 2,
+        /// An address, or a network such as 10.0.0.0/8.
+        IpAddress = 3,
+        Regex = 4,
+    }
+    impl Type {
+        /// String value of the enum field names used in the ProtoBuf definition.
+        ///
+        /// The values are not transformed in any way and thus are considered stable
+        /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+        pub fn as_str_name(&self) -> &'static str {
+            match self {
+                Self::Unspecified => "TYPE_UNSPECIFIED",
+                Self::ClientId => "TYPE_CLIENT_ID",
+                Self::Username => "TYPE_USERNAME",
+                Self::IpAddress => "TYPE_IP_ADDRESS",
+                Self::Regex => "TYPE_REGEX",
+            }
+        }
+        /// Creates an enum from field names used in the ProtoBuf definition.
+        pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+            match value {
+                "TYPE_UNSPECIFIED" => Some(Self::Unspecified),
+                "TYPE_CLIENT_ID" => Some(Self::ClientId),
+                "TYPE_USERNAME" => Some(Self::Username),
+                "TYPE_IP_ADDRESS" => Some(Self::IpAddress),
+                "TYPE_REGEX" => Some(Self::Regex),
+                _ => None,
+            }
+        }
+    }
+    #[derive(
+        Clone,
+        Copy,
+        Debug,
+        PartialEq,
+        Eq,
+        Hash,
+        PartialOrd,
+        Ord,
+        ::prost::Enumeration
+    )]
+    #[repr(i32)]
+    pub enum RegexMatchTarget {
+        Unspecified = 0,
+        ByClientId = 1,
+        ByUsername = 2,
+        ByIpAddress = 3,
+    }
+    impl RegexMatchTarget {
+        /// String value of the enum field names used in the ProtoBuf definition.
+        ///
+        /// The values are not transformed in any way and thus are considered stable
+        /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+        pub fn as_str_name(&self) -> &'static str {
+            match self {
+                Self::Unspecified => "REGEX_MATCH_TARGET_UNSPECIFIED",
+                Self::ByClientId => "REGEX_MATCH_TARGET_BY_CLIENT_ID",
+                Self::ByUsername => "REGEX_MATCH_TARGET_BY_USERNAME",
+                Self::ByIpAddress => "REGEX_MATCH_TARGET_BY_IP_ADDRESS",
+            }
+        }
+        /// Creates an enum from field names used in the ProtoBuf definition.
+        pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+            match value {
+                "REGEX_MATCH_TARGET_UNSPECIFIED" => Some(Self::Unspecified),
+                "REGEX_MATCH_TARGET_BY_CLIENT_ID" => Some(Self::ByClientId),
+                "REGEX_MATCH_TARGET_BY_USERNAME" => Some(Self::ByUsername),
+                "REGEX_MATCH_TARGET_BY_IP_ADDRESS" => Some(Self::ByIpAddress),
+                _ => None,
+            }
+        }
+    }
+    #[derive(
+        Clone,
+        Copy,
+        Debug,
+        PartialEq,
+        Eq,
+        Hash,
+        PartialOrd,
+        Ord,
+        ::prost::Enumeration
+    )]
+    #[repr(i32)]
+    pub enum Status {
+        Unspecified = 0,
+        Active = 1,
+        /// Its time is over.
+        Expired = 2,
+        /// It is over for more than half of the time after which it is removed.
+        DeletingSoon = 3,
+    }
+    impl Status {
+        /// String value of the enum field names used in the ProtoBuf definition.
+        ///
+        /// The values are not transformed in any way and thus are considered stable
+        /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+        pub fn as_str_name(&self) -> &'static str {
+            match self {
+                Self::Unspecified => "STATUS_UNSPECIFIED",
+                Self::Active => "STATUS_ACTIVE",
+                Self::Expired => "STATUS_EXPIRED",
+                Self::DeletingSoon => "STATUS_DELETING_SOON",
+            }
+        }
+        /// Creates an enum from field names used in the ProtoBuf definition.
+        pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+            match value {
+                "STATUS_UNSPECIFIED" => Some(Self::Unspecified),
+                "STATUS_ACTIVE" => Some(Self::Active),
+                "STATUS_EXPIRED" => Some(Self::Expired),
+                "STATUS_DELETING_SOON" => Some(Self::DeletingSoon),
+                _ => None,
+            }
+        }
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CreateBlockedClientRequest {
+    #[prost(message, optional, tag = "1")]
+    pub blocked_client: ::core::option::Option<BlockedClient>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetBlockedClientRequest {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListBlockedClientsRequest {
+    /// 1 to 1000; 0 means 50.
+    #[prost(int32, tag = "1")]
+    pub page_size: i32,
+    #[prost(string, tag = "2")]
+    pub page_token: ::prost::alloc::string::String,
+    /// Absent: all.
+    #[prost(enumeration = "blocked_client::Type", tag = "3")]
+    pub r#type: i32,
+    /// Case-insensitive part of the value.
+    #[prost(string, tag = "4")]
+    pub text_search: ::prost::alloc::string::String,
+    #[prost(enumeration = "blocked_client::Status", tag = "5")]
+    pub status: i32,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListBlockedClientsResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub blocked_clients: ::prost::alloc::vec::Vec<BlockedClient>,
+    #[prost(string, tag = "2")]
+    pub next_page_token: ::prost::alloc::string::String,
+    #[prost(int64, tag = "3")]
+    pub total_size: i64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UpdateBlockedClientRequest {
+    /// `expire_time` and `description` change.
+    #[prost(message, optional, tag = "1")]
+    pub blocked_client: ::core::option::Option<BlockedClient>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeleteBlockedClientRequest {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UnauthorizedClient {
+    /// `unauthorizedClients/{client id}`, percent-encoded.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub client_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub address: ::prost::alloc::string::String,
+    #[prost(string, tag = "4")]
+    pub user_name: ::prost::alloc::string::String,
+    #[prost(bool, tag = "5")]
+    pub password_provided: bool,
+    #[prost(bool, tag = "6")]
+    pub tls_used: bool,
+    /// Why it was refused last; those of several providers are joined by " | ".
+    #[prost(string, tag = "7")]
+    pub reason: ::prost::alloc::string::String,
+    /// Of the latest refusal.
+    #[prost(message, optional, tag = "8")]
+    pub time: ::core::option::Option<::prost_types::Timestamp>,
+    /// Refusals since the first that is remembered.
+    #[prost(uint64, tag = "9")]
+    pub count: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetUnauthorizedClientRequest {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListUnauthorizedClientsRequest {
+    /// 1 to 1000; 0 means 50.
+    #[prost(int32, tag = "1")]
+    pub page_size: i32,
+    #[prost(string, tag = "2")]
+    pub page_token: ::prost::alloc::string::String,
+    /// Case-insensitive parts.
+    #[prost(string, tag = "3")]
+    pub client_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "4")]
+    pub address: ::prost::alloc::string::String,
+    #[prost(string, tag = "5")]
+    pub user_name: ::prost::alloc::string::String,
+    #[prost(string, tag = "6")]
+    pub reason: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListUnauthorizedClientsResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub unauthorized_clients: ::prost::alloc::vec::Vec<UnauthorizedClient>,
+    #[prost(string, tag = "2")]
+    pub next_page_token: ::prost::alloc::string::String,
+    #[prost(int64, tag = "3")]
+    pub total_size: i64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeleteUnauthorizedClientRequest {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ClearUnauthorizedClientsRequest {}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ClearUnauthorizedClientsResponse {
+    #[prost(uint64, tag = "1")]
+    pub removed: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AuthProvider {
+    /// `authProviders/{type}`, the type being MQTT_BASIC, X_509, JWT, SCRAM or HTTP.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(bool, tag = "2")]
+    pub enabled: bool,
+    /// TBMQ's configuration of the provider; secrets in it read as `********` and stay when they come back so.
+    #[prost(string, tag = "3")]
+    pub configuration_json: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "4")]
+    pub revision: u64,
+    #[prost(string, tag = "5")]
+    pub etag: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetAuthProviderRequest {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListAuthProvidersRequest {}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListAuthProvidersResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub providers: ::prost::alloc::vec::Vec<AuthProvider>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UpdateAuthProviderRequest {
+    #[prost(message, optional, tag = "1")]
+    pub provider: ::core::option::Option<AuthProvider>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AuthSettings {
+    /// MQTT_BASIC, X_509, JWT and HTTP: who is asked first (TBMQ's `mqttAuthorization`).
+    #[prost(string, repeated, tag = "1")]
+    pub priorities: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, tag = "2")]
+    pub etag: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetAuthSettingsRequest {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UpdateAuthSettingsRequest {
+    #[prost(message, optional, tag = "1")]
+    pub settings: ::core::option::Option<AuthSettings>,
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum CredentialsType {
+    Unspecified = 0,
+    MqttBasic = 1,
+    X509 = 2,
+    Scram = 3,
+}
+impl CredentialsType {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "CREDENTIALS_TYPE_UNSPECIFIED",
+            Self::MqttBasic => "CREDENTIALS_TYPE_MQTT_BASIC",
+            Self::X509 => "CREDENTIALS_TYPE_X_509",
+            Self::Scram => "CREDENTIALS_TYPE_SCRAM",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "CREDENTIALS_TYPE_UNSPECIFIED" => Some(Self::Unspecified),
+            "CREDENTIALS_TYPE_MQTT_BASIC" => Some(Self::MqttBasic),
+            "CREDENTIALS_TYPE_X_509" => Some(Self::X509),
+            "CREDENTIALS_TYPE_SCRAM" => Some(Self::Scram),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum ClientType {
+    /// As DEVICE.
+    Unspecified = 0,
+    Device = 1,
+    Application = 2,
+}
+impl ClientType {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "CLIENT_TYPE_UNSPECIFIED",
+            Self::Device => "CLIENT_TYPE_DEVICE",
+            Self::Application => "CLIENT_TYPE_APPLICATION",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "CLIENT_TYPE_UNSPECIFIED" => Some(Self::Unspecified),
+            "CLIENT_TYPE_DEVICE" => Some(Self::Device),
+            "CLIENT_TYPE_APPLICATION" => Some(Self::Application),
+            _ => None,
+        }
+    }
+}
+/// Generated client implementations.
+#[cfg(feature = "grpc")]
+pub mod credentials_service_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    /// Owns credentials of MQTT clients. Reads never answer with a password, a hash or a key.
+    #[derive(Debug, Clone)]
+    pub struct CredentialsServiceClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl<T> CredentialsServiceClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> CredentialsServiceClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            CredentialsServiceClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        /// Saves a credential, then waits until every live data plane applied it (at most 5 s).
+        pub async fn create_credentials(
+            &mut self,
+            request: impl tonic::IntoRequest<super::CreateCredentialsRequest>,
+        ) -> std::result::Result<tonic::Response<super::Credentials>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/tbmq.control.v1.CredentialsService/CreateCredentials",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "tbmq.control.v1.CredentialsService",
+                        "CreateCredentials",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn get_credentials(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetCredentialsRequest>,
+        ) -> std::result::Result<tonic::Response<super::Credentials>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/tbmq.control.v1.CredentialsService/GetCredentials",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "tbmq.control.v1.CredentialsService",
+                        "GetCredentials",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn list_credentials(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListCredentialsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListCredentialsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/tbmq.control.v1.CredentialsService/ListCredentials",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "tbmq.control.v1.CredentialsService",
+                        "ListCredentials",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Clients that are connected by it get its new rules within a second.
+        pub async fn update_credentials(
+            &mut self,
+            request: impl tonic::IntoRequest<super::UpdateCredentialsRequest>,
+        ) -> std::result::Result<tonic::Response<super::Credentials>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/tbmq.control.v1.CredentialsService/UpdateCredentials",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "tbmq.control.v1.CredentialsService",
+                        "UpdateCredentials",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Clients that are connected by it are disconnected (0x87).
+        pub async fn delete_credentials(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DeleteCredentialsRequest>,
+        ) -> std::result::Result<tonic::Response<()>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/tbmq.control.v1.CredentialsService/DeleteCredentials",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "tbmq.control.v1.CredentialsService",
+                        "DeleteCredentials",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Changes the password of a basic or SCRAM credential by one who knows it.
+        pub async fn change_password(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ChangePasswordRequest>,
+        ) -> std::result::Result<tonic::Response<super::Credentials>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/tbmq.control.v1.CredentialsService/ChangePassword",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "tbmq.control.v1.CredentialsService",
+                        "ChangePassword",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Saves many: each by itself, with its own outcome. Those that are there already (by `credentials_id`) are replaced
+        /// if asked to.
+        pub async fn import_credentials(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ImportCredentialsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ImportCredentialsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/tbmq.control.v1.CredentialsService/ImportCredentials",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "tbmq.control.v1.CredentialsService",
+                        "ImportCredentials",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+#[cfg(feature = "grpc")]
+pub mod credentials_service_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with CredentialsServiceServer.
+    #[async_trait]
+    pub trait CredentialsService: std::marker::Send + std::marker::Sync + 'static {
+        /// Saves a credential, then waits until every live data plane applied it (at most 5 s).
+        async fn create_credentials(
+            &self,
+            request: tonic::Request<super::CreateCredentialsRequest>,
+        ) -> std::result::Result<tonic::Response<super::Credentials>, tonic::Status>;
+        async fn get_credentials(
+            &self,
+            request: tonic::Request<super::GetCredentialsRequest>,
+        ) -> std::result::Result<tonic::Response<super::Credentials>, tonic::Status>;
+        async fn list_credentials(
+            &self,
+            request: tonic::Request<super::ListCredentialsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListCredentialsResponse>,
+            tonic::Status,
+        >;
+        /// Clients that are connected by it get its new rules within a second.
+        async fn update_credentials(
+            &self,
+            request: tonic::Request<super::UpdateCredentialsRequest>,
+        ) -> std::result::Result<tonic::Response<super::Credentials>, tonic::Status>;
+        /// Clients that are connected by it are disconnected (0x87).
+        async fn delete_credentials(
+            &self,
+            request: tonic::Request<super::DeleteCredentialsRequest>,
+        ) -> std::result::Result<tonic::Response<()>, tonic::Status>;
+        /// Changes the password of a basic or SCRAM credential by one who knows it.
+        async fn change_password(
+            &self,
+            request: tonic::Request<super::ChangePasswordRequest>,
+        ) -> std::result::Result<tonic::Response<super::Credentials>, tonic::Status>;
+        /// Saves many: each by itself, with its own outcome. Those that are there already (by `credentials_id`) are replaced
+        /// if asked to.
+        async fn import_credentials(
+            &self,
+            request: tonic::Request<super::ImportCredentialsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ImportCredentialsResponse>,
+            tonic::Status,
+        >;
+    }
+    /// Owns credentials of MQTT clients. Reads never answer with a password, a hash or a key.
+    #[derive(Debug)]
+    pub struct CredentialsServiceServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> CredentialsServiceServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for CredentialsServiceServer<T>
+    where
+        T: CredentialsService,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/tbmq.control.v1.CredentialsService/CreateCredentials" => {
+                    #[allow(non_camel_case_types)]
+                    struct CreateCredentialsSvc<T: CredentialsService>(pub Arc<T>);
+                    impl<
+                        T: CredentialsService,
+                    > tonic::server::UnaryService<super::CreateCredentialsRequest>
+                    for CreateCredentialsSvc<T> {
+                        type Response = super::Credentials;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::CreateCredentialsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as CredentialsService>::create_credentials(
+                                        &inner,
+                                        request,
+                                    )
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = CreateCredentialsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/tbmq.control.v1.CredentialsService/GetCredentials" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetCredentialsSvc<T: CredentialsService>(pub Arc<T>);
+                    impl<
+                        T: CredentialsService,
+                    > tonic::server::UnaryService<super::GetCredentialsRequest>
+                    for GetCredentialsSvc<T> {
+                        type Response = super::Credentials;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetCredentialsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as CredentialsService>::get_credentials(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetCredentialsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/tbmq.control.v1.CredentialsService/ListCredentials" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListCredentialsSvc<T: CredentialsService>(pub Arc<T>);
+                    impl<
+                        T: CredentialsService,
+                    > tonic::server::UnaryService<super::ListCredentialsRequest>
+                    for ListCredentialsSvc<T> {
+                        type Response = super::ListCredentialsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListCredentialsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as CredentialsService>::list_credentials(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListCredentialsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/tbmq.control.v1.CredentialsService/UpdateCredentials" => {
+                    #[allow(non_camel_case_types)]
+                    struct UpdateCredentialsSvc<T: CredentialsService>(pub Arc<T>);
+                    impl<
+                        T: CredentialsService,
+                    > tonic::server::UnaryService<super::UpdateCredentialsRequest>
+                    for UpdateCredentialsSvc<T> {
+                        type Response = super::Credentials;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::UpdateCredentialsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as CredentialsService>::update_credentials(
+                                        &inner,
+                                        request,
+                                    )
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = UpdateCredentialsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/tbmq.control.v1.CredentialsService/DeleteCredentials" => {
+                    #[allow(non_camel_case_types)]
+                    struct DeleteCredentialsSvc<T: CredentialsService>(pub Arc<T>);
+                    impl<
+                        T: CredentialsService,
+                    > tonic::server::UnaryService<super::DeleteCredentialsRequest>
+                    for DeleteCredentialsSvc<T> {
+                        type Response = ();
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DeleteCredentialsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as CredentialsService>::delete_credentials(
+                                        &inner,
+                                        request,
+                                    )
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DeleteCredentialsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/tbmq.control.v1.CredentialsService/ChangePassword" => {
+                    #[allow(non_camel_case_types)]
+                    struct ChangePasswordSvc<T: CredentialsService>(pub Arc<T>);
+                    impl<
+                        T: CredentialsService,
+                    > tonic::server::UnaryService<super::ChangePasswordRequest>
+                    for ChangePasswordSvc<T> {
+                        type Response = super::Credentials;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ChangePasswordRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as CredentialsService>::change_password(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ChangePasswordSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/tbmq.control.v1.CredentialsService/ImportCredentials" => {
+                    #[allow(non_camel_case_types)]
+                    struct ImportCredentialsSvc<T: CredentialsService>(pub Arc<T>);
+                    impl<
+                        T: CredentialsService,
+                    > tonic::server::UnaryService<super::ImportCredentialsRequest>
+                    for ImportCredentialsSvc<T> {
+                        type Response = super::ImportCredentialsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ImportCredentialsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as CredentialsService>::import_credentials(
+                                        &inner,
+                                        request,
+                                    )
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ImportCredentialsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for CredentialsServiceServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "tbmq.control.v1.CredentialsService";
+    impl<T> tonic::server::NamedService for CredentialsServiceServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}
+/// Generated client implementations.
+#[cfg(feature = "grpc")]
+pub mod blocked_client_service_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    /// Clients that may not connect, whatever they prove. Compacted topic `tbmq.client.blocked`, as TBMQ's.
+    #[derive(Debug, Clone)]
+    pub struct BlockedClientServiceClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl<T> BlockedClientServiceClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> BlockedClientServiceClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            BlockedClientServiceClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        /// Saves, and disconnects those it is about (0x98).
+        pub async fn create_blocked_client(
+            &mut self,
+            request: impl tonic::IntoRequest<super::CreateBlockedClientRequest>,
+        ) -> std::result::Result<tonic::Response<super::BlockedClient>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/tbmq.control.v1.BlockedClientService/CreateBlockedClient",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "tbmq.control.v1.BlockedClientService",
+                        "CreateBlockedClient",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn get_blocked_client(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetBlockedClientRequest>,
+        ) -> std::result::Result<tonic::Response<super::BlockedClient>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/tbmq.control.v1.BlockedClientService/GetBlockedClient",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "tbmq.control.v1.BlockedClientService",
+                        "GetBlockedClient",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn list_blocked_clients(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListBlockedClientsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListBlockedClientsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/tbmq.control.v1.BlockedClientService/ListBlockedClients",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "tbmq.control.v1.BlockedClientService",
+                        "ListBlockedClients",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn update_blocked_client(
+            &mut self,
+            request: impl tonic::IntoRequest<super::UpdateBlockedClientRequest>,
+        ) -> std::result::Result<tonic::Response<super::BlockedClient>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/tbmq.control.v1.BlockedClientService/UpdateBlockedClient",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "tbmq.control.v1.BlockedClientService",
+                        "UpdateBlockedClient",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn delete_blocked_client(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DeleteBlockedClientRequest>,
+        ) -> std::result::Result<tonic::Response<()>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/tbmq.control.v1.BlockedClientService/DeleteBlockedClient",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "tbmq.control.v1.BlockedClientService",
+                        "DeleteBlockedClient",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+#[cfg(feature = "grpc")]
+pub mod blocked_client_service_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with BlockedClientServiceServer.
+    #[async_trait]
+    pub trait BlockedClientService: std::marker::Send + std::marker::Sync + 'static {
+        /// Saves, and disconnects those it is about (0x98).
+        async fn create_blocked_client(
+            &self,
+            request: tonic::Request<super::CreateBlockedClientRequest>,
+        ) -> std::result::Result<tonic::Response<super::BlockedClient>, tonic::Status>;
+        async fn get_blocked_client(
+            &self,
+            request: tonic::Request<super::GetBlockedClientRequest>,
+        ) -> std::result::Result<tonic::Response<super::BlockedClient>, tonic::Status>;
+        async fn list_blocked_clients(
+            &self,
+            request: tonic::Request<super::ListBlockedClientsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListBlockedClientsResponse>,
+            tonic::Status,
+        >;
+        async fn update_blocked_client(
+            &self,
+            request: tonic::Request<super::UpdateBlockedClientRequest>,
+        ) -> std::result::Result<tonic::Response<super::BlockedClient>, tonic::Status>;
+        async fn delete_blocked_client(
+            &self,
+            request: tonic::Request<super::DeleteBlockedClientRequest>,
+        ) -> std::result::Result<tonic::Response<()>, tonic::Status>;
+    }
+    /// Clients that may not connect, whatever they prove. Compacted topic `tbmq.client.blocked`, as TBMQ's.
+    #[derive(Debug)]
+    pub struct BlockedClientServiceServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> BlockedClientServiceServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>>
+    for BlockedClientServiceServer<T>
+    where
+        T: BlockedClientService,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/tbmq.control.v1.BlockedClientService/CreateBlockedClient" => {
+                    #[allow(non_camel_case_types)]
+                    struct CreateBlockedClientSvc<T: BlockedClientService>(pub Arc<T>);
+                    impl<
+                        T: BlockedClientService,
+                    > tonic::server::UnaryService<super::CreateBlockedClientRequest>
+                    for CreateBlockedClientSvc<T> {
+                        type Response = super::BlockedClient;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::CreateBlockedClientRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as BlockedClientService>::create_blocked_client(
+                                        &inner,
+                                        request,
+                                    )
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = CreateBlockedClientSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/tbmq.control.v1.BlockedClientService/GetBlockedClient" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetBlockedClientSvc<T: BlockedClientService>(pub Arc<T>);
+                    impl<
+                        T: BlockedClientService,
+                    > tonic::server::UnaryService<super::GetBlockedClientRequest>
+                    for GetBlockedClientSvc<T> {
+                        type Response = super::BlockedClient;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetBlockedClientRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as BlockedClientService>::get_blocked_client(
+                                        &inner,
+                                        request,
+                                    )
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetBlockedClientSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/tbmq.control.v1.BlockedClientService/ListBlockedClients" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListBlockedClientsSvc<T: BlockedClientService>(pub Arc<T>);
+                    impl<
+                        T: BlockedClientService,
+                    > tonic::server::UnaryService<super::ListBlockedClientsRequest>
+                    for ListBlockedClientsSvc<T> {
+                        type Response = super::ListBlockedClientsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListBlockedClientsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as BlockedClientService>::list_blocked_clients(
+                                        &inner,
+                                        request,
+                                    )
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListBlockedClientsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/tbmq.control.v1.BlockedClientService/UpdateBlockedClient" => {
+                    #[allow(non_camel_case_types)]
+                    struct UpdateBlockedClientSvc<T: BlockedClientService>(pub Arc<T>);
+                    impl<
+                        T: BlockedClientService,
+                    > tonic::server::UnaryService<super::UpdateBlockedClientRequest>
+                    for UpdateBlockedClientSvc<T> {
+                        type Response = super::BlockedClient;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::UpdateBlockedClientRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as BlockedClientService>::update_blocked_client(
+                                        &inner,
+                                        request,
+                                    )
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = UpdateBlockedClientSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/tbmq.control.v1.BlockedClientService/DeleteBlockedClient" => {
+                    #[allow(non_camel_case_types)]
+                    struct DeleteBlockedClientSvc<T: BlockedClientService>(pub Arc<T>);
+                    impl<
+                        T: BlockedClientService,
+                    > tonic::server::UnaryService<super::DeleteBlockedClientRequest>
+                    for DeleteBlockedClientSvc<T> {
+                        type Response = ();
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DeleteBlockedClientRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as BlockedClientService>::delete_blocked_client(
+                                        &inner,
+                                        request,
+                                    )
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DeleteBlockedClientSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for BlockedClientServiceServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "tbmq.control.v1.BlockedClientService";
+    impl<T> tonic::server::NamedService for BlockedClientServiceServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}
+/// Generated client implementations.
+#[cfg(feature = "grpc")]
+pub mod unauthorized_client_service_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    /// Clients that were refused: bounded, kept for 3 days.
+    #[derive(Debug, Clone)]
+    pub struct UnauthorizedClientServiceClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl<T> UnauthorizedClientServiceClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> UnauthorizedClientServiceClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            UnauthorizedClientServiceClient::new(
+                InterceptedService::new(inner, interceptor),
+            )
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        pub async fn get_unauthorized_client(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetUnauthorizedClientRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::UnauthorizedClient>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/tbmq.control.v1.UnauthorizedClientService/GetUnauthorizedClient",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "tbmq.control.v1.UnauthorizedClientService",
+                        "GetUnauthorizedClient",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Latest first.
+        pub async fn list_unauthorized_clients(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListUnauthorizedClientsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListUnauthorizedClientsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/tbmq.control.v1.UnauthorizedClientService/ListUnauthorizedClients",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "tbmq.control.v1.UnauthorizedClientService",
+                        "ListUnauthorizedClients",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn delete_unauthorized_client(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DeleteUnauthorizedClientRequest>,
+        ) -> std::result::Result<tonic::Response<()>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/tbmq.control.v1.UnauthorizedClientService/DeleteUnauthorizedClient",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "tbmq.control.v1.UnauthorizedClientService",
+                        "DeleteUnauthorizedClient",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn clear_unauthorized_clients(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ClearUnauthorizedClientsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ClearUnauthorizedClientsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/tbmq.control.v1.UnauthorizedClientService/ClearUnauthorizedClients",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "tbmq.control.v1.UnauthorizedClientService",
+                        "ClearUnauthorizedClients",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+#[cfg(feature = "grpc")]
+pub mod unauthorized_client_service_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with UnauthorizedClientServiceServer.
+    #[async_trait]
+    pub trait UnauthorizedClientService: std::marker::Send + std::marker::Sync + 'static {
+        async fn get_unauthorized_client(
+            &self,
+            request: tonic::Request<super::GetUnauthorizedClientRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::UnauthorizedClient>,
+            tonic::Status,
+        >;
+        /// Latest first.
+        async fn list_unauthorized_clients(
+            &self,
+            request: tonic::Request<super::ListUnauthorizedClientsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListUnauthorizedClientsResponse>,
+            tonic::Status,
+        >;
+        async fn delete_unauthorized_client(
+            &self,
+            request: tonic::Request<super::DeleteUnauthorizedClientRequest>,
+        ) -> std::result::Result<tonic::Response<()>, tonic::Status>;
+        async fn clear_unauthorized_clients(
+            &self,
+            request: tonic::Request<super::ClearUnauthorizedClientsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ClearUnauthorizedClientsResponse>,
+            tonic::Status,
+        >;
+    }
+    /// Clients that were refused: bounded, kept for 3 days.
+    #[derive(Debug)]
+    pub struct UnauthorizedClientServiceServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> UnauthorizedClientServiceServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>>
+    for UnauthorizedClientServiceServer<T>
+    where
+        T: UnauthorizedClientService,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/tbmq.control.v1.UnauthorizedClientService/GetUnauthorizedClient" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetUnauthorizedClientSvc<T: UnauthorizedClientService>(
+                        pub Arc<T>,
+                    );
+                    impl<
+                        T: UnauthorizedClientService,
+                    > tonic::server::UnaryService<super::GetUnauthorizedClientRequest>
+                    for GetUnauthorizedClientSvc<T> {
+                        type Response = super::UnauthorizedClient;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetUnauthorizedClientRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as UnauthorizedClientService>::get_unauthorized_client(
+                                        &inner,
+                                        request,
+                                    )
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetUnauthorizedClientSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/tbmq.control.v1.UnauthorizedClientService/ListUnauthorizedClients" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListUnauthorizedClientsSvc<T: UnauthorizedClientService>(
+                        pub Arc<T>,
+                    );
+                    impl<
+                        T: UnauthorizedClientService,
+                    > tonic::server::UnaryService<super::ListUnauthorizedClientsRequest>
+                    for ListUnauthorizedClientsSvc<T> {
+                        type Response = super::ListUnauthorizedClientsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                super::ListUnauthorizedClientsRequest,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as UnauthorizedClientService>::list_unauthorized_clients(
+                                        &inner,
+                                        request,
+                                    )
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListUnauthorizedClientsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/tbmq.control.v1.UnauthorizedClientService/DeleteUnauthorizedClient" => {
+                    #[allow(non_camel_case_types)]
+                    struct DeleteUnauthorizedClientSvc<T: UnauthorizedClientService>(
+                        pub Arc<T>,
+                    );
+                    impl<
+                        T: UnauthorizedClientService,
+                    > tonic::server::UnaryService<super::DeleteUnauthorizedClientRequest>
+                    for DeleteUnauthorizedClientSvc<T> {
+                        type Response = ();
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                super::DeleteUnauthorizedClientRequest,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as UnauthorizedClientService>::delete_unauthorized_client(
+                                        &inner,
+                                        request,
+                                    )
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DeleteUnauthorizedClientSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/tbmq.control.v1.UnauthorizedClientService/ClearUnauthorizedClients" => {
+                    #[allow(non_camel_case_types)]
+                    struct ClearUnauthorizedClientsSvc<T: UnauthorizedClientService>(
+                        pub Arc<T>,
+                    );
+                    impl<
+                        T: UnauthorizedClientService,
+                    > tonic::server::UnaryService<super::ClearUnauthorizedClientsRequest>
+                    for ClearUnauthorizedClientsSvc<T> {
+                        type Response = super::ClearUnauthorizedClientsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                super::ClearUnauthorizedClientsRequest,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as UnauthorizedClientService>::clear_unauthorized_clients(
+                                        &inner,
+                                        request,
+                                    )
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ClearUnauthorizedClientsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for UnauthorizedClientServiceServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "tbmq.control.v1.UnauthorizedClientService";
+    impl<T> tonic::server::NamedService for UnauthorizedClientServiceServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}
+/// Generated client implementations.
+#[cfg(feature = "grpc")]
+pub mod auth_provider_service_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    /// How clients prove who they are, and who is asked first.
+    #[derive(Debug, Clone)]
+    pub struct AuthProviderServiceClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl<T> AuthProviderServiceClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> AuthProviderServiceClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            AuthProviderServiceClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        pub async fn get_auth_provider(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetAuthProviderRequest>,
+        ) -> std::result::Result<tonic::Response<super::AuthProvider>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/tbmq.control.v1.AuthProviderService/GetAuthProvider",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "tbmq.control.v1.AuthProviderService",
+                        "GetAuthProvider",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn list_auth_providers(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListAuthProvidersRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListAuthProvidersResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/tbmq.control.v1.AuthProviderService/ListAuthProviders",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "tbmq.control.v1.AuthProviderService",
+                        "ListAuthProviders",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn update_auth_provider(
+            &mut self,
+            request: impl tonic::IntoRequest<super::UpdateAuthProviderRequest>,
+        ) -> std::result::Result<tonic::Response<super::AuthProvider>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/tbmq.control.v1.AuthProviderService/UpdateAuthProvider",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "tbmq.control.v1.AuthProviderService",
+                        "UpdateAuthProvider",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn get_auth_settings(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetAuthSettingsRequest>,
+        ) -> std::result::Result<tonic::Response<super::AuthSettings>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/tbmq.control.v1.AuthProviderService/GetAuthSettings",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "tbmq.control.v1.AuthProviderService",
+                        "GetAuthSettings",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn update_auth_settings(
+            &mut self,
+            request: impl tonic::IntoRequest<super::UpdateAuthSettingsRequest>,
+        ) -> std::result::Result<tonic::Response<super::AuthSettings>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/tbmq.control.v1.AuthProviderService/UpdateAuthSettings",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "tbmq.control.v1.AuthProviderService",
+                        "UpdateAuthSettings",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+#[cfg(feature = "grpc")]
+pub mod auth_provider_service_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with AuthProviderServiceServer.
+    #[async_trait]
+    pub trait AuthProviderService: std::marker::Send + std::marker::Sync + 'static {
+        async fn get_auth_provider(
+            &self,
+            request: tonic::Request<super::GetAuthProviderRequest>,
+        ) -> std::result::Result<tonic::Response<super::AuthProvider>, tonic::Status>;
+        async fn list_auth_providers(
+            &self,
+            request: tonic::Request<super::ListAuthProvidersRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListAuthProvidersResponse>,
+            tonic::Status,
+        >;
+        async fn update_auth_provider(
+            &self,
+            request: tonic::Request<super::UpdateAuthProviderRequest>,
+        ) -> std::result::Result<tonic::Response<super::AuthProvider>, tonic::Status>;
+        async fn get_auth_settings(
+            &self,
+            request: tonic::Request<super::GetAuthSettingsRequest>,
+        ) -> std::result::Result<tonic::Response<super::AuthSettings>, tonic::Status>;
+        async fn update_auth_settings(
+            &self,
+            request: tonic::Request<super::UpdateAuthSettingsRequest>,
+        ) -> std::result::Result<tonic::Response<super::AuthSettings>, tonic::Status>;
+    }
+    /// How clients prove who they are, and who is asked first.
+    #[derive(Debug)]
+    pub struct AuthProviderServiceServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> AuthProviderServiceServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for AuthProviderServiceServer<T>
+    where
+        T: AuthProviderService,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/tbmq.control.v1.AuthProviderService/GetAuthProvider" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetAuthProviderSvc<T: AuthProviderService>(pub Arc<T>);
+                    impl<
+                        T: AuthProviderService,
+                    > tonic::server::UnaryService<super::GetAuthProviderRequest>
+                    for GetAuthProviderSvc<T> {
+                        type Response = super::AuthProvider;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetAuthProviderRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as AuthProviderService>::get_auth_provider(
+                                        &inner,
+                                        request,
+                                    )
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetAuthProviderSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/tbmq.control.v1.AuthProviderService/ListAuthProviders" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListAuthProvidersSvc<T: AuthProviderService>(pub Arc<T>);
+                    impl<
+                        T: AuthProviderService,
+                    > tonic::server::UnaryService<super::ListAuthProvidersRequest>
+                    for ListAuthProvidersSvc<T> {
+                        type Response = super::ListAuthProvidersResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListAuthProvidersRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as AuthProviderService>::list_auth_providers(
+                                        &inner,
+                                        request,
+                                    )
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListAuthProvidersSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/tbmq.control.v1.AuthProviderService/UpdateAuthProvider" => {
+                    #[allow(non_camel_case_types)]
+                    struct UpdateAuthProviderSvc<T: AuthProviderService>(pub Arc<T>);
+                    impl<
+                        T: AuthProviderService,
+                    > tonic::server::UnaryService<super::UpdateAuthProviderRequest>
+                    for UpdateAuthProviderSvc<T> {
+                        type Response = super::AuthProvider;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::UpdateAuthProviderRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as AuthProviderService>::update_auth_provider(
+                                        &inner,
+                                        request,
+                                    )
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = UpdateAuthProviderSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/tbmq.control.v1.AuthProviderService/GetAuthSettings" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetAuthSettingsSvc<T: AuthProviderService>(pub Arc<T>);
+                    impl<
+                        T: AuthProviderService,
+                    > tonic::server::UnaryService<super::GetAuthSettingsRequest>
+                    for GetAuthSettingsSvc<T> {
+                        type Response = super::AuthSettings;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetAuthSettingsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as AuthProviderService>::get_auth_settings(
+                                        &inner,
+                                        request,
+                                    )
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetAuthSettingsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/tbmq.control.v1.AuthProviderService/UpdateAuthSettings" => {
+                    #[allow(non_camel_case_types)]
+                    struct UpdateAuthSettingsSvc<T: AuthProviderService>(pub Arc<T>);
+                    impl<
+                        T: AuthProviderService,
+                    > tonic::server::UnaryService<super::UpdateAuthSettingsRequest>
+                    for UpdateAuthSettingsSvc<T> {
+                        type Response = super::AuthSettings;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::UpdateAuthSettingsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as AuthProviderService>::update_auth_settings(
+                                        &inner,
+                                        request,
+                                    )
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = UpdateAuthSettingsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for AuthProviderServiceServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "tbmq.control.v1.AuthProviderService";
+    impl<T> tonic::server::NamedService for AuthProviderServiceServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Event {
     /// UUIDv7.
@@ -3909,6 +7221,12 @@ pub struct Session {
     pub connect_time: ::core::option::Option<::prost_types::Timestamp>,
     #[prost(uint64, tag = "9")]
     pub subscription_count: u64,
+    /// DEVICE or APPLICATION.
+    #[prost(string, tag = "10")]
+    pub client_type: ::prost::alloc::string::String,
+    /// By what it was let in, for people: `MQTT_BASIC: name of the credentials`; empty: everybody is.
+    #[prost(string, tag = "11")]
+    pub authentication: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Subscription {

@@ -208,6 +208,12 @@ pub struct SessionInfo {
     pub connect_time: ::core::option::Option<::prost_types::Timestamp>,
     #[prost(uint64, tag = "8")]
     pub subscription_count: u64,
+    /// DEVICE or APPLICATION.
+    #[prost(string, tag = "9")]
+    pub client_type: ::prost::alloc::string::String,
+    /// By what it was let in, for people: `MQTT_BASIC: name of the credentials`; empty: everybody is.
+    #[prost(string, tag = "10")]
+    pub authentication: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SubscriptionInfo {

@@ -1,6 +1,6 @@
 //! A minimal MQTT 5 client: enough to publish and to subscribe by hand.
 
-use std::{collections::HashSet, num::NonZeroU16, time::Duration};
+use std::{collections::HashSet, num::NonZeroU16, path::PathBuf, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use clap::Args;
@@ -21,7 +21,7 @@ use tokio::{
 };
 use uuid::Uuid;
 
-use crate::failure::Failure;
+use crate::{failure::Failure, password};
 
 /// The server hears from us at least so often.
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
@@ -50,6 +50,18 @@ pub(super) struct Broker {
     /// Password
     #[arg(long, value_name = "PASSWORD", env = "TBMQCTL_PASSWORD", hide_env_values = true)]
     password: Option<String>,
+    /// File with the password; `-` is stdin
+    #[arg(long, value_name = "FILE", conflicts_with = "password")]
+    password_file: Option<PathBuf>,
+}
+
+impl Broker {
+    fn password(&self) -> Result<Option<String>, Failure> {
+        match &self.password_file {
+            Some(file) => password::of_file(file).map(Some),
+            None => Ok(self.password.clone()),
+        }
+    }
 }
 
 /// A connection after CONNACK.
@@ -92,7 +104,7 @@ impl Client {
             client_id: text(&client_id, "--client-id")?,
             will: None,
             username: broker.username.as_deref().map(|name| text(name, "--username")).transpose()?,
-            password: broker.password.as_ref().map(|password| Bytes::copy_from_slice(password.as_bytes())),
+            password: broker.password()?.map(Bytes::from),
             properties: Properties::default(),
         };
         let mut client = Self {
@@ -106,7 +118,7 @@ impl Client {
         client.send(&Packet::Connect(Box::new(connect))).await?;
         match client.receive().await? {
             Packet::ConnAck(answer) if answer.reason.is_error() => {
-                Err(client.refused("the connection", answer.reason, &answer.properties))
+                Err(client.not_let_in(&client_id, answer.reason, &answer.properties))
             }
             Packet::ConnAck(_) => Ok(client),
             other => Err(client.unexpected(&other)),
@@ -155,12 +167,7 @@ impl Client {
         });
         let subscriptions = subscriptions.collect::<Result<Vec<_>, Failure>>()?;
         let packet_id = self.take_packet_id();
-        self.send(&Packet::Subscribe(Subscribe {
-            packet_id,
-            subscriptions,
-            properties: Properties::default(),
-        }))
-        .await?;
+        self.send(&Packet::Subscribe(Subscribe::new(packet_id, subscriptions))).await?;
         match self.receive().await? {
             Packet::SubAck(answer) => {
                 let refused = filters.iter().zip(&answer.reasons).find(|(_, reason)| reason.is_error());
@@ -279,6 +286,17 @@ impl Client {
 
     fn refused(&self, what: &str, reason: ReasonCode, properties: &Properties) -> Failure {
         Failure::refused(format!("{} refused {what}: {}", self.address, told(reason, properties)))
+    }
+
+    fn not_let_in(&self, client_id: &str, reason: ReasonCode, properties: &Properties) -> Failure {
+        let failure = self.refused("the connection", reason, properties);
+        match reason {
+            // A broker does not tell a stranger why; it tells those who operate it.
+            ReasonCode::NotAuthorized | ReasonCode::Banned | ReasonCode::BadUserNameOrPassword => {
+                failure.hint(format!("`tbmqctl unauthorized get {client_id}` tells why"))
+            }
+            _ => failure,
+        }
     }
 
     fn disconnected(&self, disconnect: &Disconnect) -> Failure {

@@ -19,6 +19,10 @@ pub(crate) struct Session {
     #[serde(skip_serializing_if = "Option::is_none")]
     connect_time: Option<String>,
     subscription_count: u64,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    client_type: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    authentication: String,
 }
 
 impl From<&control::Session> for Session {
@@ -33,6 +37,8 @@ impl From<&control::Session> for Session {
             peer_address: from.peer_address.clone(),
             connect_time: time(from.connect_time),
             subscription_count: from.subscription_count,
+            client_type: from.client_type.clone(),
+            authentication: from.authentication.clone(),
         }
     }
 }

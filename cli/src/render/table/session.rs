@@ -43,6 +43,8 @@ pub(crate) fn session(one: &Session) -> String {
         ("Address", one.peer_address.clone()),
         ("Connected", time(one.connect_time).unwrap_or_default()),
         ("Subscriptions", one.subscription_count.to_string()),
+        ("Type", one.client_type.clone()),
+        ("Let in by", or_dash(Some(one.authentication.clone()))),
     ])
 }
 

@@ -13,14 +13,23 @@ const ARROWS: &[(&str, &[&str])] = &[
         "tbmq",
         &["tbmq-bus", "tbmq-control-plane", "tbmq-data-plane", "tbmq-executor", "tbmq-proto", "tbmq-service"],
     ),
-    ("tbmq-bench", &["tbmq-bus", "tbmq-e2e", "tbmq-harness", "tbmq-mqtt", "tbmq-proto"]),
+    ("tbmq-auth", &["tbmq-mqtt"]),
+    ("tbmq-bench", &["tbmq-auth", "tbmq-bus", "tbmq-e2e", "tbmq-harness", "tbmq-mqtt", "tbmq-proto"]),
     ("tbmq-bus", &["tbmq-proto"]),
     ("tbmq-client-example", &["tbmq-proto"]),
     (
         "tbmq-control-plane",
-        &["tbmq-bus", "tbmq-integration", "tbmq-migrations", "tbmq-mqtt", "tbmq-proto", "tbmq-service"],
+        &[
+            "tbmq-auth",
+            "tbmq-bus",
+            "tbmq-integration",
+            "tbmq-migrations",
+            "tbmq-mqtt",
+            "tbmq-proto",
+            "tbmq-service",
+        ],
     ),
-    ("tbmq-data-plane", &["tbmq-bus", "tbmq-mqtt", "tbmq-proto", "tbmq-service"]),
+    ("tbmq-data-plane", &["tbmq-auth", "tbmq-bus", "tbmq-mqtt", "tbmq-proto", "tbmq-service"]),
     ("tbmq-e2e", &["tbmq-bus", "tbmq-harness", "tbmq-mqtt", "tbmq-proto"]),
     ("tbmq-executor", &["tbmq-bus", "tbmq-integration", "tbmq-mqtt", "tbmq-proto", "tbmq-service"]),
     ("tbmq-harness", &["tbmq-mqtt"]),
@@ -35,7 +44,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 ];
 
 /// Crates without I/O, and what must not be in their trees.
-const PURE: &[&str] = &["tbmq-integration", "tbmq-mqtt", "tbmq-proto"];
+const PURE: &[&str] = &["tbmq-auth", "tbmq-integration", "tbmq-mqtt", "tbmq-proto"];
 const IMPURE: &[&str] = &["hyper", "rdkafka", "sea-orm", "socket2", "tokio"];
 
 /// Crates that only some of ours may name (architecture §5.7).

@@ -14,6 +14,8 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
+use crate::conformance;
+
 /// A broken rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Violation {
@@ -26,7 +28,7 @@ pub(crate) struct Violation {
 }
 
 impl Violation {
-    fn new(rule: &'static str, place: impl Into<String>, text: impl Into<String>) -> Self {
+    pub(crate) fn new(rule: &'static str, place: impl Into<String>, text: impl Into<String>) -> Self {
         Self { rule, place: place.into(), text: text.into() }
     }
 }
@@ -45,7 +47,7 @@ pub(crate) struct File {
 }
 
 /// Whether a path ends in `.ending`.
-fn has_ending(path: &str, ending: &str) -> bool {
+pub(crate) fn has_ending(path: &str, ending: &str) -> bool {
     Path::new(path).extension().is_some_and(|found| found == ending)
 }
 
@@ -55,6 +57,7 @@ pub(crate) fn run(root: &Path) -> Result<()> {
     let mut violations = text::check(&files);
     violations.extend(docs::check(&files, |path| root.join(path).exists()));
     violations.extend(arrows::check(&arrows::read(root)?));
+    violations.extend(conformance::check(&files));
     for violation in &violations {
         println!("{violation}");
     }
@@ -65,7 +68,7 @@ pub(crate) fn run(root: &Path) -> Result<()> {
 }
 
 /// Text files that git tracks or would track.
-fn tracked_files(root: &Path) -> Result<Vec<File>> {
+pub(crate) fn tracked_files(root: &Path) -> Result<Vec<File>> {
     let output = Command::new("git")
         .args(["ls-files", "--cached", "--others", "--exclude-standard"])
         .current_dir(root)

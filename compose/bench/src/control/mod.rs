@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use clap::Args;
 use hdrhistogram::Histogram;
 use tbmq_e2e::{
@@ -107,7 +107,7 @@ pub(crate) async fn run(options: Options) -> Result<()> {
     }
     println!("\n{report}");
     match &options.write {
-        Some(file) => report.write(file).with_context(|| format!("can't write {}", file.display())),
+        Some(file) => crate::page::write(file, report::HEADING, &report),
         None => Ok(()),
     }
 }

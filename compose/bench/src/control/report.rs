@@ -1,14 +1,13 @@
 //! What is printed, and written into the page of results.
 
-use std::{fmt, path::Path};
+use std::fmt;
 
-use anyhow::Result;
 use hdrhistogram::Histogram;
 
 use super::{Measured, Options};
 
 /// Begins the section of the page.
-const HEADING: &str = "## The control plane";
+pub(super) const HEADING: &str = "## The control plane";
 
 pub(super) struct Report {
     head: String,
@@ -48,15 +47,6 @@ impl Report {
 
     pub(super) fn add(&mut self, name: &'static str, measured: Measured) {
         self.columns.push((name, measured));
-    }
-
-    /// Replaces the section of the page, or adds it.
-    pub(super) fn write(&self, file: &Path) -> Result<()> {
-        let page = std::fs::read_to_string(file)?;
-        let (before, rest) = page.split_once(HEADING).unwrap_or((&page, ""));
-        let after = rest.find("\n## ").map_or("", |at| &rest[at + 1..]);
-        std::fs::write(file, format!("{}\n\n{self}\n{after}", before.trim_end()))?;
-        Ok(())
     }
 
     fn row(

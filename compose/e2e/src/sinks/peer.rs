@@ -25,10 +25,7 @@ use tbmq_harness::{
     postgres::free_port,
     proxy::{Mode, Proxy},
 };
-use tbmq_mqtt::{
-    codec::property::Properties,
-    packet::{Ack, Connect, Packet, ProtocolVersion, Qos, ReasonCode},
-};
+use tbmq_mqtt::packet::{Ack, Connect, Packet, ProtocolVersion, Qos, ReasonCode};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -259,16 +256,7 @@ impl Peer {
 }
 
 async fn subscriber(broker: SocketAddr) -> Result<Client> {
-    let connect = Connect {
-        version: ProtocolVersion::V5,
-        clean_start: true,
-        keep_alive: 0,
-        client_id: "reader".into(),
-        will: None,
-        username: None,
-        password: None,
-        properties: Properties::NONE,
-    };
+    let connect = Connect::new(ProtocolVersion::V5, "reader");
     let (mut client, connack) = Client::connect_with(broker, connect).await?;
     ensure!(connack.reason == ReasonCode::Success, "Mosquitto answers {:?}", connack.reason);
     client.subscribe("#", Qos::AtLeastOnce).await?;

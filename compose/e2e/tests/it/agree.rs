@@ -74,7 +74,8 @@ enum Outcome {
     Done(Option<(String, u64)>),
     /// Another call was first.
     Refused(Code),
-    Unknown,
+    /// It was cut, or could not be served now.
+    Unknown(Status),
 }
 
 /// An integration as all are to agree on it.
@@ -158,9 +159,9 @@ struct Caller {
 }
 
 impl Caller {
-    /// Makes a call through one of the replicas in turn, but not through one that is known to be down. Of those that are
-    /// cut, half are made again, through the other, until they are answered.
-    async fn call(&self, number: usize, call: Call) -> Result<Outcome> {
+    /// Makes a call through one of the replicas in turn, but not through one that is known to be down. One that is cut
+    /// or can't be served now is made again, through the other, until it is answered, if `repeats` says so of its number.
+    async fn call(&self, number: usize, call: Call, repeats: fn(usize) -> bool) -> Result<Outcome> {
         let _seat = self.seats.acquire().await?;
         let request_id = Uuid::new_v4().to_string();
         let deadline = Instant::now() + PATIENCE;
@@ -201,13 +202,14 @@ impl Caller {
                 Ok(done) => Outcome::Done(
                     done.map(|integration: Integration| (integration.uid, integration.revision)),
                 ),
-                Err(status) if is_passing(&status) && number / 2 % 2 == 1 => {
+                Err(status) if is_passing(&status) && repeats(number) => {
                     ensure!(Instant::now() < deadline, "{call:?}: {status}");
+                    println!("{call:?} again: {status}");
                     self.repeated.fetch_add(1, Ordering::Relaxed);
                     tokio::time::sleep(Duration::from_millis(50)).await;
                     continue;
                 }
-                Err(status) if is_passing(&status) => Outcome::Unknown,
+                Err(status) if is_passing(&status) => Outcome::Unknown(status),
                 Err(status) if matches!(status.code(), Code::Aborted | Code::NotFound) => {
                     Outcome::Refused(status.code())
                 }
@@ -220,11 +222,15 @@ impl Caller {
     }
 
     /// Makes all these calls at once.
-    async fn all(self: &Arc<Self>, calls: &[Call]) -> Result<Vec<(Call, Outcome)>> {
+    async fn all(
+        self: &Arc<Self>,
+        calls: &[Call],
+        repeats: fn(usize) -> bool,
+    ) -> Result<Vec<(Call, Outcome)>> {
         let mut tasks = JoinSet::new();
         for (number, call) in calls.iter().copied().enumerate() {
             let caller = Arc::clone(self);
-            tasks.spawn(async move { anyhow::Ok((call, caller.call(number, call).await?)) });
+            tasks.spawn(async move { anyhow::Ok((call, caller.call(number, call, repeats).await?)) });
         }
         let mut outcomes = Vec::new();
         while let Some(outcome) = tasks.join_next().await {
@@ -281,16 +287,18 @@ async fn after_a_thousand_calls_and_a_kill_sql_topics_and_executors_agree() -> R
     let leader = world.leader().await?;
     let caller = world.caller()?;
     let first: Vec<Call> = (0..BEFORE).map(Call::Create).collect();
-    let mut outcomes = caller.all(&first).await?;
+    // A busy machine may refuse what waits too long for its turn, which is not what this is about.
+    let mut outcomes = caller.all(&first, |_| true).await?;
     println!("{BEFORE} created {:.1?} after the beginning", began.elapsed());
-    let is_done = |(_, outcome): &(Call, Outcome)| matches!(outcome, Outcome::Done(_));
-    ensure!(outcomes.iter().all(is_done), "nobody was killed yet: {outcomes:?}");
+    let is_done = |(_, outcome): &&(Call, Outcome)| matches!(outcome, Outcome::Done(_));
+    let failed = outcomes.iter().find(|outcome| !is_done(outcome));
+    ensure!(failed.is_none(), "nobody was killed yet: {failed:?}");
 
     let calls = calls();
     ensure!(calls.len() == 1_000, "{} calls", calls.len());
     let calling = tokio::spawn({
         let caller = caller.clone();
-        async move { caller.all(&calls).await }
+        async move { caller.all(&calls, |number| number / 2 % 2 == 1).await }
     });
     until("a third is done", async || {
         let ended = caller.ended.load(Ordering::Relaxed) - BEFORE;
@@ -510,7 +518,7 @@ fn judge(world: &World, caller: &Caller, truth: &Entities, outcomes: &[(Call, Ou
         let text = match outcome {
             Outcome::Done(_) => "done".to_owned(),
             Outcome::Refused(code) => format!("{code:?}"),
-            Outcome::Unknown => "unknown".to_owned(),
+            Outcome::Unknown(status) => format!("unknown, {:?}", status.code()),
         };
         *counts.entry(text).or_default() += 1;
         match (call, outcome) {
@@ -520,14 +528,14 @@ fn judge(world: &World, caller: &Caller, truth: &Entities, outcomes: &[(Call, Ou
                     created.insert(&world.ids[*of]);
                 }
             }
-            (Call::Update(of, to), Outcome::Done(_) | Outcome::Unknown) => {
+            (Call::Update(of, to), Outcome::Done(_) | Outcome::Unknown(_)) => {
                 asked
                     .entry(&world.ids[*of])
                     .or_default()
                     .insert(&caller.versions[*of][*to].configuration_json);
             }
             (Call::Delete(of), Outcome::Done(_)) => drop(removed.insert(&world.ids[*of])),
-            (Call::Delete(of), Outcome::Unknown) => drop(perhaps_removed.insert(&world.ids[*of])),
+            (Call::Delete(of), Outcome::Unknown(_)) => drop(perhaps_removed.insert(&world.ids[*of])),
             (_, Outcome::Refused(_)) => {}
         }
         if let Outcome::Done(Some((uid, revision))) = outcome {

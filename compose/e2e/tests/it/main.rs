@@ -8,6 +8,7 @@ mod chaos;
 mod clients;
 mod command_line;
 mod crash;
+mod credentials;
 mod examples;
 mod fencing;
 mod kinds;

@@ -50,6 +50,7 @@ fn environment() -> impl Iterator<Item = (String, String)> {
     [
         ("LISTENER_TCP_BIND_ADDRESS", "127.0.0.1"),
         ("LISTENER_TCP_BIND_PORT", "0"),
+        ("LISTENER_WS_ENABLED", "false"),
         ("CONTROL_GRPC_BIND_ADDRESS", "127.0.0.1"),
         ("CONTROL_GRPC_BIND_PORT", "0"),
     ]
@@ -58,8 +59,9 @@ fn environment() -> impl Iterator<Item = (String, String)> {
 }
 
 macro_rules! context {
-    ($plane:ident, $role:literal, $world_bus:expr, $metrics:expr) => {
+    ($plane:ident, $role:literal, $world_bus:expr, $metrics:expr $(, $field:ident: $value:expr)?) => {
         $plane::Context {
+            $($field: $value,)?
             bus: Arc::clone($world_bus) as Arc<dyn Bus>,
             catalogue: Catalogue::default(),
             replication_factor: 1,
@@ -81,7 +83,7 @@ impl World {
         let control_plane = tbmq_control_plane::start(control, context).await?;
         let data: tbmq_data_plane::Config =
             config::load_from(&[tbmq_data_plane::SETTINGS], None, environment())?;
-        let context = context!(tbmq_data_plane, "data-plane", &bus, Metrics::default());
+        let context = context!(tbmq_data_plane, "data-plane", &bus, Metrics::default(), sessions: None);
         let data_plane = tbmq_data_plane::start(data, context).await?;
         let grpc = control_plane.addresses().first().context("no gRPC address")?.1;
         let mut world = Self {

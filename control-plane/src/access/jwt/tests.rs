@@ -1,4 +1,4 @@
-use jsonwebtoken::{EncodingKey, Header};
+use jsonwebtoken::{Algorithm, EncodingKey, Header, jwk::Jwk};
 use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
 use serde_json::json;
 use tbmq_service::config::Secret;
@@ -11,10 +11,6 @@ use tokio::{
 use super::*;
 
 const SECRET: &str = "a secret of thirty-two bytes, or more";
-
-/// Keys for tests alone.
-const RSA: &str = include_str!("test_rsa.pem");
-const ED25519: &str = include_str!("test_ed25519.pem");
 
 fn now_sec() -> i64 {
     tbmq_service::time::now_ms() / 1_000
@@ -47,22 +43,12 @@ fn by_secret(configure: impl FnOnce(&mut JwtConfig)) -> Jwt {
 
 /// Algorithm, private key, and public key in PEM.
 fn pairs() -> Vec<(Algorithm, EncodingKey, String)> {
-    let ec = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
-    let rsa_public = include_str!("test_rsa_public.pem").to_owned();
-    vec![
-        (
-            Algorithm::ES256,
-            EncodingKey::from_ec_pem(ec.serialize_pem().as_bytes()).unwrap(),
-            ec.public_key_pem(),
-        ),
-        (
-            Algorithm::EdDSA,
-            EncodingKey::from_ed_pem(ED25519.as_bytes()).unwrap(),
-            include_str!("test_ed25519_public.pem").to_owned(),
-        ),
-        (Algorithm::RS256, EncodingKey::from_rsa_pem(RSA.as_bytes()).unwrap(), rsa_public.clone()),
-        (Algorithm::PS384, EncodingKey::from_rsa_pem(RSA.as_bytes()).unwrap(), rsa_public),
-    ]
+    let pair = || {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+        let private = EncodingKey::from_ec_pem(key.serialize_pem().as_bytes()).unwrap();
+        (Algorithm::ES256, private, key.public_key_pem())
+    };
+    vec![pair(), pair()]
 }
 
 fn written(folder: &TempDir, name: &str, text: &str) -> std::path::PathBuf {
@@ -86,13 +72,13 @@ fn a_good_token_tells_who_calls_and_as_what() {
 fn times_signature_and_form_are_checked() {
     let jwt = by_secret(|_| {});
     let refused = |claims: &Value| jwt.check(&hs256(claims)).unwrap_err();
-    assert_eq!(refused(&with("exp", json!(now_sec() - 60))), "ExpiredSignature");
-    assert_eq!(refused(&with("nbf", json!(now_sec() + 600))), "ImmatureSignature");
+    assert_eq!(refused(&with("exp", json!(now_sec() - 60))), "it has expired");
+    assert_eq!(refused(&with("nbf", json!(now_sec() + 600))), "it is not valid yet");
     assert!(refused(&json!({ "sub": "alice", "tbmq_role": "admin" })).contains("exp"));
     let foreign = EncodingKey::from_secret(b"another secret of thirty-two bytes");
     assert_eq!(
         jwt.check(&signed(Algorithm::HS256, None, &foreign, &claims())).unwrap_err(),
-        "InvalidSignature"
+        "its signature is not of the key"
     );
     for text in ["", "a.b.c", "tbmq_x", &hs256(&claims())[1..]] {
         assert_eq!(jwt.check(text).unwrap_err(), "it can't be read", "{text}");
@@ -115,8 +101,14 @@ fn issuer_and_audience_are_checked_when_they_are_set() {
     };
     assert!(jwt.check(&hs256(&claims("https://issuer", json!("tbmq")))).is_ok());
     assert!(jwt.check(&hs256(&claims("https://issuer", json!(["x", "other"])))).is_ok());
-    assert_eq!(jwt.check(&hs256(&claims("https://evil", json!("tbmq")))).unwrap_err(), "InvalidIssuer");
-    assert_eq!(jwt.check(&hs256(&claims("https://issuer", json!("x")))).unwrap_err(), "InvalidAudience");
+    assert_eq!(
+        jwt.check(&hs256(&claims("https://evil", json!("tbmq")))).unwrap_err(),
+        "its issuer is another"
+    );
+    assert_eq!(
+        jwt.check(&hs256(&claims("https://issuer", json!("x")))).unwrap_err(),
+        "it is for another audience"
+    );
     assert!(jwt.check(&hs256(&with("iss", json!("https://issuer")))).is_err(), "without aud");
     assert!(jwt.check(&hs256(&with("aud", json!("tbmq")))).is_err(), "without iss");
 }
@@ -169,7 +161,7 @@ fn key_set(pairs: &[(Algorithm, EncodingKey, String)]) -> String {
 }
 
 #[test]
-fn a_key_set_finds_keys_by_id_and_keeps_to_their_algorithms() {
+fn a_key_set_in_a_file_finds_keys_by_id() {
     let folder = tempfile::tempdir().unwrap();
     let pairs = pairs();
     let path = written(&folder, "jwks.json", &key_set(&pairs));
@@ -181,16 +173,6 @@ fn a_key_set_finds_keys_by_id_and_keeps_to_their_algorithms() {
         assert!(jwt.check(&token(None)).is_ok(), "{algorithm:?}");
         assert!(jwt.check(&token(Some("unknown"))).unwrap_err().contains("\"unknown\""), "{algorithm:?}");
     }
-    // The key is marked for RS256.
-    let other = signed(Algorithm::RS512, Some("2"), &pairs[2].1, &claims());
-    assert!(jwt.check(&other).unwrap_err().starts_with("there is no key"));
-}
-
-#[test]
-fn secrets_and_foreign_keys_of_a_set_are_left_out() {
-    let secret = json!({ "keys": [{ "kty": "oct", "k": "c2VjcmV0", "alg": "HS256" }] }).to_string();
-    assert!(parse(secret.as_bytes()).err().unwrap().contains("no public key"));
-    assert!(parse(b"{").err().unwrap().contains("not a key set"));
 }
 
 /// Serves what it is told to as often as it is asked.

@@ -24,10 +24,18 @@ pub fn decode(
     version: Option<ProtocolVersion>,
     limits: &Limits,
 ) -> Result<Option<Packet>, DecodeError> {
+    next(buffer, version, *limits).map_err(|error| version.map_or(error, |version| error.of(version)))
+}
+
+fn next(
+    buffer: &mut BytesMut,
+    version: Option<ProtocolVersion>,
+    limits: Limits,
+) -> Result<Option<Packet>, DecodeError> {
     let Some(first) = buffer.first() else { return Ok(None) };
     let (packet_type, flags) = (first >> 4, first & 0x0f);
     check_first(packet_type, flags, version)?;
-    let Some(header) = frame::header(buffer, *limits)? else { return Ok(None) };
+    let Some(header) = frame::header(buffer, limits)? else { return Ok(None) };
     if buffer.len() < header.total_length {
         return Ok(None);
     }
@@ -86,7 +94,12 @@ fn check_first(packet_type: u8, flags: u8, version: Option<ProtocolVersion>) -> 
 }
 
 fn properties(body: &mut Body, version: ProtocolVersion, place: Place) -> Result<Properties, DecodeError> {
-    if version.is_v5() { Properties::check(body.property_bytes()?, place) } else { Ok(Properties::NONE) }
+    // Most packets have none, and say so with one byte.
+    if version.is_v5() && !body.skip_zero() {
+        Properties::check(body.property_bytes()?, place)
+    } else {
+        Ok(Properties::NONE)
+    }
 }
 
 fn connect(mut body: Body) -> Result<Connect, DecodeError> {
@@ -105,6 +118,11 @@ fn connect(mut body: Body) -> Result<Connect, DecodeError> {
             return Err(DecodeError::new(ReasonCode::UnsupportedProtocolVersion, text));
         }
     };
+    connect_of(version, body).map_err(|error| error.of(version))
+}
+
+/// What follows the protocol level.
+fn connect_of(version: ProtocolVersion, mut body: Body) -> Result<Connect, DecodeError> {
     let flags = body.byte()?;
     if flags & 1 != 0 {
         // MQTT-3.1.2-3
@@ -208,7 +226,7 @@ fn reason(body: &mut Body, is_allowed: fn(u8) -> bool) -> Result<ReasonCode, Dec
 
 // Which reason codes a packet may carry (MQTT 5.0 §2.4).
 
-fn is_connect_reason(code: u8) -> bool {
+pub(crate) fn is_connect_reason(code: u8) -> bool {
     matches!(code, 0 | 0x80..=0x8a | 0x8c | 0x90 | 0x95 | 0x97 | 0x99..=0x9d | 0x9f)
 }
 

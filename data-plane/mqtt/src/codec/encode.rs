@@ -63,14 +63,10 @@ fn put_properties(into: &mut BytesMut, properties: &Properties) {
 
 fn encode_connect(connect: &Connect, into: &mut BytesMut) {
     let v5 = connect.version.is_v5();
-    let (name, level): (&str, u8) = match connect.version {
-        ProtocolVersion::V31 => ("MQIsdp", 3),
-        ProtocolVersion::V311 => ("MQTT", 4),
-        ProtocolVersion::V5 => ("MQTT", 5),
-    };
+    let name = if connect.version == ProtocolVersion::V31 { "MQIsdp" } else { "MQTT" };
     let mut body = BytesMut::new();
     put_binary(&mut body, name.as_bytes());
-    body.put_u8(level);
+    body.put_u8(connect.version.level());
     let mut flags = u8::from(connect.clean_start) << 1;
     if let Some(will) = &connect.will {
         flags |= 0b100 | will.qos.bits() << 3 | u8::from(will.retain) << 5;

@@ -128,6 +128,13 @@ impl Body {
         Text::from_bytes(self.binary()?).ok_or(DecodeError::malformed("a text is not UTF-8"))
     }
 
+    /// Takes a byte if it is 0.
+    pub(crate) fn skip_zero(&mut self) -> bool {
+        let is_zero = self.bytes.get(self.at) == Some(&0);
+        self.at += usize::from(is_zero);
+        is_zero
+    }
+
     /// Properties with their length before them, unchecked.
     pub(crate) fn property_bytes(&mut self) -> Result<Bytes, DecodeError> {
         let (length, taken) =

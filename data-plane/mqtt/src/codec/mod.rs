@@ -11,7 +11,7 @@ pub mod property;
 pub use decode::decode;
 pub use encode::{EncodedPublish, encode, publish_length};
 
-use crate::packet::ReasonCode;
+use crate::packet::{ProtocolVersion, ReasonCode};
 
 /// What a decoder accepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,11 +35,13 @@ pub struct DecodeError {
     pub reason: ReasonCode,
     /// What is wrong.
     pub text: &'static str,
+    /// What the client speaks: `None` when it has not said so yet, or speaks none of ours.
+    pub version: Option<ProtocolVersion>,
 }
 
 impl DecodeError {
     pub(crate) const fn new(reason: ReasonCode, text: &'static str) -> Self {
-        Self { reason, text }
+        Self { reason, text, version: None }
     }
 
     pub(crate) const fn malformed(text: &'static str) -> Self {
@@ -48,5 +50,11 @@ impl DecodeError {
 
     pub(crate) const fn protocol(text: &'static str) -> Self {
         Self::new(ReasonCode::ProtocolError, text)
+    }
+
+    /// In a packet of this version.
+    pub(crate) const fn of(mut self, version: ProtocolVersion) -> Self {
+        self.version = Some(version);
+        self
     }
 }

@@ -213,6 +213,11 @@ impl Properties {
         self.0.is_empty()
     }
 
+    /// Around bytes that were checked before.
+    pub(crate) fn checked(bytes: Bytes) -> Self {
+        Self(bytes)
+    }
+
     /// A copy that does not keep the read buffer alive.
     pub fn detached(&self) -> Self {
         Self(Bytes::copy_from_slice(&self.0))

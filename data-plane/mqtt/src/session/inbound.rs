@@ -6,7 +6,8 @@ use crate::packet::{Qos, ReasonCode};
 
 /// QoS 1 and 2 publishes between their arrival and PUBACK or PUBCOMP.
 ///
-/// Invariant: acknowledgements become due in the order of the publishes.
+/// Invariants: acknowledgements become due in the order of the publishes; a QoS 2 packet id is taken once until it is
+/// released, however many connections that takes.
 #[derive(Debug)]
 pub(super) struct Inbound {
     max: usize,
@@ -14,8 +15,9 @@ pub(super) struct Inbound {
     first: u64,
     waiting: VecDeque<Waiting>,
     /// QoS 2 packet ids before PUBREL; at most 65,535.
-    exactly_once: HashMap<u16, Stage>,
-    at_least_once: usize,
+    exactly_once: HashMap<u16, Held>,
+    /// Publishes of this connection that are neither acknowledged nor refused (MQTT 5.0 §4.9).
+    outstanding: usize,
 }
 
 #[derive(Debug)]
@@ -26,6 +28,17 @@ struct Waiting {
     /// Records submitted less records written; below 0 while outcomes are ahead of `routed`.
     records: i64,
     reason: ReasonCode,
+    /// Its connection is gone: its acknowledgement goes to nobody.
+    is_silent: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Held {
+    stage: Stage,
+    /// It came, or came again, on this connection.
+    is_counted: bool,
+    /// The number of its entry in `waiting`, as long as it is there.
+    number: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +79,8 @@ pub(super) struct Due {
     pub(super) packet_id: u16,
     pub(super) qos: Qos,
     pub(super) reason: ReasonCode,
+    /// To be told to nobody.
+    pub(super) is_silent: bool,
 }
 
 impl Inbound {
@@ -75,8 +90,37 @@ impl Inbound {
             first: 0,
             waiting: VecDeque::new(),
             exactly_once: HashMap::new(),
-            at_least_once: 0,
+            outstanding: 0,
         }
+    }
+
+    /// What a store has kept: QoS 2 packet ids that the client has not released.
+    pub(super) fn restored(max: u16, received: impl IntoIterator<Item = u16>) -> Self {
+        let held = Held { stage: Stage::Recorded, is_counted: false, number: 0 };
+        Self {
+            exactly_once: received.into_iter().map(|packet_id| (packet_id, held)).collect(),
+            ..Self::new(max)
+        }
+    }
+
+    /// The connection is gone, and with it every acknowledgement that it is owed: the client sends again what it has
+    /// seen none for.
+    pub(super) fn park(&mut self) {
+        self.outstanding = 0;
+        self.waiting.iter_mut().for_each(|waiting| waiting.is_silent = true);
+        self.exactly_once.values_mut().for_each(|held| held.is_counted = false);
+    }
+
+    /// A connection begins whose client is told this maximum.
+    pub(super) fn begin(&mut self, max: u16) {
+        self.max = usize::from(max.max(1));
+    }
+
+    /// QoS 2 packet ids that were recorded and not released, in ascending order.
+    pub(super) fn received(&self) -> Vec<u16> {
+        let mut ids: Vec<u16> = self.exactly_once.keys().copied().collect();
+        ids.sort_unstable();
+        ids
     }
 
     pub(super) fn is_full(&self) -> bool {
@@ -88,29 +132,49 @@ impl Inbound {
     }
 
     /// Takes a QoS 1 or 2 publish in; `strict` for a client that was told the maximum.
-    pub(super) fn receive(&mut self, packet_id: u16, qos: Qos, strict: bool) -> Result<Received, Exceeded> {
-        if qos == Qos::ExactlyOnce {
-            match self.exactly_once.get(&packet_id) {
-                Some(Stage::Writing) => return Ok(Received::Pending),
-                Some(Stage::Recorded) => return Ok(Received::Recorded),
-                None => {}
-            }
-        }
-        if strict && self.at_least_once + self.exactly_once.len() >= self.max {
+    pub(super) fn receive(
+        &mut self,
+        packet_id: u16,
+        qos: Qos,
+        dup: bool,
+        strict: bool,
+    ) -> Result<Received, Exceeded> {
+        let held = self.exactly_once.get(&packet_id).copied().filter(|_| qos == Qos::ExactlyOnce);
+        let is_again = match held {
+            // The client repeats with DUP (MQTT-3.3.1-1). Without, on a new connection, it has seen the PUBCOMP that
+            // our notes have lost, and this is another message.
+            Some(Held { stage: Stage::Recorded, is_counted: false, .. }) => dup,
+            Some(_) => true,
+            None => false,
+        };
+        let is_counted = held.is_some_and(|held| held.is_counted);
+        if strict && !is_counted && self.outstanding >= self.max {
             return Err(Exceeded);
         }
-        if qos == Qos::ExactlyOnce {
-            self.exactly_once.insert(packet_id, Stage::Writing);
-        } else {
-            self.at_least_once += 1;
+        if !is_counted {
+            self.outstanding += 1;
+        }
+        if let Some(held) = held.filter(|_| is_again) {
+            self.exactly_once.insert(packet_id, Held { is_counted: true, ..held });
+            if held.stage == Stage::Recorded {
+                return Ok(Received::Recorded);
+            }
+            if let Some(waiting) = self.entry(held.number) {
+                waiting.is_silent = false;
+            }
+            return Ok(Received::Pending);
         }
         let number = self.first + self.waiting.len() as u64;
+        if qos == Qos::ExactlyOnce {
+            self.exactly_once.insert(packet_id, Held { stage: Stage::Writing, is_counted: true, number });
+        }
         self.waiting.push_back(Waiting {
             packet_id,
             qos,
             is_routed: false,
             records: 0,
             reason: ReasonCode::Success,
+            is_silent: false,
         });
         Ok(Received::New(number))
     }
@@ -152,25 +216,37 @@ impl Inbound {
             self.waiting = VecDeque::new();
         }
         if oldest.qos == Qos::ExactlyOnce {
-            if oldest.reason.is_error() {
-                // MQTT 5.0 §4.3.3: the id is free again.
-                self.exactly_once.remove(&oldest.packet_id);
-            } else {
-                self.exactly_once.insert(oldest.packet_id, Stage::Recorded);
-            }
-        } else {
-            self.at_least_once -= 1;
+            self.recorded(&oldest);
+        } else if !oldest.is_silent {
+            self.outstanding = self.outstanding.saturating_sub(1);
         }
-        Some(Due { packet_id: oldest.packet_id, qos: oldest.qos, reason: oldest.reason })
+        let Waiting { packet_id, qos, reason, is_silent, .. } = oldest;
+        Some(Due { packet_id, qos, reason, is_silent })
+    }
+
+    fn recorded(&mut self, publish: &Waiting) {
+        if !publish.reason.is_error() {
+            if let Some(held) = self.exactly_once.get_mut(&publish.packet_id) {
+                held.stage = Stage::Recorded;
+            }
+            return;
+        }
+        // MQTT 5.0 §4.3.3: the id is free again.
+        if self.exactly_once.remove(&publish.packet_id).is_some_and(|held| held.is_counted) {
+            self.outstanding = self.outstanding.saturating_sub(1);
+        }
     }
 
     pub(super) fn release(&mut self, packet_id: u16) -> Released {
         match self.exactly_once.get(&packet_id) {
-            Some(Stage::Recorded) => {
+            Some(Held { stage: Stage::Recorded, is_counted, .. }) => {
+                if *is_counted {
+                    self.outstanding = self.outstanding.saturating_sub(1);
+                }
                 self.exactly_once.remove(&packet_id);
                 Released::Known
             }
-            Some(Stage::Writing) => Released::TooEarly,
+            Some(Held { stage: Stage::Writing, .. }) => Released::TooEarly,
             None => Released::Unknown,
         }
     }

@@ -1,63 +1,68 @@
 use super::*;
-use crate::packet::{ConnAck, RetainHandling, Subscription};
+use crate::packet::{ConnAck, Disconnect, SubAck, Subscribe, Subscription};
 
-const START: Now = Now { monotonic_ms: 1_000_000, epoch_ms: 1_700_000_000_000 };
+pub(super) const START: Now = Now { monotonic_ms: 1_000_000, epoch_ms: 1_700_000_000_000 };
 
-fn after(ms: u64) -> Now {
+pub(super) fn after(ms: u64) -> Now {
     Now { monotonic_ms: START.monotonic_ms + ms, epoch_ms: START.epoch_ms + ms as i64 }
 }
 
-fn connect_packet(version: ProtocolVersion) -> Connect {
-    Connect {
-        version,
-        clean_start: true,
-        keep_alive: 0,
-        client_id: "c".into(),
-        will: None,
-        username: None,
-        password: None,
-        properties: Properties::NONE,
-    }
+pub(super) fn connect_packet(version: ProtocolVersion) -> Connect {
+    Connect::new(version, "c")
 }
 
-fn opened(connect: &Connect, limits: Limits) -> (Session, Vec<Effect>) {
+pub(super) fn opened(connect: &Connect, limits: Limits) -> (Session, Vec<Effect>) {
+    opened_with(connect, limits, Proven::default())
+}
+
+/// A session whose client has proven this, unless it names a method: none is known here.
+pub(super) fn opened_with(connect: &Connect, limits: Limits, proven: Proven) -> (Session, Vec<Effect>) {
     let mut session = Session::new(Arc::new(limits), START);
     let mut out = Vec::new();
     session.connect(START, connect, || "assigned".to_owned(), &mut out);
+    if out == [Effect::Authenticate] {
+        out.clear();
+        if session.authentication_method().is_some() {
+            session.not_authenticated(START, ReasonCode::BadAuthenticationMethod, &mut out);
+        } else {
+            session.authenticated(START, proven, &mut out);
+            session.open(START, &mut out);
+        }
+    }
     (session, out)
 }
 
-fn connected(version: ProtocolVersion) -> Session {
+pub(super) fn connected(version: ProtocolVersion) -> Session {
     let (session, out) = opened(&connect_packet(version), Limits::default());
-    assert_eq!(out[0], Effect::Admit);
+    assert_eq!(out[0], Effect::Admit { resume: false });
     session
 }
 
-fn refused_with(connect: &Connect) -> Option<ReasonCode> {
+pub(super) fn refused_with(connect: &Connect) -> Option<ReasonCode> {
     match opened(connect, Limits::default()).1.as_slice() {
         [Effect::Send(Packet::ConnAck(connack)), Effect::Close(End::Refused)] => Some(connack.reason),
         _ => None,
     }
 }
 
-fn connack(out: &[Effect]) -> &ConnAck {
+pub(super) fn connack(out: &[Effect]) -> &ConnAck {
     match &out[1] {
         Effect::Send(Packet::ConnAck(connack)) => connack,
         other => panic!("{other:?}"),
     }
 }
 
-fn give(session: &mut Session, packet: Packet) -> Vec<Effect> {
+pub(super) fn give(session: &mut Session, packet: Packet) -> Vec<Effect> {
     give_at(session, START, packet)
 }
 
-fn give_at(session: &mut Session, now: Now, packet: Packet) -> Vec<Effect> {
+pub(super) fn give_at(session: &mut Session, now: Now, packet: Packet) -> Vec<Effect> {
     let mut out = Vec::new();
     session.packet(now, packet, &mut out);
     out
 }
 
-fn publish(qos: Qos, packet_id: u16) -> Publish {
+pub(super) fn publish(qos: Qos, packet_id: u16) -> Publish {
     Publish {
         dup: false,
         qos,
@@ -70,7 +75,7 @@ fn publish(qos: Qos, packet_id: u16) -> Publish {
 }
 
 /// Publishes, and returns the number under which the outcome is awaited.
-fn published(session: &mut Session, qos: Qos, packet_id: u16) -> u64 {
+pub(super) fn published(session: &mut Session, qos: Qos, packet_id: u16) -> u64 {
     match give(session, Packet::Publish(publish(qos, packet_id))).as_slice() {
         [Effect::Publish { number: Some(number), message }] => {
             assert_eq!(message.packet_id, packet_id);
@@ -80,37 +85,44 @@ fn published(session: &mut Session, qos: Qos, packet_id: u16) -> u64 {
     }
 }
 
-fn routed(session: &mut Session, number: u64, records: u32) -> Vec<Effect> {
+pub(super) fn routed(session: &mut Session, number: u64, records: u32) -> Vec<Effect> {
     let mut out = Vec::new();
     session.routed(START, number, records, true, &mut out);
     out
 }
 
-fn written(session: &mut Session, number: u64, result: Result<(), ReasonCode>) -> Vec<Effect> {
+pub(super) fn written(session: &mut Session, number: u64, result: Result<(), ReasonCode>) -> Vec<Effect> {
     let mut out = Vec::new();
     session.written(START, number, result, &mut out);
     out
 }
 
-fn ended(session: &mut Session, end: End) -> Vec<Effect> {
+pub(super) fn ended(session: &mut Session, end: End) -> Vec<Effect> {
     let mut out = Vec::new();
     session.end(START, end, &mut out);
     out
 }
 
-fn puback(packet_id: u16, reason: ReasonCode) -> Effect {
-    Effect::Send(Packet::PubAck(Ack::new(packet_id, reason)))
+pub(super) fn puback(packet_id: u16, reason: ReasonCode) -> Effect {
+    Effect::Send(Packet::PubAck(explained(packet_id, reason)))
 }
 
-fn pubrec(packet_id: u16, reason: ReasonCode) -> Effect {
-    Effect::Send(Packet::PubRec(Ack::new(packet_id, reason)))
+pub(super) fn pubrec(packet_id: u16, reason: ReasonCode) -> Effect {
+    Effect::Send(Packet::PubRec(explained(packet_id, reason)))
 }
 
-fn goodbye(reason: ReasonCode) -> Effect {
+pub(super) fn explained(packet_id: u16, reason: ReasonCode) -> Ack {
+    let properties = explanation(reason).map_or(Properties::NONE, |text| {
+        PropertiesBuilder::new().text(PropertyId::ReasonString, text).build()
+    });
+    Ack { packet_id, reason, properties }
+}
+
+pub(super) fn goodbye(reason: ReasonCode) -> Effect {
     Effect::Send(Packet::Disconnect(Disconnect::new(reason)))
 }
 
-fn message(qos: Qos) -> Arc<Message> {
+pub(super) fn message(qos: Qos) -> Arc<Message> {
     Arc::new(Message {
         publisher: "p".into(),
         packet_id: 0,
@@ -123,38 +135,33 @@ fn message(qos: Qos) -> Arc<Message> {
     })
 }
 
-fn delivery(qos: Qos) -> Delivery {
-    Delivery { message: message(qos), qos, retain: false, identifiers: Vec::new() }
+pub(super) fn delivery(qos: Qos) -> Delivery {
+    Delivery { message: message(qos), qos, retain: false, identifiers: Vec::new(), group: None }
 }
 
-fn delivered(session: &mut Session, now: Now, delivery: Delivery) -> Vec<Effect> {
+pub(super) fn delivered(session: &mut Session, now: Now, delivery: Delivery) -> Vec<Effect> {
     let mut out = Vec::new();
     session.deliver(now, delivery, &mut out);
     out
 }
 
-fn sent(effect: &Effect) -> &Publish {
+pub(super) fn sent(effect: &Effect) -> &Publish {
     match effect {
         Effect::Send(Packet::Publish(publish)) => publish,
         other => panic!("{other:?}"),
     }
 }
 
-fn subscription(filter: &str) -> Subscription {
-    Subscription {
-        filter: filter.into(),
-        qos: Qos::AtLeastOnce,
-        no_local: false,
-        retain_as_published: false,
-        retain_handling: RetainHandling::Send,
-    }
+pub(super) fn subscription(filter: &str) -> Subscription {
+    Subscription::new(filter, Qos::AtLeastOnce)
 }
 
-fn subscribe(session: &mut Session, subscriptions: Vec<Subscription>) -> Vec<Effect> {
-    let packet = Subscribe { packet_id: 9, subscriptions, properties: Properties::NONE };
+pub(super) fn subscribe(session: &mut Session, subscriptions: Vec<Subscription>) -> Vec<Effect> {
+    let packet = Subscribe::new(9, subscriptions);
     give(session, Packet::Subscribe(packet))
 }
 
+/// [MQTT-3.1.3-6] [MQTT-3.1.3-7] [MQTT-3.1.3-8] [MQTT5-3.1.3-6] [MQTT5-3.1.3-7]
 #[test]
 fn an_empty_client_id_is_assigned_or_refused_as_the_version_says() {
     for (version, clean_start, expected) in [
@@ -174,6 +181,7 @@ fn an_empty_client_id_is_assigned_or_refused_as_the_version_says() {
     }
 }
 
+/// [MQTT-3.1.3-9] [MQTT5-3.1.3-8] [MQTT5-3.1.4-2] [MQTT5-4.12.0-1] [MQTT5-4.12.0-4]
 #[test]
 fn a_connect_that_asks_for_what_is_not_there_is_refused() {
     let with = |properties: PropertiesBuilder| Connect {
@@ -199,6 +207,7 @@ fn a_connect_that_asks_for_what_is_not_there_is_refused() {
     }
 }
 
+/// [MQTT5-3.14.4-1]
 #[test]
 fn nothing_is_done_before_connect_and_nothing_after_close() {
     let mut session = Session::new(Arc::default(), START);
@@ -224,6 +233,7 @@ fn no_connect_in_time_closes() {
     assert_eq!(out, [Effect::Close(End::ConnectTimeout)]);
 }
 
+/// [MQTT-4.3.2-2]
 #[test]
 fn an_acknowledgement_waits_for_every_record() {
     let mut session = connected(ProtocolVersion::V311);
@@ -237,6 +247,7 @@ fn an_acknowledgement_waits_for_every_record() {
     assert!(!session.has_unacknowledged());
 }
 
+/// [MQTT-4.6.0-2] [MQTT-4.6.0-3] [MQTT5-4.6.0-2] [MQTT5-4.6.0-3]
 #[test]
 fn acknowledgements_leave_in_the_order_of_the_publishes_whatever_the_order_of_the_outcomes() {
     // All orders of four outcomes.
@@ -271,6 +282,7 @@ fn acknowledgements_leave_in_the_order_of_the_publishes_whatever_the_order_of_th
     }
 }
 
+/// [MQTT-4.8.0-2] [MQTT5-4.3.3-9]
 #[test]
 fn a_record_that_was_not_written_is_told_or_closes_the_connection() {
     let failed = Err(ReasonCode::UnspecifiedError);
@@ -315,6 +327,7 @@ fn a_message_that_nobody_gets_is_acknowledged_as_such() {
     assert_eq!(out, [puback(7, ReasonCode::NoMatchingSubscribers)]);
 }
 
+/// [MQTT-4.3.3-2]
 #[test]
 fn a_repeated_qos_2_publish_is_taken_once() {
     let mut session = connected(ProtocolVersion::V311);
@@ -331,6 +344,7 @@ fn a_repeated_qos_2_publish_is_taken_once() {
     published(&mut session, Qos::ExactlyOnce, 7);
 }
 
+/// [MQTT5-3.3.4-7]
 #[test]
 fn more_publishes_than_announced_end_a_version_5_session_and_saturate_an_older_one() {
     let limits = Limits { receive_maximum: 2, ..Limits::default() };
@@ -352,6 +366,7 @@ fn more_publishes_than_announced_end_a_version_5_session_and_saturate_an_older_o
     assert!(!old.is_saturated());
 }
 
+/// [MQTT-3.3.2-2] [MQTT-4.7.1-1] [MQTT5-3.3.2-2] [MQTT5-4.7.0-1]
 #[test]
 fn a_bad_topic_is_refused_in_order() {
     for topic in ["a/+", "$SYS/x", "$share/g/a"] {
@@ -372,6 +387,7 @@ fn a_bad_topic_is_refused_in_order() {
     assert!(matches!(give(&mut session, own).as_slice(), [Effect::Publish { number: None, .. }]));
 }
 
+/// [MQTT5-3.3.2-17] [MQTT5-3.3.2-18]
 #[test]
 fn aliases_and_expiry_are_resolved_and_the_other_properties_are_forwarded_in_order() {
     let mut session = connected(ProtocolVersion::V5);
@@ -397,6 +413,7 @@ fn aliases_and_expiry_are_resolved_and_the_other_properties_are_forwarded_in_ord
     }
 }
 
+/// [MQTT5-3.2.2-17] [MQTT5-3.3.2-9] [MQTT5-3.3.4-6]
 #[test]
 fn aliases_and_properties_that_a_client_must_not_send_end_the_session() {
     let number = |id, number| PropertiesBuilder::new().number(id, number).build();
@@ -413,6 +430,7 @@ fn aliases_and_properties_that_a_client_must_not_send_end_the_session() {
     }
 }
 
+/// [MQTT5-3.3.4-9] [MQTT5-4.9.0-1] [MQTT5-4.9.0-2]
 #[test]
 fn deliveries_stay_within_the_clients_window_and_each_acknowledgement_frees_a_place() {
     let properties = PropertiesBuilder::new().number(PropertyId::ReceiveMaximum, 2).build();
@@ -442,6 +460,7 @@ fn deliveries_stay_within_the_clients_window_and_each_acknowledgement_frees_a_pl
     );
 }
 
+/// [MQTT-2.3.1-4] [MQTT-4.3.2-1]
 #[test]
 fn packet_ids_in_use_are_not_given_again() {
     let mut session = connected(ProtocolVersion::V311);
@@ -458,6 +477,7 @@ fn packet_ids_in_use_are_not_given_again() {
     assert_eq!(sent(&out[0]).packet_id, Some(2));
 }
 
+/// [MQTT5-4.4.0-2]
 #[test]
 fn a_refused_qos_2_delivery_is_over_and_an_unknown_one_is_told() {
     let mut session = connected(ProtocolVersion::V5);
@@ -474,15 +494,16 @@ fn a_refused_qos_2_delivery_is_over_and_an_unknown_one_is_told() {
     assert_eq!(out, [goodbye(ReasonCode::ProtocolError), Effect::Close(End::Protocol)]);
 }
 
+/// [MQTT5-3.1.2-24] [MQTT5-3.1.2-25] [MQTT5-3.3.2-5] [MQTT5-3.3.2-6]
 #[test]
 fn what_is_too_large_expired_or_delayed_too_long_is_dropped_and_counted() {
     let properties = PropertiesBuilder::new()
-        .number(PropertyId::MaximumPacketSize, 20)
+        .number(PropertyId::MaximumPacketSize, 40)
         .number(PropertyId::ReceiveMaximum, 1)
         .build();
     let connect = Connect { properties, ..connect_packet(ProtocolVersion::V5) };
     let (mut session, _) = opened(&connect, Limits { delayed_ttl_ms: 100, ..Limits::default() });
-    let large = Message { payload: vec![0; 20].into(), ..Message::clone(&message(Qos::AtLeastOnce)) };
+    let large = Message { payload: vec![0; 40].into(), ..Message::clone(&message(Qos::AtLeastOnce)) };
     let large = Delivery { message: Arc::new(large), ..delivery(Qos::AtLeastOnce) };
     assert_eq!(delivered(&mut session, START, large), [Effect::Dropped(Dropped::TooLarge)]);
     let expiring =
@@ -498,27 +519,30 @@ fn what_is_too_large_expired_or_delayed_too_long_is_dropped_and_counted() {
     assert_eq!(give_at(&mut session, after(601), ack), [Effect::Dropped(Dropped::Delayed)]);
 }
 
+/// [MQTT5-3.8.3-4] [MQTT5-3.9.3-1]
 #[test]
-fn filters_are_limited_and_shared_ones_refused() {
+fn filters_are_limited_and_checked() {
     let (mut session, _) =
         opened(&connect_packet(ProtocolVersion::V5), Limits { subscriptions_max: 1, ..Limits::default() });
-    let wanted = ["a", "b", "$share/g/a", "a/#/b", "a"].map(subscription);
+    let wanted = ["a", "b", "a/#/b", "$share/g/a#", "$share/g", "$share/+/a", "a"].map(subscription);
     let out = subscribe(&mut session, wanted.to_vec());
     let taken: Vec<_> = out
         .iter()
         .filter_map(|effect| match effect {
-            Effect::Subscribe { filter, .. } => Some(&**filter),
+            Effect::Subscribe { filter, is_new, .. } => Some((&**filter, *is_new)),
             _ => None,
         })
         .collect();
-    assert_eq!(taken, ["a", "a"]);
+    assert_eq!(taken, [("a", true), ("a", false)]);
     match out.last() {
         Some(Effect::Send(Packet::SubAck(suback))) => assert_eq!(
             suback.reasons,
             [
                 ReasonCode::GrantedQos1,
                 ReasonCode::QuotaExceeded,
-                ReasonCode::SharedSubscriptionsNotSupported,
+                ReasonCode::TopicFilterInvalid,
+                ReasonCode::TopicFilterInvalid,
+                ReasonCode::TopicFilterInvalid,
                 ReasonCode::TopicFilterInvalid,
                 ReasonCode::GrantedQos1
             ]
@@ -529,6 +553,101 @@ fn filters_are_limited_and_shared_ones_refused() {
     let no_local = Subscription { no_local: true, ..subscription("$share/g/a") };
     let out = subscribe(&mut session, vec![no_local]);
     assert_eq!(out, [goodbye(ReasonCode::ProtocolError), Effect::Close(End::Protocol)]);
+}
+
+/// [MQTT5-4.8.2-1] [MQTT5-4.8.2-2]
+#[test]
+fn a_shared_filter_is_a_subscription_of_its_own_to_clients_of_all_versions() {
+    let rules = topic::Rules { segments_max: 2, root_wildcard: false };
+    for version in [ProtocolVersion::V31, ProtocolVersion::V311, ProtocolVersion::V5] {
+        let (mut session, _) = opened(&connect_packet(version), Limits { rules, ..Limits::default() });
+        // The levels of the plain filter count.
+        let wanted = ["a", "$share/g/a/b", "$share/h/a/b", "$share/g/a/b/c", "$share/g/#"].map(subscription);
+        let out = subscribe(&mut session, wanted.to_vec());
+        let Some(Effect::Send(Packet::SubAck(suback))) = out.last() else { panic!("{out:?}") };
+        let granted = ReasonCode::GrantedQos1;
+        let invalid = ReasonCode::TopicFilterInvalid;
+        assert_eq!(suback.reasons, [granted, granted, granted, invalid, invalid]);
+        assert_eq!(session.filters().len(), 3);
+    }
+}
+
+/// [MQTT5-4.8.2-5] [MQTT5-4.8.2-6]
+#[test]
+fn what_a_member_leaves_undone_is_handed_back_but_not_what_it_began_at_qos_2_or_refused() {
+    let properties = PropertiesBuilder::new().number(PropertyId::ReceiveMaximum, 4).build();
+    let connect = Connect { properties, ..connect_packet(ProtocolVersion::V5) };
+    let (mut session, _) = opened(&connect, Limits::default());
+    let shared = |name: &str, qos| {
+        let message = Message { topic: name.into(), ..Message::clone(&message(qos)) };
+        Delivery { message: Arc::new(message), group: Some("$share/g/#".into()), ..delivery(qos) }
+    };
+    for (name, qos) in [
+        ("acknowledged", Qos::AtLeastOnce),
+        ("refused", Qos::AtLeastOnce),
+        ("begun at 2", Qos::ExactlyOnce),
+        ("first", Qos::AtLeastOnce),
+        ("second", Qos::AtLeastOnce),
+        ("third", Qos::ExactlyOnce),
+        ("fourth", Qos::AtLeastOnce),
+        ("at 0", Qos::AtMostOnce),
+    ] {
+        delivered(&mut session, START, shared(name, qos));
+    }
+    delivered(&mut session, START, delivery(Qos::AtLeastOnce));
+    give(&mut session, Packet::PubAck(Ack::new(1, ReasonCode::Success)));
+    give(&mut session, Packet::PubAck(Ack::new(2, ReasonCode::UnspecifiedError)));
+    let offered = |session: &mut Session, taken: &str| {
+        let mut names = Vec::new();
+        let mut out = Vec::new();
+        let mut take = |delivery: &Delivery| {
+            names.push(delivery.message.topic.to_string());
+            *names.last().unwrap() == taken
+        };
+        session.hand_over_shared(&mut take, &mut out);
+        assert_eq!(out, [], "they came from no queue");
+        names
+    };
+    assert_eq!(
+        offered(&mut session, "first"),
+        ["first", "second", "fourth"],
+        "the third was sent when two had left"
+    );
+    assert_eq!(offered(&mut session, "fourth"), ["second", "fourth"]);
+    assert_eq!(offered(&mut session, ""), ["second"]);
+}
+
+/// [MQTT5-3.1.2-22]
+#[test]
+fn a_member_that_does_not_acknowledge_holds_no_more_bytes_than_it_may() {
+    let limits = Limits { shared_bytes_max: 3000, delayed_max: 2, ..Limits::default() };
+    let (mut session, _) = opened(&connect_packet(ProtocolVersion::V311), limits);
+    let mut large = message(Qos::AtLeastOnce).as_ref().clone();
+    large.payload = vec![0; 1000].into();
+    let shared =
+        Delivery { message: Arc::new(large), group: Some("$share/g/a".into()), ..delivery(Qos::AtLeastOnce) };
+    let deliver = |session: &mut Session| {
+        let mut out = Vec::new();
+        session.deliver(START, shared.clone(), &mut out);
+        out
+    };
+    for packet_id in 1..=3 {
+        assert_eq!(sent(&deliver(&mut session)[0]).packet_id, Some(packet_id));
+    }
+    assert_eq!((session.window_room(), session.delivery_room()), (0, 2));
+    assert_eq!(deliver(&mut session), []);
+    assert_eq!(deliver(&mut session), []);
+    assert_eq!(session.delivery_room(), 0);
+    // Each acknowledgement makes room for one.
+    for (packet_id, next) in [(1, 4), (2, 5)] {
+        let out = give(&mut session, Packet::PubAck(Ack::new(packet_id, ReasonCode::Success)));
+        assert_eq!(sent(&out[0]).packet_id, Some(next));
+    }
+    assert_eq!(session.window_room(), 0);
+    for packet_id in 3..=5 {
+        give(&mut session, Packet::PubAck(Ack::new(packet_id, ReasonCode::Success)));
+    }
+    assert_eq!(session.window_room(), 65_535);
 }
 
 #[test]
@@ -551,6 +670,7 @@ fn any_packet_keeps_a_client_alive_and_a_server_that_does_not_read_waits() {
     assert_eq!(out, [goodbye(ReasonCode::KeepAliveTimeout), Effect::Close(End::KeepAlive)]);
 }
 
+/// [MQTT5-3.1.2-7] [MQTT5-3.1.2-8] [MQTT5-3.14.4-3]
 #[test]
 fn a_will_is_published_at_every_end_but_a_normal_goodbye() {
     let properties = PropertiesBuilder::new()
@@ -595,6 +715,7 @@ fn a_session_expiry_that_appears_at_disconnect_is_a_protocol_error() {
     assert_eq!(out, [goodbye(ReasonCode::ProtocolError), Effect::Close(End::Protocol)]);
 }
 
+/// [MQTT5-4.13.1-1]
 #[test]
 fn packets_of_servers_end_the_session() {
     let ack = SubAck { packet_id: 1, reasons: vec![], properties: Properties::NONE };

@@ -18,8 +18,12 @@ pub(super) fn kept(will: &Will) -> Will {
     }
 }
 
-/// The message that it becomes. Its delay ends with the session, which ends with the connection (see the module's
-/// text), so it is due now; its expiry counts from now (MQTT 5.0 §3.1.3.2.4).
+/// How long after the connection it is published, in seconds.
+pub(super) fn delay_s(will: &Will) -> u32 {
+    will.properties.number(PropertyId::WillDelayInterval).unwrap_or(0)
+}
+
+/// The message that it becomes when it is due: its expiry counts from then (MQTT 5.0 §3.1.3.2.4).
 pub(super) fn message(will: Will, publisher: Arc<str>, now: Now) -> Message {
     let expiry_s = will.properties.number(PropertyId::MessageExpiryInterval);
     Message {

@@ -22,16 +22,7 @@ fn reason_string() -> Properties {
 }
 
 fn connect(version: ProtocolVersion) -> Connect {
-    Connect {
-        version,
-        clean_start: true,
-        keep_alive: 60,
-        client_id: "c".into(),
-        will: None,
-        username: None,
-        password: None,
-        properties: Properties::NONE,
-    }
+    Connect { keep_alive: 60, ..Connect::new(version, "c") }
 }
 
 #[test]
@@ -42,6 +33,7 @@ fn connect_is_written_as_each_version_says() {
     check(&packet(V5), V5, b"\x10\x0e\0\x04MQTT\x05\x02\0\x3c\0\0\x01c");
 }
 
+/// [MQTT-3.1.3-1] [MQTT5-3.1.3-1]
 #[test]
 fn a_connect_with_everything_keeps_the_standards_order() {
     let mut full = Connect {
@@ -72,6 +64,7 @@ fn a_connect_with_everything_keeps_the_standards_order() {
     );
 }
 
+/// [MQTT-3.2.2-4] [MQTT5-3.2.2-1] [MQTT5-3.2.2-6]
 #[test]
 fn connack_carries_a_return_code_or_a_reason_code() {
     let packet = |session_present, reason| {
@@ -87,6 +80,7 @@ fn connack_carries_a_return_code_or_a_reason_code() {
     assert_eq!(&encoded(&packet(true, ReasonCode::Banned), V5)[..], b"\x20\x03\0\x8a\0");
 }
 
+/// [MQTT-2.3.1-5] [MQTT-3.3.2-1] [MQTT5-2.2.1-2] [MQTT5-2.2.2-1] [MQTT5-3.3.2-1]
 #[test]
 fn publish_has_its_flags_and_fields_in_place() {
     let mut publish = Publish {
@@ -134,17 +128,7 @@ fn acknowledgements_leave_out_what_may_be_left_out() {
 
 #[test]
 fn subscribe_and_unsubscribe_are_written_as_each_version_says() {
-    let mut subscribe = Subscribe {
-        packet_id: 10,
-        subscriptions: vec![Subscription {
-            filter: "a/#".into(),
-            qos: Qos::AtLeastOnce,
-            no_local: false,
-            retain_as_published: false,
-            retain_handling: RetainHandling::Send,
-        }],
-        properties: Properties::NONE,
-    };
+    let mut subscribe = Subscribe::new(10, vec![Subscription::new("a/#", Qos::AtLeastOnce)]);
     let unsubscribe =
         Unsubscribe { packet_id: 11, filters: vec!["a".into(), "b".into()], properties: Properties::NONE };
     for version in [V31, V311] {
@@ -158,6 +142,7 @@ fn subscribe_and_unsubscribe_are_written_as_each_version_says() {
     check(&Packet::Subscribe(subscribe), V5, b"\x82\x0c\0\x0a\x03\x0b\xac\x02\0\x03a/#\x2d");
 }
 
+/// [MQTT-3.9.3-2]
 #[test]
 fn suback_tells_old_clients_of_one_failure_only() {
     let ack = |reasons: &[ReasonCode]| SubAck {

@@ -1,11 +1,16 @@
 //! The codec and the tree from outside: known bytes, refused bytes, and properties that hold for all packets.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod allocations;
 mod arbitrary;
+mod conformance;
+mod fuzz;
 mod golden;
 mod malformed;
+mod mutate;
 mod roundtrip;
 mod tree;
+mod wire;
 
 use bytes::BytesMut;
 use tbmq_mqtt::{

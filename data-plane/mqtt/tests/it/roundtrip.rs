@@ -1,10 +1,14 @@
 //! What holds for all packets and for all bytes.
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use proptest::{collection::vec, prelude::*, sample::Index};
 use tbmq_mqtt::{
-    codec::{self, EncodedPublish, Limits},
-    packet::{Packet, ProtocolVersion, Publish, Qos},
+    codec::{
+        self, EncodedPublish, Limits,
+        property::{Properties, PropertiesBuilder, PropertyId},
+    },
+    packet::{Packet, ProtocolVersion, Publish, Qos, Text},
+    session::Message,
 };
 
 use crate::{arbitrary, decode, encoded, known};
@@ -36,7 +40,7 @@ proptest! {
 
     #[test]
     fn properties_are_read_as_they_were_built((_, publish) in arbitrary::publish()) {
-        let copy = publish.properties.iter().fold(codec::property::PropertiesBuilder::new(), |all, (id, value)| {
+        let copy = publish.properties.iter().fold(PropertiesBuilder::new(), |all, (id, value)| {
             all.copy(id, &value)
         });
         prop_assert_eq!(copy.build(), publish.properties);
@@ -113,6 +117,7 @@ fn a_stream_read_byte_by_byte_gives_the_same_packets() {
     assert_eq!(read(&single).len(), 4);
 }
 
+/// [MQTT5-1.5.5-1]
 #[test]
 fn a_length_at_each_width_is_read_back() {
     for length in [0, 127, 128, 16_383, 16_384, 2_097_151, 2_097_152] {
@@ -122,11 +127,32 @@ fn a_length_at_each_width_is_read_back() {
             retain: false,
             topic: "t".into(),
             packet_id: None,
-            properties: codec::property::Properties::NONE,
+            properties: Properties::NONE,
             payload: vec![0; length].into(),
         };
         let packet = Packet::Publish(publish);
         let bytes = encoded(&packet, ProtocolVersion::V311);
         assert_eq!(decode(&bytes, Some(ProtocolVersion::V311)), Ok(Some(packet)));
     }
+}
+
+#[test]
+fn a_detached_message_is_the_same_in_memory_of_its_own() {
+    let read = Bytes::from_static(b"a/bpayload");
+    let message = Message {
+        publisher: "publisher".into(),
+        packet_id: 7,
+        qos: Qos::ExactlyOnce,
+        retain: true,
+        topic: Text::from_bytes(read.slice(..3)).unwrap(),
+        payload: read.slice(3..),
+        properties: PropertiesBuilder::new().text(PropertyId::ContentType, "text/plain").build(),
+        expires_at_ms: Some(1),
+    };
+    let detached = message.detached();
+    assert_eq!(detached, message);
+    assert!(!read.as_ptr_range().contains(&detached.topic.bytes().as_ptr()));
+    assert!(!read.as_ptr_range().contains(&detached.payload.as_ptr()));
+    let empty = Message { topic: "a".into(), payload: Bytes::new(), properties: Properties::NONE, ..message };
+    assert_eq!(empty.detached(), empty);
 }

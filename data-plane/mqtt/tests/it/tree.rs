@@ -1,22 +1,25 @@
 //! The tree finds what a walk through all filters finds.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::ControlFlow};
 
 use proptest::{collection::vec, prelude::*, sample::select};
 use tbmq_mqtt::{
     topic::{self, Rules},
-    tree::{Scratch, Tree},
+    tree::Tree,
 };
+
+/// Longer than what the tree keeps as it is.
+const LONG: &str = "abcdefghijklmnopqrstuvwxyz";
 
 /// Names of few levels and few words, so that filters and names meet.
 fn name() -> impl Strategy<Value = String> {
-    vec(select(vec!["a", "b", "", "$s"]), 1..5)
+    vec(select(vec!["a", "b", "", "$s", LONG]), 1..5)
         .prop_map(|levels| levels.join("/"))
         .prop_filter("a name has a character", |name| !name.is_empty())
 }
 
 fn filter() -> impl Strategy<Value = String> {
-    (vec(select(vec!["a", "b", "", "$s", "+"]), 0..4), any::<bool>())
+    (vec(select(vec!["a", "b", "", "$s", LONG, "+"]), 0..4), any::<bool>())
         .prop_map(|(mut levels, is_multi)| {
             if is_multi {
                 levels.push("#");
@@ -45,10 +48,9 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(512) })]
 
     #[test]
-    fn the_tree_is_a_map_of_filters(steps in vec(step(), 0..60), names in vec(name(), 1..8)) {
+    fn the_tree_is_a_map_of_filters(steps in vec(step(), 0..120), names in vec(name(), 1..8)) {
         let mut tree = Tree::new();
         let mut model: BTreeMap<(String, u8), u32> = BTreeMap::new();
-        let mut scratch = Scratch::default();
         for step in steps.into_iter().chain(names.into_iter().map(Step::Match)) {
             match step {
                 Step::Insert(filter, who, value) => {
@@ -60,12 +62,22 @@ proptest! {
                 }
                 Step::Match(name) => {
                     let mut found = Vec::new();
-                    tree.matching(&name, &mut scratch, |who, value| found.push((*who, *value)));
+                    tree.matching(&name, |who, value| found.push((*who, *value)));
                     found.sort_unstable();
                     let all = model.iter().filter(|((filter, _), _)| topic::matches(filter, &name));
                     let mut expected: Vec<(u8, u32)> = all.map(|((_, who), value)| (*who, *value)).collect();
                     expected.sort_unstable();
-                    prop_assert_eq!(found, expected, "{}", name);
+                    prop_assert_eq!(&found, &expected, "{}", name);
+                    let mut told = Vec::new();
+                    tree.matching_filters(&name, |filter, who, value| {
+                        told.push((filter.to_owned(), *who, *value));
+                        ControlFlow::Continue(())
+                    });
+                    for (filter, who, value) in told {
+                        prop_assert_eq!(model.get(&(filter, who)), Some(&value));
+                        found.retain(|one| *one != (who, value));
+                    }
+                    prop_assert_eq!(found, [], "a question finds what a message finds: {}", name);
                 }
             }
             prop_assert_eq!((tree.len(), tree.is_empty()), (model.len(), model.is_empty()));

@@ -22,10 +22,7 @@ use tbmq_harness::{
     proxy::{Mode, Proxy},
     ready,
 };
-use tbmq_mqtt::{
-    codec::property::Properties,
-    packet::{Ack, Connect, Packet, ProtocolVersion, Qos, ReasonCode},
-};
+use tbmq_mqtt::packet::{Ack, Connect, Packet, ProtocolVersion, Qos, ReasonCode};
 use tempfile::TempDir;
 use tokio::{
     runtime::{Builder, Runtime},
@@ -66,7 +63,9 @@ impl Tbmq {
             ("TBMQ_DATA_DIR".to_owned(), data.path().display().to_string()),
             ("TCP_NETTY_MAX_PAYLOAD_SIZE".to_owned(), (2 << 20).to_string()),
         ];
-        for port in ["LISTENER_TCP_BIND_PORT", "CONTROL_GRPC_BIND_PORT", "HTTP_BIND_PORT"] {
+        for port in
+            ["LISTENER_TCP_BIND_PORT", "LISTENER_WS_BIND_PORT", "CONTROL_GRPC_BIND_PORT", "HTTP_BIND_PORT"]
+        {
             environment.push((port.to_owned(), "0".to_owned()));
         }
         let process = Process::start("tbmq", &[], &environment, &["mqtt"]).unwrap();
@@ -181,16 +180,8 @@ impl RealFixture {
 }
 
 async fn subscriber(broker: SocketAddr, topic: &str) -> Client {
-    let connect = Connect {
-        version: ProtocolVersion::V311,
-        clean_start: true,
-        keep_alive: 0,
-        client_id: format!("{}_subscriber", topic.replace('/', "_")).as_str().into(),
-        will: None,
-        username: None,
-        password: None,
-        properties: Properties::NONE,
-    };
+    let connect =
+        Connect::new(ProtocolVersion::V311, format!("{}_subscriber", topic.replace('/', "_")).as_str());
     let (mut client, connack) = Client::connect_with(broker, connect).await.unwrap();
     assert_eq!(connack.reason, ReasonCode::Success);
     client.subscribe(topic, Qos::AtLeastOnce).await.unwrap();

@@ -1,0 +1,179 @@
+//! What is counted of who connects. Labels come from closed sets; never a client or a credential.
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, EncodeLabelValue},
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::Registry,
+};
+use tbmq_auth::provider::{Answer, Provider};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct AnswerLabel {
+    provider: ProviderLabel,
+    outcome: Outcome,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+enum ProviderLabel {
+    Basic,
+    X509,
+    Jwt,
+    Http,
+    Scram,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+enum Outcome {
+    Success,
+    Skipped,
+    Failure,
+}
+
+/// Why a CONNECT was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct RefusedLabel {
+    reason: Refused,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub(crate) enum Refused {
+    /// No provider has let it in.
+    NotAuthorized,
+    Blocked,
+    /// Of an unknown authentication method, or one that it did not keep to.
+    Method,
+    /// Too many passwords wait to be hashed.
+    QueueFull,
+    /// Too many passwords from the same address do.
+    AddressQueueFull,
+}
+
+/// What became of a question to the HTTP service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct CallLabel {
+    outcome: Call,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub(crate) enum Call {
+    Answered,
+    Failed,
+    TimedOut,
+    TooLong,
+    /// The service has failed again and again, and is left alone.
+    Resting,
+    /// Too many clients wait for it, or too many of one address.
+    Full,
+    /// What the client says can't be put into a request.
+    Unsent,
+}
+
+/// Which records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct RecordLabel {
+    pub(crate) topic: Topic,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub(crate) enum Topic {
+    Credentials,
+    Settings,
+    Blocked,
+}
+
+/// The metrics of who may connect.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Metrics {
+    answers: Family<AnswerLabel, Counter>,
+    refused: Family<RefusedLabel, Counter>,
+    pub(crate) credentials: Gauge,
+    pub(crate) blocked: Gauge,
+    bad_records: Family<RecordLabel, Counter>,
+    pub(crate) hash_queue: Gauge,
+    pub(crate) hashes: Counter,
+    calls: Family<CallLabel, Counter>,
+    pub(crate) key_set_failures: Counter,
+    pub(crate) judged_again: Counter,
+    pub(crate) ended: Counter,
+    pub(crate) unauthorized_dropped: Counter,
+    pub(crate) degraded: Gauge,
+}
+
+impl Metrics {
+    /// Registers all of them.
+    pub(crate) fn register(&self, registry: &mut Registry) {
+        registry.register("tbmq_auth_answers", "Answers of providers", self.answers.clone());
+        registry.register("tbmq_auth_refused", "Clients that were refused", self.refused.clone());
+        registry.register("tbmq_auth_credentials", "Credentials known", self.credentials.clone());
+        registry.register("tbmq_auth_blocked", "Blocks known, expired ones included", self.blocked.clone());
+        registry.register(
+            "tbmq_auth_bad_records",
+            "Records of who may connect that can't be used",
+            self.bad_records.clone(),
+        );
+        registry.register(
+            "tbmq_auth_hash_queue",
+            "Passwords that wait to be hashed",
+            self.hash_queue.clone(),
+        );
+        registry.register("tbmq_auth_hashes", "Passwords that were hashed", self.hashes.clone());
+        registry.register(
+            "tbmq_auth_http_calls",
+            "Questions to the HTTP service that knows clients",
+            self.calls.clone(),
+        );
+        registry.register(
+            "tbmq_auth_key_set_failures",
+            "Key sets of JWTs that could not be read",
+            self.key_set_failures.clone(),
+        );
+        registry.register(
+            "tbmq_auth_judged_again",
+            "Connected clients that were given other rights because their credential changed",
+            self.judged_again.clone(),
+        );
+        registry.register(
+            "tbmq_auth_ended",
+            "Connected clients that were disconnected because their credential is gone or they were blocked",
+            self.ended.clone(),
+        );
+        registry.register(
+            "tbmq_auth_unauthorized_dropped",
+            "Refusals that are not told of, because there were too many or the bus did not take them",
+            self.unauthorized_dropped.clone(),
+        );
+        registry.register(
+            "tbmq_auth_degraded",
+            "1 while it is not confirmed that credentials, settings and blocks are up to date",
+            self.degraded.clone(),
+        );
+    }
+
+    pub(crate) fn answered<T>(&self, provider: Provider, answer: &Answer<T>) {
+        let provider = match provider {
+            Provider::Basic => ProviderLabel::Basic,
+            Provider::X509 => ProviderLabel::X509,
+            Provider::Jwt => ProviderLabel::Jwt,
+            Provider::Http => ProviderLabel::Http,
+            Provider::Scram => ProviderLabel::Scram,
+        };
+        let outcome = match answer {
+            Answer::Success(_) => Outcome::Success,
+            Answer::Skipped(_) => Outcome::Skipped,
+            Answer::Failure(_) => Outcome::Failure,
+        };
+        self.answers.get_or_create(&AnswerLabel { provider, outcome }).inc();
+    }
+
+    pub(crate) fn called(&self, outcome: Call) {
+        self.calls.get_or_create(&CallLabel { outcome }).inc();
+    }
+
+    pub(crate) fn refused(&self, reason: Refused) {
+        self.refused.get_or_create(&RefusedLabel { reason }).inc();
+    }
+
+    pub(crate) fn bad_record(&self, topic: Topic) {
+        self.bad_records.get_or_create(&RecordLabel { topic }).inc();
+    }
+}
