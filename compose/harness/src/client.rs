@@ -254,6 +254,11 @@ pub trait Observer: Send + Sync {
         false
     }
 
+    /// Whether the system is held down on purpose: the publisher's patience begins when that is over.
+    fn is_held_down(&self) -> bool {
+        false
+    }
+
     /// The broker acknowledged a publish.
     fn acknowledged(&self, mark: Mark);
 
@@ -288,11 +293,14 @@ pub async fn publish_all(plan: Plan) -> Result<Vec<Mark>> {
 /// The same; tells `observer` what happens, and stops when it says so. Returns the sequence that would be next.
 ///
 /// # Errors
-/// When nothing is acknowledged for longer than the plan's patience.
+/// When nothing is acknowledged for longer than the plan's patience, while the system is not held down.
 pub async fn publish_observed(plan: Plan, observer: &dyn Observer) -> Result<u64> {
     let mut state = Progress::new(plan, observer);
     let mut last_error = None;
     while !state.is_done() {
+        if observer.is_held_down() {
+            state.progress = Instant::now();
+        }
         if state.progress.elapsed() > state.plan.patience {
             let error = last_error.unwrap_or_else(|| anyhow::anyhow!("nothing was acknowledged"));
             return Err(error.context(format!("publisher {} makes no progress", state.plan.publisher)));

@@ -172,10 +172,14 @@ pub(super) async fn inject(world: &mut World, round: &Round) -> Result<Injected>
         }
         Fault::KafkaRestart | Fault::KafkaKill => {
             let is_kill = round.fault == Fault::KafkaKill;
+            let stop = Instant::now();
             block_in_place(|| if is_kill { world.kafka.kill() } else { world.kafka.stop() })?;
+            let stopped = stop.elapsed();
             sleep(round.lasts).await;
+            let start = Instant::now();
             block_in_place(|| world.kafka.launch())?;
-            Ok(Injected::default())
+            let (stopped, started) = (stopped.as_secs_f64(), start.elapsed().as_secs_f64());
+            Ok(Injected::noted(format!("ended in {stopped:.1} s, started in {started:.1} s")))
         }
         Fault::PostgresRestart | Fault::PostgresKill => {
             let is_kill = round.fault == Fault::PostgresKill;

@@ -63,6 +63,7 @@ async fn try_run(
     sleep(round.after).await;
 
     let at = Instant::now();
+    tally.hold_down();
     match faults::inject(world, round).await {
         Ok(injected) => {
             outcome.note = injected.note;
@@ -73,6 +74,7 @@ async fn try_run(
         }
         Err(error) => outcome.findings.push(format!("while injecting: {error:#}")),
     }
+    tally.healed();
     let healed = Instant::now();
     let healed_ns = now_ns();
     tally.look_for_sent_after(healed_ns);

@@ -48,6 +48,7 @@ pub struct Tally {
 #[derive(Debug, Default)]
 struct State {
     is_stopped: bool,
+    is_held_down: bool,
     acknowledged: Vec<Mark>,
     refused: u64,
     reconnects: u64,
@@ -101,6 +102,16 @@ impl Tally {
     /// Publishers begin nothing new from now on.
     pub fn stop(&self) {
         self.state.lock().is_stopped = true;
+    }
+
+    /// A fault begins, which lasts as long as it takes: publishers wait for its end.
+    pub fn hold_down(&self) {
+        self.state.lock().is_held_down = true;
+    }
+
+    /// The fault is over.
+    pub fn healed(&self) {
+        self.state.lock().is_held_down = false;
     }
 
     /// A request has arrived at an integration's sink and was answered.
@@ -256,6 +267,10 @@ impl Tally {
 impl Observer for Tally {
     fn is_stopped(&self) -> bool {
         self.state.lock().is_stopped
+    }
+
+    fn is_held_down(&self) -> bool {
+        self.state.lock().is_held_down
     }
 
     fn acknowledged(&self, mark: Mark) {
