@@ -300,8 +300,7 @@ pub async fn publish_observed(plan: Plan, observer: &dyn Observer) -> Result<u64
     while !state.is_done() {
         if observer.is_held_down() {
             state.progress = Instant::now();
-        }
-        if state.progress.elapsed() > state.plan.patience {
+        } else if state.progress.elapsed() > state.plan.patience {
             let error = last_error.unwrap_or_else(|| anyhow::anyhow!("nothing was acknowledged"));
             return Err(error.context(format!("publisher {} makes no progress", state.plan.publisher)));
         }
@@ -454,4 +453,39 @@ impl<'a> Progress<'a> {
 
 fn now_ns() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+
+    /// Held down until the third attempt to connect has failed.
+    #[derive(Default)]
+    struct Fault(AtomicU32);
+
+    impl Observer for Fault {
+        fn is_held_down(&self) -> bool {
+            self.0.load(Ordering::Relaxed) < 3
+        }
+
+        fn acknowledged(&self, mark: Mark) {
+            panic!("nobody is there to acknowledge {mark:?}");
+        }
+
+        fn disconnected(&self, _error: &anyhow::Error) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_publisher_s_patience_begins_when_the_system_is_not_held_down_any_more() {
+        let nobody = SocketAddr::from(([127, 0, 0, 1], crate::postgres::free_port().unwrap()));
+        let fault = Fault::default();
+        let plan = Plan::new(nobody, "t", 1).patience(Duration::ZERO);
+        let error = publish_observed(plan, &fault).await.unwrap_err();
+        assert!(error.to_string().contains("makes no progress"), "{error:#}");
+        assert_eq!(fault.0.load(Ordering::Relaxed), 3);
+    }
 }
