@@ -41,8 +41,10 @@ use tbmq_proto::{
 };
 use tokio::task::JoinSet;
 
+mod refusals;
 mod siege;
 
+use refusals::Refusals;
 use siege::Siege;
 
 /// Begins the section of the page.
@@ -111,10 +113,12 @@ pub(crate) async fn run(options: Options) -> Result<()> {
     let cpu_before = broker.usage()?.cpu;
     let took = broker.paced(&options).await?;
     let cpu = broker.usage()?.cpu.saturating_sub(cpu_before);
+    let refusals = Refusals::measure(&broker, options.credentials).await?;
     let siege = Siege::lay(&broker, options.guesses, SIEGE_S, options.credentials).await?;
     broker.stop().await?;
 
-    let report = Report { options: &options, start, before_bytes, resident_bytes, took, cpu, siege };
+    let report =
+        Report { options: &options, start, before_bytes, resident_bytes, took, cpu, refusals, siege };
     println!("\n{report}");
     if let Some(file) = &options.write {
         crate::page::write(file, HEADING, &report)?;
@@ -281,12 +285,13 @@ struct Report<'a> {
     resident_bytes: u64,
     took: Histogram<u64>,
     cpu: Duration,
+    refusals: Refusals,
     siege: Siege,
 }
 
 impl fmt::Display for Report<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { options, start, before_bytes, resident_bytes, took, cpu, siege } = self;
+        let Self { options, start, before_bytes, resident_bytes, took, cpu, refusals, siege } = self;
         let grown = resident_bytes.saturating_sub(*before_bytes);
         let each = grown as f64 / f64::from(options.credentials);
         let ms = |quantile| took.value_at_quantile(quantile) as f64 / 1e3;
@@ -296,7 +301,8 @@ impl fmt::Display for Report<'_> {
              (argon2id) and a rule with the client id. *Start* is from the start of the process until it serves clients, with all of \
              them read. Then {} of them connect in turn, {} a second for {} s, each over a connection of its own and whether or \
              not those before have their answers, after each has connected once; the time is from the beginning of the \
-             TCP connection to CONNACK. A wrong password, and none, were refused before.\n",
+             TCP connection to CONNACK. A wrong password, and none, were refused before. Then passwords are guessed: one at a time and \
+             of no user twice, which tells whether a refusal takes as long where there is no such user; and many at once.\n",
             options.credentials, options.clients, options.rate, options.seconds
         )?;
         writeln!(f, "| | target, of 1,000,000 credentials | |\n|---|---|---|")?;
@@ -319,6 +325,7 @@ impl fmt::Display for Report<'_> {
             "| CPU of the broker for each | | {:.0} µs |",
             cpu.as_secs_f64() * 1e6 / took.len().max(1) as f64
         )?;
+        write!(f, "{refusals}")?;
         let Siege { wrong, busy, quiet, during, grown_bytes } = siege;
         let p99 = |took: &Histogram<u64>| took.value_at_quantile(0.99) as f64 / 1e3;
         writeln!(

@@ -61,7 +61,7 @@ pub fn judge(
 ) -> Verdict {
     let candidates = index.basic(strategy, claim.client_id, claim.user_name);
     for entry in &candidates {
-        let known = match (entry.password_hash(), claim.password) {
+        let known = match (entry.password(), claim.password) {
             (None, _) => true,
             (Some(_), Some(password)) => {
                 verified.knows(now_ms, &verified.fingerprint(entry.id(), entry.revision(), password))
@@ -89,9 +89,9 @@ impl Attempt {
     pub fn run(self, verified: &Verified, now_ms: u64) -> Option<Arc<Entry>> {
         let mut hashed = false;
         for entry in &self.candidates {
-            let Some(hash) = entry.password_hash() else { continue };
+            let Some(hash) = entry.password() else { continue };
             hashed = true;
-            if password::verify(&self.password, hash) {
+            if hash.verify(&self.password) {
                 verified.remember(now_ms, verified.fingerprint(entry.id(), entry.revision(), &self.password));
                 return Some(entry.clone());
             }

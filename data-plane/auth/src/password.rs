@@ -1,7 +1,8 @@
 //! Hashes of passwords: argon2id in PHC form, and TBMQ's bcrypt; and which passwords were verified lately.
 //!
 //! A hash says how much it costs to verify a password with it. What costs more than [`Cost::check`] allows is refused
-//! when a credential comes in, not when a client connects.
+//! when a credential comes in, not when a client connects. An index holds them packed: argon2id's take 56 bytes
+//! instead of 97.
 
 use std::{fmt, num::NonZeroUsize};
 
@@ -11,6 +12,10 @@ use argon2::{
 };
 use quick_cache::sync::Cache;
 use ring::hmac;
+
+mod packed;
+
+pub(crate) use packed::{Packed, pack};
 
 /// Memory of an argon2id hash at most, KiB.
 pub const MEMORY_KIB_MAX: u32 = 64 << 10;
@@ -96,6 +101,11 @@ impl Cost {
 /// # Errors
 /// See [`Invalid`].
 pub fn check(hash: &str) -> Result<Cost, Invalid> {
+    parse(hash).map(|(cost, _)| cost)
+}
+
+/// Its cost, and the parts of argon2id.
+fn parse(hash: &str) -> Result<(Cost, Option<(PasswordHash, Params)>), Invalid> {
     if hash.len() > HASH_BYTES_MAX {
         return Err(Invalid::Damaged);
     }
@@ -107,14 +117,14 @@ pub fn check(hash: &str) -> Result<Cost, Invalid> {
         let params = Params::try_from(&phc).map_err(|_| Invalid::Damaged)?;
         let cost =
             Cost::Argon2id { memory_kib: params.m_cost(), passes: params.t_cost(), lanes: params.p_cost() };
-        cost.check()
+        Ok((cost.check()?, Some((phc, params))))
     } else if ["$2a$", "$2b$", "$2y$"].iter().any(|version| hash.starts_with(version)) {
         let parts: bcrypt::HashParts = hash.parse().map_err(|_| Invalid::Damaged)?;
         let log_rounds = parts.get_cost();
         if log_rounds < 4 {
             return Err(Invalid::Damaged);
         }
-        Cost::Bcrypt { log_rounds }.check()
+        Ok((Cost::Bcrypt { log_rounds }.check()?, None))
     } else {
         Err(Invalid::Unknown)
     }
@@ -131,6 +141,10 @@ pub fn hash(password: &[u8], salt: [u8; 16]) -> String {
 /// Whether the password is the one that was hashed; in constant time with respect to it. Takes as long as [`check`]
 /// says; `false` at once for a hash that it refuses.
 pub fn verify(password: &[u8], hash: &str) -> bool {
+    pack(hash).is_ok_and(|packed| Packed::of(&packed).is_some_and(|hash| hash.verify(password)))
+}
+
+fn verify_text(password: &[u8], hash: &str) -> bool {
     match check(hash) {
         Ok(cost @ Cost::Argon2id { .. }) => {
             PasswordHash::new(hash).is_ok_and(|phc| argon2(cost).verify_password(password, &phc).is_ok())
@@ -143,19 +157,9 @@ pub fn verify(password: &[u8], hash: &str) -> bool {
 
 /// Takes as long as verifying a hash of this cost, for a client that no credential is for: the time of the answer is
 /// not to tell whether there is one.
-pub fn pretend(password: &[u8], cost: Cost) {
-    std::hint::black_box(verify(password, &of_nobody(cost)));
-}
-
-/// A hash of this cost, so that all steps of verifying it are the same, and of no password that is known.
-fn of_nobody(cost: Cost) -> String {
-    match cost {
-        Cost::Argon2id { memory_kib, passes, lanes } => {
-            let (salt, hash) = ("bm9ib2R5J3Mgc2FsdC4uLg", "A".repeat(43));
-            format!("$argon2id$v=19$m={memory_kib},t={passes},p={lanes}${salt}${hash}")
-        }
-        Cost::Bcrypt { log_rounds } => format!("$2a${log_rounds:02}${}", ".".repeat(53)),
-    }
+pub(crate) fn pretend(password: &[u8], cost: Cost) {
+    let hash = packed::of_nobody(cost);
+    std::hint::black_box(Packed::of(&hash).is_some_and(|hash| hash.verify(password)));
 }
 
 fn argon2(cost: Cost) -> Argon2<'static> {
@@ -231,6 +235,7 @@ impl fmt::Debug for Fingerprint {
 
 #[cfg(test)]
 mod tests {
+    use argon2::{AssociatedData, KeyId, ParamsBuilder};
     use uuid::Uuid;
 
     use super::*;
@@ -249,6 +254,38 @@ mod tests {
         assert!(verify(b"abc", BCRYPT));
         assert!(!verify(b"abd", BCRYPT));
         assert!(!verify(b"", BCRYPT));
+    }
+
+    #[test]
+    fn a_packed_hash_verifies_what_its_text_does_and_costs_the_same() {
+        for (hash, password, len) in [(ARGON2ID, "password", 48), (BCRYPT, "abc", 60)] {
+            let packed = pack(hash).unwrap();
+            let read = Packed::of(&packed).unwrap();
+            assert_eq!((packed.len(), read.cost()), (len, check(hash).ok()), "{hash}");
+            assert!(read.verify(password.as_bytes()) && !read.verify(b"other"), "{hash}");
+        }
+        assert!(Packed::of(&[]).is_none());
+    }
+
+    #[test]
+    fn a_hash_of_any_shape_verifies() {
+        let params = |output, keyid: &[u8], data: &[u8]| {
+            let mut params = ParamsBuilder::new();
+            params.m_cost(64).t_cost(3).p_cost(2).output_len(output);
+            params.keyid(KeyId::new(keyid).unwrap()).data(AssociatedData::new(data).unwrap());
+            params.build().unwrap()
+        };
+        for (params, salt, is_packed) in [
+            (params(10, b"", b""), "8 bytes.", true),
+            (params(64, b"", b""), "the longest salt that there is has as much as 48", true),
+            (params(32, b"key", b""), "some salt", false),
+            (params(32, b"", b"data"), "some salt", false),
+        ] {
+            let argon2 = Argon2::from(params);
+            let hash = argon2.hash_password_with_salt(b"password", salt.as_bytes()).unwrap().to_string();
+            assert!(verify(b"password", &hash) && !verify(b"Password", &hash), "{hash}");
+            assert_eq!(pack(&hash).unwrap() != hash.as_bytes(), is_packed, "{hash}");
+        }
     }
 
     #[test]
@@ -291,9 +328,13 @@ mod tests {
             Cost::Bcrypt { log_rounds: 4 },
             Cost::Bcrypt { log_rounds: LOG_ROUNDS_MAX },
         ] {
-            assert_eq!(check(&of_nobody(cost)), Ok(cost));
+            let hash = packed::of_nobody(cost);
+            assert_eq!(Packed::of(&hash).and_then(Packed::cost), Some(cost));
         }
-        assert!(!verify(b"", &of_nobody(Cost::default())));
+        let hash = packed::of_nobody(Cost::default());
+        assert!(!Packed::of(&hash).unwrap().verify(b""));
+        let ours = super::hash(b"password", [7; 16]);
+        assert_eq!(hash.len(), pack(&ours).unwrap().len(), "salt and output are as long as others'");
     }
 
     #[test]

@@ -83,8 +83,14 @@ fn scram(scram: ScramProof) -> Result<Proof, Invalid> {
     Ok(Proof::Scram { user_name: scram.user_name, keys, rules: rules(scram.rules)? })
 }
 
-fn rules(rules: Vec<AuthRule>) -> Result<Vec<Rule>, Invalid> {
-    rules.into_iter().map(rule).collect()
+/// Not collected in place: what that leaves of the list, shrunk, lies between two credentials of the index and is of no
+/// use to anybody when it is freed (48 bytes for each credential).
+fn rules(told: Vec<AuthRule>) -> Result<Vec<Rule>, Invalid> {
+    let mut rules = Vec::with_capacity(told.len());
+    for one in told {
+        rules.push(rule(one)?);
+    }
+    Ok(rules)
 }
 
 fn rule(rule: AuthRule) -> Result<Rule, Invalid> {
@@ -168,6 +174,15 @@ mod tests {
         let with = |qos_mask, retained| rule(AuthRule { qos_mask, retained, ..told() }).unwrap();
         assert_eq!(with(0, None), Rule { qos: QosSet::ALL, retained: Retained::Either, ..expected.clone() });
         assert_eq!(with(0b101, Some(false)), Rule { retained: Retained::Never, ..expected });
+    }
+
+    #[test]
+    fn rules_leave_nothing_of_the_list_that_was_decoded() {
+        let mut list = Vec::with_capacity(4);
+        list.push(told());
+        let decoded_at = list.as_ptr().addr();
+        let rules = rules(list).unwrap();
+        assert_ne!(rules.as_ptr().addr(), decoded_at);
     }
 
     #[test]
