@@ -90,8 +90,8 @@ async fn a_key_set_for_known_certificates_is_read_with_one_over_tls() {
     let (own, authority, stranger) = (Signer::new("own"), Authority::new(), Authority::new());
     let server = Server::secured(Reply::json(&signer::set(&[&own])), &authority).await;
     let pem = |trusted: &Authority, issuer: &Authority| {
-        let pair = issuer.issue();
-        json!({ "type": "cert.PEM", "caCert": trusted.pem, "cert": pair.certificate, "privateKey": pair.key })
+        let (certificate, key) = issuer.issue("data plane");
+        json!({ "type": "cert.PEM", "caCert": trusted.pem, "cert": certificate, "privateKey": key })
     };
     let wrong = [
         json!({ "type": "cert.PEM", "caCert": authority.pem }),

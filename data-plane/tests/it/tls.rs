@@ -2,7 +2,6 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use rustls::{
     ClientConfig, RootCertStore,
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject as _},
@@ -19,35 +18,9 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 use crate::{
     bus::TestBus,
     client::{Client, connect_packet, text},
+    http_server::{Authority, Pair},
     plane::{Plane, config, context, until},
 };
-
-/// An authority.
-pub(crate) struct Authority {
-    pem: String,
-    issuer: Issuer<'static, KeyPair>,
-}
-
-/// Certificate and key, in PEM.
-pub(crate) type Pair = (String, String);
-
-impl Authority {
-    pub(crate) fn new() -> Self {
-        let key = KeyPair::generate().unwrap();
-        let mut parameters = CertificateParams::default();
-        parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let pem = parameters.self_signed(&key).unwrap().pem();
-        Self { pem, issuer: Issuer::new(parameters, key) }
-    }
-
-    pub(crate) fn issue(&self, name: &str) -> Pair {
-        let key = KeyPair::generate().unwrap();
-        let mut parameters = CertificateParams::new(["localhost".to_owned()]).unwrap();
-        parameters.distinguished_name.push(DnType::CommonName, name);
-        let certificate = parameters.signed_by(&key, &self.issuer).unwrap();
-        (certificate.pem(), key.serialize_pem())
-    }
-}
 
 /// Files of a server, whose clients' authority is another one.
 pub(crate) struct Files {

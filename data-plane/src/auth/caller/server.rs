@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use parking_lot::Mutex;
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use rustls::{
     RootCertStore, ServerConfig,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
@@ -117,10 +117,7 @@ pub(crate) struct Authority {
 }
 
 /// Certificate and key, in PEM.
-pub(crate) struct Pair {
-    pub(crate) certificate: String,
-    pub(crate) key: String,
-}
+pub(crate) type Pair = (String, String);
 
 impl Authority {
     pub(crate) fn new() -> Self {
@@ -131,11 +128,12 @@ impl Authority {
         Self { pem, issuer: Issuer::new(parameters, key) }
     }
 
-    pub(crate) fn issue(&self) -> Pair {
+    pub(crate) fn issue(&self, common_name: &str) -> Pair {
         let key = KeyPair::generate().unwrap();
-        let parameters = CertificateParams::new(["localhost".to_owned()]).unwrap();
+        let mut parameters = CertificateParams::new(["localhost".to_owned()]).unwrap();
+        parameters.distinguished_name.push(DnType::CommonName, common_name);
         let certificate = parameters.signed_by(&key, &self.issuer).unwrap();
-        Pair { certificate: certificate.pem(), key: key.serialize_pem() }
+        (certificate.pem(), key.serialize_pem())
     }
 
     fn acceptor(&self) -> TlsAcceptor {
@@ -144,14 +142,14 @@ impl Authority {
         roots.add(certificate(&self.pem)).unwrap();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build();
-        let own = self.issue();
+        let (own, key) = self.issue("server");
         let config = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .unwrap()
             .with_client_cert_verifier(verifier.unwrap())
             .with_single_cert(
-                vec![certificate(&own.certificate)],
-                PrivateKeyDer::from_pem_slice(own.key.as_bytes()).unwrap(),
+                vec![certificate(&own)],
+                PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap(),
             );
         TlsAcceptor::from(Arc::new(config.unwrap()))
     }

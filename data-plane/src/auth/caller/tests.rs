@@ -70,13 +70,13 @@ async fn a_server_and_its_caller_know_each_other_by_certificates() {
         Caller::open(&endpoint, TIMEOUT, 100).unwrap().get().await
     };
     let pem = |trusted: &Authority, own: &Authority| {
-        let own = own.issue();
+        let (certificate, key) = own.issue("caller");
         json!({
             "type": "cert.PEM",
             "caCert": trusted.pem,
             "caCertFileName": "ca.pem",
-            "cert": own.certificate,
-            "privateKey": own.key,
+            "cert": certificate,
+            "privateKey": key,
         })
     };
     assert_eq!(call(pem(&authority, &authority)).await.unwrap().body, b"well");
