@@ -113,7 +113,7 @@ impl Server {
 /// An authority.
 pub(crate) struct Authority {
     pub(crate) pem: String,
-    issuer: Issuer<'static, KeyPair>,
+    pub(crate) issuer: Issuer<'static, KeyPair>,
 }
 
 /// Certificate and key, in PEM.
