@@ -22,6 +22,7 @@ use uuid::Uuid;
 use crate::{
     context::{Settings, Token, TokenSource},
     failure::{Failure, UNREACHABLE_HINT},
+    render::note,
 };
 
 /// Longest wait for a connection.
@@ -251,6 +252,15 @@ pub(crate) struct Listed<T> {
     pub(crate) items: Vec<T>,
     /// There are more.
     pub(crate) more: bool,
+}
+
+impl<T> Listed<T> {
+    /// Tells on stderr that there are more than these, if so.
+    pub(crate) fn note_more(&self) {
+        if self.more {
+            note(&format!("there are more than these {}; --limit shows them", self.items.len()));
+        }
+    }
 }
 
 /// Asks for pages, each by its size and token, until there are enough or no more.

@@ -109,7 +109,7 @@ enum Call {
     /// Connected MQTT clients
     #[command(subcommand)]
     Session(session::Command),
-    /// Who may connect by what proof, and what he may do: passwords, certificates, access rules
+    /// Who may connect by what proof, and what they may do: passwords, certificates, access rules
     #[command(subcommand)]
     Credentials(credentials::Command),
     /// Clients that may not connect, whatever they prove

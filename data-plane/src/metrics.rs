@@ -202,6 +202,7 @@ pub(crate) struct Metrics {
     pub(crate) accept_rate_reached: Counter,
     pub(crate) handshakes_failed: Family<HandshakeLabel, Counter>,
     pub(crate) tls_reload_failures: Counter,
+    pub(crate) tls_revocation_lists_overdue: Gauge,
     pub(crate) ended: Family<EndLabel, Counter>,
     pub(crate) client_limits_reached: Family<LimitLabel, Counter>,
     pub(crate) bytes_received: Counter,
@@ -389,6 +390,11 @@ impl Metrics {
         }
         self.auth.register(registry);
         registry.register("tbmq_mqtt_connections", "Connections now", self.connections.clone());
+        registry.register(
+            "tbmq_mqtt_tls_revocation_lists_overdue",
+            "Lists of revoked certificates of listeners that count although the next one is overdue",
+            self.tls_revocation_lists_overdue.clone(),
+        );
         registry.register(
             "tbmq_mqtt_sessions_parked",
             "Sessions without a connection",

@@ -226,15 +226,13 @@ async fn list(
     });
     let search = arguments.search.unwrap_or_default();
     let listed = listed(target, client, &search, r#type, status, arguments.limit.get()).await?;
-    let all = listed.items;
+    let all = &listed.items;
     output.print_named(
-        || table::blocked(&all, output.look),
+        || table::blocked(all, output.look),
         || all.iter().map(|one| one.name.clone()).collect(),
         || all.iter().map(json::Blocked::from).collect::<Vec<_>>(),
     )?;
-    if listed.more {
-        note(&format!("there are more than these {}; --limit shows them", all.len()));
-    }
+    listed.note_more();
     Ok(())
 }
 

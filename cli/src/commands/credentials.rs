@@ -158,15 +158,13 @@ pub(crate) async fn run(command: Command, target: &Target, output: Output) -> Re
 async fn list(arguments: ListArguments, target: &Target, output: Output) -> Result<(), Failure> {
     let mut client = target.credentials().await?;
     let listed = listed(target, &mut client, &arguments.filter, arguments.limit.get()).await?;
-    let all = listed.items;
+    let all = &listed.items;
     output.print_named(
-        || table::credentials(&all, output.look),
+        || table::credentials(all, output.look),
         || all.iter().map(|one| one.name.clone()).collect(),
         || all.iter().map(Document::from).collect::<Vec<_>>(),
     )?;
-    if listed.more {
-        note(&format!("there are more than these {}; --limit shows them", all.len()));
-    }
+    listed.note_more();
     Ok(())
 }
 

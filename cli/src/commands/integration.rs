@@ -173,9 +173,7 @@ async fn list(arguments: ListArguments, target: &Target, output: Output) -> Resu
     let mut client = target.integrations().await?;
     let listed = target.list_wanted(&mut client, &wanted, arguments.limit.get()).await?;
     print_all(&listed.items, output)?;
-    if listed.more {
-        note(&format!("there are more than these {}; --limit shows them", listed.items.len()));
-    }
+    listed.note_more();
     Ok(())
 }
 

@@ -42,14 +42,14 @@ pub(crate) struct ListArguments {
 pub(crate) struct Client {
     /// Client id
     #[arg(value_name = "CLIENT_ID")]
-    client_id: String,
+    pub(super) client_id: String,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Clients {
     /// Client ids
     #[arg(required = true, value_name = "CLIENT_ID")]
-    client_ids: Vec<String>,
+    pub(super) client_ids: Vec<String>,
 }
 
 pub(crate) async fn run(command: Command, target: &Target, output: Output) -> Result<(), Failure> {
@@ -100,15 +100,13 @@ async fn list(arguments: ListArguments, target: &Target, output: Output) -> Resu
         Ok((page.sessions, page.next_page_token))
     })
     .await?;
-    let sessions = listed.items;
+    let sessions = &listed.items;
     output.print_named(
-        || table::sessions(&sessions, output.look),
+        || table::sessions(sessions, output.look),
         || sessions.iter().map(|one| one.client_id.clone()).collect(),
         || sessions.iter().map(json::Session::from).collect::<Vec<_>>(),
     )?;
-    if listed.more {
-        note(&format!("there are more than these {}; --limit shows them", sessions.len()));
-    }
+    listed.note_more();
     for node in silent {
         note(&format!("warning: {node} did not answer in time; its clients are missing"));
     }

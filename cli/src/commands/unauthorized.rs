@@ -10,6 +10,7 @@ use tbmq_proto::control::{
     ListUnauthorizedClientsRequest,
 };
 
+use super::session::{Client, Clients};
 use crate::{
     client::{Target, pages},
     confirm::confirm,
@@ -48,20 +49,6 @@ pub(crate) struct ListArguments {
     /// At most so many
     #[arg(long, value_name = "N", default_value = "100")]
     limit: NonZeroUsize,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Client {
-    /// Client id
-    #[arg(value_name = "CLIENT_ID")]
-    client_id: String,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Clients {
-    /// Client ids
-    #[arg(required = true, value_name = "CLIENT_ID")]
-    client_ids: Vec<String>,
 }
 
 #[derive(Debug, Args)]
@@ -123,15 +110,13 @@ async fn list(arguments: ListArguments, target: &Target, output: Output) -> Resu
         Ok((page.unauthorized_clients, page.next_page_token))
     })
     .await?;
-    let all = listed.items;
+    let all = &listed.items;
     output.print_named(
-        || table::unauthorized(&all, output.look),
+        || table::unauthorized(all, output.look),
         || all.iter().map(|one| one.client_id.clone()).collect(),
         || all.iter().map(view::Unauthorized::from).collect::<Vec<_>>(),
     )?;
-    if listed.more {
-        note(&format!("there are more than these {}; --limit shows them", all.len()));
-    }
+    listed.note_more();
     Ok(())
 }
 

@@ -29,7 +29,7 @@ use tbmq_proto::control::{
 use tonic::{Code, Request, Response, Status};
 use tonic_types::FieldViolation;
 
-use crate::fake::{at, refusal};
+use crate::fake::{at, find, page, refusal};
 
 /// Clones share what they hold.
 #[derive(Clone)]
@@ -173,10 +173,6 @@ impl Default for AuthFake {
     }
 }
 
-fn not_found(what: &str) -> Status {
-    refusal(Code::NotFound, &format!("no such {what}"), "NOT_FOUND", vec![])
-}
-
 /// As the server answers it: with what it is known by, and without its secrets.
 fn answered(mut one: Credentials) -> Credentials {
     let (kind, id) = match &mut one.proof {
@@ -219,13 +215,11 @@ fn problem(one: &Credentials) -> Option<String> {
 
 impl AuthFake {
     fn find(&self, name: &str) -> Result<Credentials, Status> {
-        let held = self.credentials.lock();
-        held.iter().find(|one| one.name == name).cloned().ok_or_else(|| not_found("credential"))
+        find(&self.credentials, "credential", |one| one.name == name)
     }
 
     fn provider(&self, name: &str) -> Result<AuthProvider, Status> {
-        let held = self.providers.lock();
-        held.iter().find(|one| one.name == name).cloned().ok_or_else(|| not_found("provider"))
+        find(&self.providers, "provider", |one| one.name == name)
     }
 
     fn import(&self, one: &Credentials, replace: bool, validate_only: bool) -> Outcome {
@@ -285,13 +279,11 @@ impl CredentialsService for AuthFake {
     ) -> Result<Response<ListCredentialsResponse>, Status> {
         let request = request.into_inner();
         self.listed.lock().push(request.clone());
-        let from: usize = request.page_token.parse().unwrap_or_default();
-        let held = self.credentials.lock();
-        let found: Vec<_> =
-            held.iter().filter(|one| one.display_name.contains(&request.text_search)).cloned().collect();
-        let next_page_token = if found.len() > from + 2 { (from + 2).to_string() } else { String::new() };
+        let mut found = self.credentials.lock().clone();
+        found.retain(|one| one.display_name.contains(&request.text_search));
         let total_size = found.len() as i64;
-        let credentials = found.into_iter().skip(from).take(2).map(answered).collect();
+        let (found, next_page_token) = page(found, &request.page_token);
+        let credentials = found.into_iter().map(answered).collect();
         Ok(Response::new(ListCredentialsResponse { credentials, next_page_token, total_size }))
     }
 
@@ -368,9 +360,7 @@ impl BlockedClientService for AuthFake {
         request: Request<GetBlockedClientRequest>,
     ) -> Result<Response<BlockedClient>, Status> {
         let name = request.into_inner().name;
-        let held = self.blocked.lock();
-        let found = held.iter().find(|one| one.name == name).cloned();
-        found.map(Response::new).ok_or_else(|| not_found("blocked client"))
+        find(&self.blocked, "blocked client", |one| one.name == name).map(Response::new)
     }
 
     async fn list_blocked_clients(
@@ -414,9 +404,7 @@ impl UnauthorizedClientService for AuthFake {
         request: Request<GetUnauthorizedClientRequest>,
     ) -> Result<Response<UnauthorizedClient>, Status> {
         let name = request.into_inner().name;
-        let held = self.refused.lock();
-        let found = held.iter().find(|one| one.name == name).cloned();
-        found.map(Response::new).ok_or_else(|| not_found("refused client"))
+        find(&self.refused, "refused client", |one| one.name == name).map(Response::new)
     }
 
     async fn list_unauthorized_clients(

@@ -88,13 +88,26 @@ pub(crate) fn refusal(code: Code, text: &str, reason: &str, violations: Vec<Fiel
     Status::with_error_details(code, text, details)
 }
 
+/// The one that is wanted; what it is goes into the refusal.
+pub(crate) fn find<T: Clone>(
+    held: &Mutex<Vec<T>>,
+    what: &str,
+    is_wanted: impl Fn(&T) -> bool,
+) -> Result<T, Status> {
+    let found = held.lock().iter().find(|one| is_wanted(one)).cloned();
+    found.ok_or_else(|| refusal(Code::NotFound, &format!("no such {what}"), "NOT_FOUND", vec![]))
+}
+
+/// A page of two, and the token of the next one.
+pub(crate) fn page<T>(all: Vec<T>, token: &str) -> (Vec<T>, String) {
+    let from: usize = token.parse().unwrap_or_default();
+    let next = if all.len() > from + 2 { (from + 2).to_string() } else { String::new() };
+    (all.into_iter().skip(from).take(2).collect(), next)
+}
+
 impl Fake {
     fn find(&self, name: &str) -> Result<Response<Integration>, Status> {
-        let held = self.held.lock();
-        let found = held.iter().find(|one| one.name == name).cloned();
-        found
-            .map(Response::new)
-            .ok_or_else(|| refusal(Code::NotFound, "no such integration", "NOT_FOUND", vec![]))
+        find(&self.held, "integration", |one| one.name == name).map(Response::new)
     }
 
     fn admit(&self, request: Request<()>) -> Result<Request<()>, Status> {
@@ -159,13 +172,10 @@ impl IntegrationService for Fake {
     ) -> Result<Response<ListIntegrationsResponse>, Status> {
         let request = request.into_inner();
         self.listed.lock().push(request.clone());
-        let from: usize = request.page_token.parse().unwrap_or_default();
-        let held = self.held.lock();
-        let found: Vec<_> =
-            held.iter().filter(|one| one.display_name.contains(&request.text_search)).cloned().collect();
-        let next_page_token = if found.len() > from + 2 { (from + 2).to_string() } else { String::new() };
+        let mut found = self.held.lock().clone();
+        found.retain(|one| one.display_name.contains(&request.text_search));
         let total_size = found.len() as i64;
-        let mut integrations: Vec<_> = found.into_iter().skip(from).take(2).collect();
+        let (mut integrations, next_page_token) = page(found, &request.page_token);
         if request.view() != IntegrationView::Full {
             for status in integrations.iter_mut().filter_map(|one| one.status.as_mut()) {
                 status.lag = None;

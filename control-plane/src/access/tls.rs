@@ -69,7 +69,9 @@ impl Tls {
 
     /// Takes over what changes in the files; what can't be used changes nothing. Never ends.
     pub(crate) async fn follow(self, metrics: Metrics) {
-        self.server.follow(self.reload_interval, || _ = metrics.tls_reload_failures.inc()).await;
+        let on_failure = || _ = metrics.tls_reload_failures.inc();
+        // There are no lists of revoked certificates.
+        self.server.follow(self.reload_interval, on_failure, |_| ()).await;
     }
 
     /// Shakes hands with those who connect; those who can't are dropped and counted.

@@ -6,10 +6,12 @@ use std::{
 };
 
 use sha2::{Digest as _, Sha256};
+use tbmq_integration::entity::Violation;
 use tonic::{Status, metadata::MetadataMap};
+use uuid::Uuid;
 
 use super::error;
-use crate::store;
+use crate::store::{self, Store};
 
 /// The identity of a request by its id, for 10 minutes (AIP-155); `hash` takes all that it asks for.
 pub(super) fn remembered(
@@ -31,6 +33,30 @@ pub(super) fn remembered(
         text
     });
     Ok(Some(store::Request { method, id: id.to_owned(), fingerprint }))
+}
+
+/// What an equal request has made already.
+pub(super) async fn replayed(
+    store: &Store,
+    remembered: Option<&store::Request>,
+) -> Result<Option<Uuid>, store::Error> {
+    let Some(remembered) = remembered else { return Ok(None) };
+    match store.recall(remembered, tbmq_service::time::now_ms()).await {
+        Ok(()) => Ok(None),
+        Err(store::Error::Replayed(id)) => Ok(Some(id)),
+        Err(error) => Err(error),
+    }
+}
+
+/// The id of something new, which the caller may choose.
+pub(super) fn new_id(field: &str, chosen: &str, violations: &mut Vec<Violation>) -> Uuid {
+    if chosen.is_empty() {
+        return Uuid::new_v4();
+    }
+    chosen.parse().unwrap_or_else(|_| {
+        violations.push(Violation::new(field, "is not a UUID"));
+        Uuid::nil()
+    })
 }
 
 /// Labels apart, since their order on the wire is by chance.

@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use super::{
     applied,
-    calls::remembered,
+    calls::{new_id, remembered, replayed},
     error,
     integration::{etag, parse_etag, timestamp},
     page,
@@ -69,13 +69,7 @@ impl CredentialsService for CredentialsApi {
             return self.answer(row).await;
         }
         let mut violations = Vec::new();
-        let id = match request.id.as_str() {
-            "" => Uuid::new_v4(),
-            text => text.parse().unwrap_or_else(|_| {
-                violations.push(Violation::new("id", "is not a UUID"));
-                Uuid::nil()
-            }),
-        };
+        let id = new_id("id", &request.id, &mut violations);
         audit::note_resource(resource_name(id));
         let given = request.credentials.ok_or_else(|| missing("credentials"))?;
         let draft = draft::read_new(id, given, &mut violations);
@@ -156,11 +150,8 @@ impl CredentialsService for CredentialsApi {
             hash.update(&request.name);
             hash.update(&request.etag);
         })?;
-        if let Some(remembered) = &remembered {
-            match self.plane.store.recall(remembered, tbmq_service::time::now_ms()).await {
-                Err(store::Error::Replayed(_)) => return Ok(Response::new(())),
-                other => other?,
-            }
+        if replayed(&self.plane.store, remembered.as_ref()).await?.is_some() {
+            return Ok(Response::new(()));
         }
         let id = parse_name("name", &request.name)?;
         audit::note_resource(resource_name(id));
@@ -227,11 +218,9 @@ impl CredentialsApi {
 
     /// The credential of a request that was done already.
     async fn recall(&self, remembered: Option<&store::Request>) -> Result<Option<CredentialsRow>, Status> {
-        let Some(remembered) = remembered else { return Ok(None) };
-        match self.plane.store.recall(remembered, tbmq_service::time::now_ms()).await {
-            Ok(()) => Ok(None),
-            Err(store::Error::Replayed(id)) => Ok(Some(self.plane.store.get_credentials(id).await?)),
-            Err(error) => Err(error.into()),
+        match replayed(&self.plane.store, remembered).await? {
+            Some(id) => Ok(Some(self.plane.store.get_credentials(id).await?)),
+            None => Ok(None),
         }
     }
 

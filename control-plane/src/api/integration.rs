@@ -30,7 +30,7 @@ use uuid::Uuid;
 
 use super::{
     backlog::Backlogs,
-    calls::{hash_request, remembered, shortened},
+    calls::{hash_request, new_id, remembered, replayed, shortened},
     draft::{Draft, apply_mask, check_texts},
     error,
     mask::{LAG, ReadMask},
@@ -90,13 +90,7 @@ impl IntegrationService for Integrations {
             return Err(error::invalid_field("integration", "is missing"));
         };
         let mut violations = Vec::new();
-        let id = match request.integration_id.as_str() {
-            "" => IntegrationId(Uuid::new_v4()),
-            text => text.parse().unwrap_or_else(|_| {
-                violations.push(Violation::new("integration_id", "is not a UUID"));
-                IntegrationId(Uuid::nil())
-            }),
-        };
+        let id = IntegrationId(new_id("integration_id", &request.integration_id, &mut violations));
         audit::note_resource(resource_name(id));
         let kind = self.read_kind(&integration.r#type, &mut violations);
         let draft = Draft {
@@ -274,11 +268,8 @@ impl IntegrationService for Integrations {
             hash.update(&request.name);
             hash.update(&request.etag);
         })?;
-        if let Some(remembered) = &remembered {
-            match self.plane.store.recall(remembered, tbmq_service::time::now_ms()).await {
-                Err(store::Error::Replayed(_)) => return Ok(Response::new(())),
-                other => other?,
-            }
+        if replayed(&self.plane.store, remembered.as_ref()).await?.is_some() {
+            return Ok(Response::new(()));
         }
         let id = parse_name("name", &request.name)?;
         self.note_before(id).await;
@@ -653,11 +644,9 @@ impl Integrations {
 
     /// The integration of a request that was done already.
     async fn recall(&self, remembered: Option<&store::Request>) -> Result<Option<Row>, Status> {
-        let Some(remembered) = remembered else { return Ok(None) };
-        match self.plane.store.recall(remembered, tbmq_service::time::now_ms()).await {
-            Ok(()) => Ok(None),
-            Err(store::Error::Replayed(id)) => Ok(Some(self.plane.store.get(IntegrationId(id)).await?)),
-            Err(error) => Err(error.into()),
+        match replayed(&self.plane.store, remembered).await? {
+            Some(id) => Ok(Some(self.plane.store.get(IntegrationId(id)).await?)),
+            None => Ok(None),
         }
     }
 

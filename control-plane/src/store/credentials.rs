@@ -96,13 +96,9 @@ impl Store {
         {
             return Err(Error::UuidTaken(credentials.id));
         }
-        check_key(&transaction, &credentials).await?;
         credentials.revision = revision as u64;
         let row = CredentialsRow { credentials, created_ms: saved.now_ms, updated_ms: saved.now_ms };
-        self.put_credentials(&transaction, std::slice::from_ref(&row), saved.now_ms).await?;
-        self.faults.pass(Point::Saving).await;
-        transaction.commit().await.map_err(|error| fault(&error))?;
-        Ok(row)
+        self.commit_credentials(transaction, row).await
     }
 
     /// Replaces a credential that still has revision `base`. One that is so already stays as it is.
@@ -127,13 +123,9 @@ impl Store {
             }
             return Ok(before);
         }
-        check_key(&transaction, &credentials).await?;
         credentials.revision = revision as u64;
         let row = CredentialsRow { credentials, updated_ms: saved.now_ms, ..before };
-        self.put_credentials(&transaction, std::slice::from_ref(&row), saved.now_ms).await?;
-        self.faults.pass(Point::Saving).await;
-        transaction.commit().await.map_err(|error| fault(&error))?;
-        Ok(row)
+        self.commit_credentials(transaction, row).await
     }
 
     /// Removes a credential; its record follows by the relayer.
@@ -316,6 +308,19 @@ impl Store {
     /// The database's.
     pub async fn count_credentials(&self, listing: &CredentialsListing) -> Result<u64, Error> {
         listing.select().count(&self.connection).await.map_err(|error| fault(&error))
+    }
+
+    /// Writes a row that is for no other's clients, with its mark, and commits.
+    async fn commit_credentials(
+        &self,
+        transaction: DatabaseTransaction,
+        row: CredentialsRow,
+    ) -> Result<CredentialsRow, Error> {
+        check_key(&transaction, &row.credentials).await?;
+        self.put_credentials(&transaction, std::slice::from_ref(&row), row.updated_ms).await?;
+        self.faults.pass(Point::Saving).await;
+        transaction.commit().await.map_err(|error| fault(&error))?;
+        Ok(row)
     }
 
     /// Writes rows over those with their ids, and leaves their marks.

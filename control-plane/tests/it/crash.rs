@@ -82,6 +82,19 @@ impl Death {
         })
     }
 
+    /// Makes a call with all that follows from it, and dies on the way, or not. Returns the road, and whether it has
+    /// died.
+    async fn travel(&self, call: impl Future<Output = ()>) -> (Vec<Point>, bool) {
+        self.plan.lock().is_on = true;
+        tokio::select! {
+            () = call => {}
+            () = self.has_come() => {}
+        }
+        let mut plan = self.plan.lock();
+        plan.is_on = false;
+        (plan.road.clone(), *self.has_come.borrow())
+    }
+
     async fn has_come(&self) {
         self.has_come.subscribe().wait_for(|has_come| *has_come).await.unwrap();
     }
@@ -385,17 +398,8 @@ async fn run(
         system.agreed(&plane).await;
     }
     let before = system.store.find(system.id).await.unwrap();
-    death.plan.lock().is_on = true;
-    tokio::select! {
-        () = system.road(call, &plane) => {}
-        () = death.has_come() => {}
-    }
-    let road = {
-        let mut plan = death.plan.lock();
-        plan.is_on = false;
-        plan.road.clone()
-    };
-    if !*death.has_come.borrow() {
+    let (road, has_died) = death.travel(system.road(call, &plane)).await;
+    if !has_died {
         return (road, false);
     }
     plane.dead().await;
@@ -418,14 +422,17 @@ async fn run(
     (road, true)
 }
 
-/// Has it die at each place of the call's road; returns where it died.
-async fn die_everywhere(call: Call, options: impl Fn(&Cluster) -> Options + Copy) -> Vec<Point> {
-    let (road, _) = run(call, None, options).await;
+/// Has it die at each place of the call's road; returns where it died. `run` makes the call once.
+async fn die_everywhere(
+    call: Call,
+    run: impl AsyncFn(Option<(Point, usize)>) -> (Vec<Point>, bool),
+) -> Vec<Point> {
+    let (road, _) = run(None).await;
     println!("{call:?}: {road:?}");
     let mut died = Vec::new();
     for (index, point) in road.iter().copied().enumerate() {
         let passed = road[..index].iter().filter(|passed| **passed == point).count();
-        let (_, has_died) = run(call, Some((point, passed)), options).await;
+        let (_, has_died) = run(Some((point, passed))).await;
         // What is done beside the call is not passed by every run equally often.
         if has_died {
             died.push(point);
@@ -444,7 +451,7 @@ fn sqlite(cluster: &Cluster) -> Options {
 async fn a_death_between_any_two_steps_leaves_one_of_two_states() {
     let mut died = Vec::new();
     for call in [Call::Create, Call::Update, Call::Delete] {
-        died.extend(die_everywhere(call, sqlite).await);
+        died.extend(die_everywhere(call, async |at| run(call, at, sqlite).await).await);
     }
     let of_others = [Point::AuthMarked, Point::AuthWritten, Point::AuthNoted];
     for point in Point::ALL.iter().filter(|point| !of_others.contains(point)) {

@@ -135,4 +135,6 @@ impl Set {
 }
 
 #[cfg(test)]
+mod signer;
+#[cfg(test)]
 mod tests;

@@ -160,7 +160,7 @@ pub struct TlsConfig {
     /// Whether clients show a certificate.
     pub client_auth: ClientAuth,
     /// Files with lists of revoked client certificates, in PEM. If there are any, every authority on a client's path must
-    /// have one.
+    /// have one. One of which the next is overdue counts, and is warned about.
     pub client_crl: Vec<PathBuf>,
     /// Whether client certificates count that are not valid yet, or not any more.
     pub skip_validity_check_for_client_cert: bool,

@@ -221,7 +221,12 @@ impl Listener {
         let interval = self.tls_reload_interval;
         let follow = async {
             match tls {
-                Some(tls) => tls.follow(interval, || _ = plane.metrics.tls_reload_failures.inc()).await,
+                Some(tls) => {
+                    let metrics = &plane.metrics;
+                    let on_failure = || _ = metrics.tls_reload_failures.inc();
+                    let on_overdue = |more| _ = metrics.tls_revocation_lists_overdue.inc_by(more);
+                    tls.follow(interval, on_failure, on_overdue).await;
+                }
                 None => std::future::pending().await,
             }
         };

@@ -11,14 +11,12 @@ use tbmq_mqtt::{
 };
 
 use crate::{
-    client::{Client, connect_packet, publish, subscription, text, will},
+    client::{Client, VERSIONS, connect_packet, publish, subscription, text, will},
     credentials::{self, all, basic, bus_with, of, removed},
     persistent::cut,
     plane::{Plane, config},
     restart::{Ending, Site},
 };
-
-const VERSIONS: [ProtocolVersion; 3] = [ProtocolVersion::V31, ProtocolVersion::V311, ProtocolVersion::V5];
 
 /// A plane where `admin` may do everything and `device` what is below `mine/`.
 async fn plane() -> Plane {

@@ -4,7 +4,6 @@ use std::net::SocketAddr;
 
 use bytes::Bytes;
 use tbmq_auth::scram::Algorithm;
-use tbmq_bus::{Bus as _, Outgoing, WriterConfig, spec_of, write};
 use tbmq_data_plane::ClientAuth;
 use tbmq_mqtt::{
     codec::property::{Properties, PropertiesBuilder, PropertyId},
@@ -15,8 +14,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::{
     bus::TestBus,
-    client::{Client, connect_packet},
-    plane::{Plane, config},
+    client::{Client, VERSIONS, connect_packet},
+    plane::{self, Plane, config},
     samples::{
         KeyValue, allow, basic, blocked_client, cheap, client_final, client_first, credentials, provider,
         scram, x509,
@@ -24,14 +23,9 @@ use crate::{
     tls::{Files, shake},
 };
 
-const VERSIONS: [ProtocolVersion; 3] = [ProtocolVersion::V31, ProtocolVersion::V311, ProtocolVersion::V5];
-
-/// Writes records as the control plane does; `None`: there is nothing under the key any more.
+/// Writes a record that says its revision itself, if at all.
 pub(crate) async fn put(bus: &TestBus, topic: &Topic, key: &str, value: Option<&[u8]>) {
-    bus.admin().create_topic(&spec_of(topic, 1)).await.unwrap();
-    let writer = bus.inner.writer(WriterConfig::new("control-plane")).await.unwrap();
-    let record = Outgoing { partition: None, key: Some(key.as_bytes()), value, headers: &[] };
-    write(&*writer, &writer.topic(&topic.name), record).await.unwrap();
+    plane::put(bus, topic, key, value, None).await;
 }
 
 pub(crate) async fn put_credentials(bus: &TestBus, records: &[KeyValue]) {

@@ -14,7 +14,7 @@ use tokio::{
 use crate::{
     auth::{answer, auth, challenge, known, put, put_credentials, put_settings, told, with_method},
     bus::TestBus,
-    client::{Client, connect_packet},
+    client::{Client, VERSIONS, connect_packet},
     outside::{claims, http, jwt, token},
     plane::{Plane, until},
     samples::{blocked_client, client_final, client_first, provider},
@@ -22,8 +22,6 @@ use crate::{
     web_socket,
 };
 use tbmq_proto::topic::Catalogue;
-
-const VERSIONS: [ProtocolVersion; 3] = [ProtocolVersion::V31, ProtocolVersion::V311, ProtocolVersion::V5];
 
 /// Schemes of listeners, and whether they see certificates.
 const LISTENERS: [(&str, bool); 4] = [("mqtt", false), ("mqtts", true), ("ws", false), ("wss", true)];

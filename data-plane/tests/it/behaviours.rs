@@ -7,8 +7,9 @@ use tbmq_mqtt::{
 
 use crate::{
     client::{Client, connect_packet, publish, subscription, text, will},
+    credentials,
     persistent::{acknowledge, connected, cut, lasting, published},
-    plane::{Plane, until},
+    plane::{Plane, config, until},
 };
 
 fn everything() -> Properties {
@@ -90,6 +91,58 @@ async fn a_client_that_is_back_gets_no_more_than_its_window_and_the_rest_after_a
             cut(&plane, client).await;
         }
     }
+}
+
+/// Applications have no storage of their own yet.
+#[tokio::test]
+async fn what_waits_for_an_application_waits_as_for_a_device_until_it_starts_clean() {
+    let bus = credentials::bus_with(&["MQTT_BASIC"]).await;
+    credentials::application(&bus, "app").await;
+    let plane = Plane::with(bus, config()).await;
+    let properties = PropertiesBuilder::new()
+        .number(PropertyId::SessionExpiryInterval, 100)
+        .number(PropertyId::ReceiveMaximum, 2)
+        .build();
+    let connect = |client_id: &str, clean_start| Connect {
+        client_id: client_id.into(),
+        clean_start,
+        properties: properties.clone(),
+        ..credentials::of("app", ProtocolVersion::V5)
+    };
+    let mut client = connected(&plane, connect("c", false), false).await;
+    for filter in ["changed", "kept"] {
+        client.subscribed(filter, Qos::AtLeastOnce).await;
+    }
+    cut(&plane, client).await;
+    let mut client = connected(&plane, connect("c", false), true).await;
+    client.unsubscribe(&["changed"]).await;
+    cut(&plane, client).await;
+    let mut publisher = connected(&plane, connect("publisher", true), false).await;
+    let payloads = ["0", "1", "2", "3"];
+    for (packet_id, payload) in (1..).zip(payloads) {
+        let packet = publish("kept", Qos::AtLeastOnce, packet_id, payload);
+        publisher.send(Packet::Publish(Publish { properties: everything(), ..packet })).await;
+        assert!(!publisher.puback().await.reason.is_error());
+    }
+    let mut client = connected(&plane, connect("c", false), true).await;
+    let mut unacknowledged = Vec::new();
+    for payload in &payloads[..2] {
+        unacknowledged.push(client.message().await);
+        assert_eq!(text(&unacknowledged[unacknowledged.len() - 1]), *payload);
+    }
+    client.hears_nothing().await;
+    for (message, payload) in unacknowledged.iter().zip(&payloads[2..]) {
+        acknowledge(&mut client, message).await;
+        let next = client.message().await;
+        assert_eq!((text(&next), &next.properties), (*payload, &everything()));
+    }
+    client.leave().await;
+    let mut client = connected(&plane, connect("c", true), false).await;
+    for topic in ["changed", "kept"] {
+        publisher.publish(topic, Qos::AtLeastOnce, 1, "x").await;
+        assert_eq!(publisher.puback().await.reason, ReasonCode::NoMatchingSubscribers);
+    }
+    client.hears_nothing().await;
 }
 
 /// [MQTT5-3.1.2-8]

@@ -18,6 +18,9 @@ use tokio::{
     net::TcpStream,
 };
 
+pub(crate) const VERSIONS: [ProtocolVersion; 3] =
+    [ProtocolVersion::V31, ProtocolVersion::V311, ProtocolVersion::V5];
+
 /// Longer than anything that should happen takes.
 const PATIENCE: Duration = Duration::from_secs(20);
 

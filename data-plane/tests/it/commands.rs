@@ -4,7 +4,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use tbmq_mqtt::{
     codec::property::Properties,
-    packet::{ProtocolVersion, Qos, ReasonCode, RetainHandling, Subscription},
+    packet::{Connect, ProtocolVersion, Qos, ReasonCode, RetainHandling, Subscription},
 };
 use tbmq_proto::node::{
     ClientMatch, ControlMessage, Disconnect, Disconnected, Drain, GetSession, Heartbeat, ListSessions, Match,
@@ -23,7 +23,8 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
     bus::{Mode, TestBus},
-    client::{Client, connect_packet, publish, subscription},
+    client::{Client, VERSIONS, connect_packet, publish, subscription},
+    credentials,
     plane::{Plane, config, until},
 };
 
@@ -64,12 +65,16 @@ pub(crate) struct Controlled {
 
 impl Controlled {
     pub(crate) async fn start(configure: impl FnOnce(&mut tbmq_data_plane::Config)) -> Self {
+        Self::over(TestBus::new(), configure).await
+    }
+
+    async fn over(bus: Arc<TestBus>, configure: impl FnOnce(&mut tbmq_data_plane::Config)) -> Self {
         let (sessions, mut opened) = mpsc::channel(4);
         let address = serve(Stub { sessions }).await;
         let mut config = config();
         config.control.grpc.endpoints = vec![format!("http://{address}")];
         configure(&mut config);
-        let plane = Plane::with(TestBus::new(), config).await;
+        let plane = Plane::with(bus, config).await;
         let mut session = opened.recv().await.unwrap();
         let Some(Message::Hello(hello)) = session.hear().await else { panic!("no hello") };
         assert_eq!(hello.capabilities, ["commands"]);
@@ -186,6 +191,27 @@ async fn a_session_is_told_as_the_client_made_it() {
     drop(client);
     until(|| node.plane.metric("tbmq_mqtt_connections") == 0).await;
     assert_eq!(node.found("c1").await, SessionDetail::default(), "it has gone");
+}
+
+#[tokio::test]
+async fn a_session_tells_by_which_credential_its_client_was_let_in_and_as_what() {
+    let bus = credentials::bus_with(&["MQTT_BASIC"]).await;
+    credentials::basic(&bus, "device", 1, None, &[credentials::all("#")]).await;
+    credentials::application(&bus, "app").await;
+    let mut node = Controlled::over(bus, |_| {}).await;
+    for version in VERSIONS {
+        // A session of 3.x goes on with each of them, and tells of the one that has it now.
+        for (user_name, client_type) in [("device", "DEVICE"), ("app", "APPLICATION"), ("device", "DEVICE")] {
+            let connect = credentials::of(user_name, version);
+            let connect = Connect { client_id: "c".into(), clean_start: false, ..connect };
+            let (client, _) = Client::with(node.plane.address, connect).await;
+            let session = node.found("c").await.session.unwrap();
+            assert_eq!(session.protocol_version, u32::from(version.level()));
+            assert_eq!(session.client_type, client_type);
+            assert_eq!(session.authentication, format!("MQTT_BASIC: of {user_name}"));
+            client.leave().await;
+        }
+    }
 }
 
 #[tokio::test]

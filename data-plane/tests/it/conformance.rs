@@ -6,7 +6,7 @@ use tbmq_mqtt::{
 };
 
 use crate::{
-    client::{Client, connect_packet, publish, subscription, text},
+    client::{self, Client, connect_packet, publish, subscription, text},
     persistent::{acknowledge, connected, cut, lasting, published},
     plane::Plane,
 };
@@ -135,7 +135,7 @@ async fn an_older_client_is_cut_off_where_a_newer_one_is_told() {
     let mut watcher = Client::v5(plane.address, "watcher").await;
     watcher.subscribed("wills", Qos::AtMostOnce).await;
     let with_will = |payload, keep_alive| Connect {
-        will: Some(crate::client::will("wills", payload)),
+        will: Some(client::will("wills", payload)),
         keep_alive,
         ..connect_packet(ProtocolVersion::V311, "old")
     };
@@ -238,7 +238,6 @@ async fn an_announced_packet_size_is_the_one_that_is_kept() {
 /// [MQTT5-3.3.2-4] [MQTT5-3.3.2-15] [MQTT5-3.3.2-16] [MQTT5-3.3.2-20]
 #[tokio::test]
 async fn messages_cross_between_all_versions_with_what_both_can_say() {
-    const ALL: [ProtocolVersion; 3] = [ProtocolVersion::V31, ProtocolVersion::V311, ProtocolVersion::V5];
     let plane = Plane::start().await;
     let properties = tbmq_mqtt::codec::property::PropertiesBuilder::new()
         .number(PropertyId::PayloadFormatIndicator, 1)
@@ -247,8 +246,8 @@ async fn messages_cross_between_all_versions_with_what_both_can_say() {
         .binary(PropertyId::CorrelationData, &[0, 0xff])
         .user("k", "v")
         .build();
-    for from in ALL {
-        for to in ALL {
+    for from in client::VERSIONS {
+        for to in client::VERSIONS {
             let mut subscriber = Client::connected(plane.address, to, "subscriber").await;
             subscriber.subscribed("t", Qos::AtMostOnce).await;
             let mut publisher = Client::connected(plane.address, from, "publisher").await;

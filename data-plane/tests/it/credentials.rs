@@ -4,10 +4,9 @@ use std::sync::Arc;
 
 use prost::Message as _;
 use tbmq_auth::scram::{Algorithm, StoredKeys};
-use tbmq_bus::{Bus as _, Header, Outgoing, WriterConfig, spec_of, write};
 use tbmq_mqtt::packet::{Connect, ProtocolVersion, Qos};
 use tbmq_proto::{
-    topic::{Catalogue, REVISION_HEADER, Topic},
+    topic::Catalogue,
     wire::{
         AuthClientType, AuthProvider, AuthRule, AuthSetting, BasicProof, CredentialsRecord, ScramProof,
         auth_rule::{self, Action, Effect},
@@ -17,18 +16,10 @@ use tbmq_proto::{
 };
 use uuid::Uuid;
 
-use crate::{bus::TestBus, client::connect_packet};
+use crate::{bus::TestBus, client::connect_packet, plane::put};
 
 /// Iterations of SCRAM.
 pub(crate) const ITERATIONS: u32 = 4096;
-
-async fn put(bus: &TestBus, topic: &Topic, key: &str, value: Option<&[u8]>, revision: u64) {
-    bus.admin().create_topic(&spec_of(topic, 1)).await.unwrap();
-    let writer = bus.inner.writer(WriterConfig::new("control-plane")).await.unwrap();
-    let headers = [Header::text(REVISION_HEADER, revision.to_string())];
-    let record = Outgoing { partition: Some(0), key: Some(key.as_bytes()), value, headers: &headers };
-    write(&*writer, &writer.topic(&topic.name), record).await.unwrap();
-}
 
 /// A bus on which these providers are enabled.
 pub(crate) async fn bus_with(providers: &[&str]) -> Arc<TestBus> {
@@ -38,7 +29,7 @@ pub(crate) async fn bus_with(providers: &[&str]) -> Arc<TestBus> {
             AuthProvider { r#type: (*provider).to_owned(), enabled: true, configuration_json: String::new() };
         let value = AuthSetting { revision: 1, setting: Some(Setting::Provider(setting)) }.encode_to_vec();
         let topic = Catalogue::default().auth_settings();
-        put(&bus, &topic, &format!("provider/{provider}"), Some(&value), 1).await;
+        put(&bus, &topic, &format!("provider/{provider}"), Some(&value), Some("1")).await;
     }
     bus
 }
@@ -104,12 +95,14 @@ async fn credential(
         revision,
         proof: Some(proof),
     };
-    put(bus, &Catalogue::default().credentials(), &id, Some(&record.encode_to_vec()), revision).await;
+    let (topic, value) = (Catalogue::default().credentials(), record.encode_to_vec());
+    put(bus, &topic, &id, Some(&value), Some(&revision.to_string())).await;
 }
 
 /// Takes the credential of a user away.
 pub(crate) async fn removed(bus: &TestBus, user_name: &str, revision: u64) {
-    put(bus, &Catalogue::default().credentials(), &id(user_name), None, revision).await;
+    let topic = Catalogue::default().credentials();
+    put(bus, &topic, &id(user_name), None, Some(&revision.to_string())).await;
 }
 
 fn rule(action: Action, filter: &str, max: Qos) -> AuthRule {

@@ -4,9 +4,7 @@ use std::{
 };
 
 use prost::Message as _;
-use tbmq_bus::{
-    Bus as _, Outgoing, ReaderConfig, ReaderEvent, Start, TopicPartition, WriterConfig, spec_of, write,
-};
+use tbmq_bus::{Bus as _, ReaderConfig, ReaderEvent, Start, TopicPartition};
 use tbmq_mqtt::packet::{Qos, ReasonCode};
 use tbmq_proto::{
     topic::Catalogue,
@@ -17,7 +15,7 @@ use tokio::net::TcpStream;
 use crate::{
     bus::TestBus,
     client::Client,
-    plane::{Plane, config, context, filter_record, integration, raw_filter_record, until},
+    plane::{Plane, config, context, filter_record, integration, put, until},
 };
 
 /// The newest record that a data plane wrote about itself.
@@ -58,14 +56,15 @@ async fn the_first_publish_after_a_start_reaches_integrations_that_were_there_be
 async fn bad_records_are_counted_and_skipped() {
     let bus = TestBus::new();
     let key = uuid::Uuid::from_u128(1).to_string();
-    raw_filter_record(&bus, "not an id", Some(b""), "1").await;
-    raw_filter_record(&bus, &key, Some(b"\xff\xff\xff"), "1").await;
-    raw_filter_record(&bus, &key, Some(b""), "many").await;
+    let topic = Catalogue::default().integration_subscriptions();
+    put(&bus, &topic, "not an id", Some(b""), Some("1")).await;
+    put(&bus, &topic, &key, Some(b"\xff\xff\xff"), Some("1")).await;
+    put(&bus, &topic, &key, Some(b""), Some("many")).await;
     filter_record(&bus, &key, Some(&["a/#/b"]), 1).await;
     let id = integration(&bus, 2, &["a"]).await;
     let plane = Plane::with(bus, config()).await;
     assert_eq!(plane.metric("tbmq_subscriptions_bad_records_total"), 4);
-    raw_filter_record(&plane.bus, "another", None, "1").await;
+    put(&plane.bus, &topic, "another", None, Some("1")).await;
     until(|| plane.metric("tbmq_subscriptions_bad_records_total") == 5).await;
     let mut client = Client::v5(plane.address, "c").await;
     client.publish("a", Qos::AtLeastOnce, 1, "x").await;
@@ -210,21 +209,18 @@ async fn the_older_of_two_processes_with_one_service_id_ends_itself_and_the_newe
 async fn what_a_predecessor_with_a_fast_clock_left_behind_ends_nobody() {
     let bus = TestBus::new();
     let topic = Catalogue::default().node_applied();
-    bus.admin().create_topic(&spec_of(&topic, 1)).await.unwrap();
-    let writer = bus.inner.writer(WriterConfig::new("predecessor")).await.unwrap();
     let left = NodeApplied {
         service_id: "node-1".to_owned(),
         role: Role::DataPlane.into(),
         incarnation: "ffffffff-ffff-7fff-bfff-ffffffffffff".to_owned(),
         ..NodeApplied::default()
     };
-    let record =
-        Outgoing { partition: None, key: Some(b"node-1"), value: Some(&left.encode_to_vec()), headers: &[] };
-    write(&*writer, &writer.topic(&topic.name), record).await.unwrap();
+    let left = left.encode_to_vec();
+    put(&bus, &topic, "node-1", Some(&left), None).await;
     let mut plane = Plane::with(bus, config()).await;
     // A living one, though, does: it is written after the start.
     until_told(&plane).await;
-    write(&*writer, &writer.topic(&topic.name), record).await.unwrap();
+    put(&plane.bus, &topic, "node-1", Some(&left), None).await;
     let error = tokio::time::timeout(Duration::from_secs(20), plane.running.failed()).await.unwrap();
     assert!(error.to_string().contains("ffffffff-ffff"), "{error}");
 }

@@ -8,7 +8,6 @@ use std::{
 };
 
 use prost::Message as _;
-use tbmq_bus::{Bus as _, Outgoing, WriterConfig, write};
 use tbmq_data_plane::{ClientRateLimitConfig, Config, RateLimitConfig};
 use tbmq_mqtt::{
     codec::property::{Properties, PropertiesBuilder, PropertyId},
@@ -29,7 +28,7 @@ use crate::{
     credentials,
     gate::last_applied,
     persistent::{acknowledge, lasting, published},
-    plane::{Plane, config, until},
+    plane::{Plane, config, put, until},
     tls::Files,
     web_socket,
 };
@@ -74,7 +73,6 @@ async fn lasting_client(plane: &Plane, version: ProtocolVersion, client_id: &str
 
 /// Another data plane says that it lives, and has so many sessions; the plane has heard of it.
 async fn another_node(plane: &Plane, sessions: u64) {
-    let writer = plane.bus.inner.writer(WriterConfig::new("other")).await.unwrap();
     let other = NodeApplied {
         service_id: "node-2".to_owned(),
         role: Role::DataPlane.into(),
@@ -82,9 +80,8 @@ async fn another_node(plane: &Plane, sessions: u64) {
         sessions,
         ..NodeApplied::default()
     };
-    let value = other.encode_to_vec();
-    let record = Outgoing { partition: None, key: Some(b"node-2"), value: Some(&value), headers: &[] };
-    write(&*writer, &writer.topic(&Catalogue::default().node_applied().name), record).await.unwrap();
+    let topic = Catalogue::default().node_applied();
+    put(&plane.bus, &topic, "node-2", Some(&other.encode_to_vec()), None).await;
     until(|| plane.metric("tbmq_node_data_plane_peers") == 1).await;
 }
 

@@ -39,9 +39,15 @@ mod group_queue;
 #[cfg(test)]
 mod hostile;
 #[cfg(test)]
+#[path = "../../src/auth/caller/server.rs"]
+#[expect(dead_code, reason = "the crate's own tests use the rest")]
+mod http_server;
+#[cfg(test)]
 mod idle;
 #[cfg(test)]
 mod integrations;
+#[cfg(test)]
+mod key_sets;
 #[cfg(test)]
 mod limits;
 #[cfg(test)]
@@ -70,6 +76,9 @@ mod scram;
 mod sessions;
 #[cfg(test)]
 mod shared;
+#[cfg(test)]
+#[path = "../../src/auth/jwks/signer.rs"]
+mod signer;
 #[cfg(test)]
 mod sys;
 #[cfg(test)]

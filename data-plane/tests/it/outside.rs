@@ -5,11 +5,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use jsonwebtoken::{EncodingKey, Header};
 use prost::Message as _;
 use serde_json::{Value, json};
-use tbmq_bus::{Bus as _, Header as Field, Outgoing, WriterConfig, spec_of, write};
 use tbmq_harness::http_sink::{HttpSink, Mode};
 use tbmq_mqtt::packet::{Connect, Packet, ProtocolVersion, Qos, ReasonCode};
 use tbmq_proto::{
-    topic::{Catalogue, REVISION_HEADER},
+    topic::Catalogue,
     wire::{AuthProvider, AuthProviders, AuthSetting, auth_setting::Setting},
 };
 use tokio::{
@@ -19,8 +18,8 @@ use tokio::{
 
 use crate::{
     bus::TestBus,
-    client::{Client, connect_packet},
-    plane::{Plane, config, until},
+    client::{Client, VERSIONS, connect_packet},
+    plane::{Plane, config, put, until},
 };
 
 const SECRET: &str = "a secret of thirty-two bytes, or more";
@@ -28,19 +27,19 @@ const SECRET: &str = "a secret of thirty-two bytes, or more";
 /// What the control plane does when a setting changes.
 async fn set(bus: &TestBus, key: &str, revision: u64, setting: Setting) {
     let topic = Catalogue::default().auth_settings();
-    bus.admin().create_topic(&spec_of(&topic, 1)).await.unwrap();
-    let writer = bus.inner.writer(WriterConfig::new("control-plane")).await.unwrap();
-    let headers = [Field::text(REVISION_HEADER, revision.to_string())];
     let value = AuthSetting { revision, setting: Some(setting) }.encode_to_vec();
-    let record =
-        Outgoing { partition: Some(0), key: Some(key.as_bytes()), value: Some(&value), headers: &headers };
-    write(&*writer, &writer.topic(&topic.name), record).await.unwrap();
+    put(bus, &topic, key, Some(&value), Some(&revision.to_string())).await;
 }
 
 async fn enable(bus: &TestBus, name: &str, configuration: &Value) {
+    configure(bus, name, 1, configuration).await;
+}
+
+/// Enables a provider with this configuration.
+pub(crate) async fn configure(bus: &TestBus, name: &str, revision: u64, configuration: &Value) {
     let configuration_json = configuration.to_string();
     let provider = AuthProvider { r#type: name.to_owned(), enabled: true, configuration_json };
-    set(bus, &format!("provider/{name}"), 1, Setting::Provider(provider)).await;
+    set(bus, &format!("provider/{name}"), revision, Setting::Provider(provider)).await;
 }
 
 pub(crate) fn jwt() -> Value {
@@ -72,7 +71,7 @@ pub(crate) fn claims(client_id: &str) -> Value {
     json!({ "sub": client_id, "exp": now_s() + 600 })
 }
 
-fn with_password(version: ProtocolVersion, client_id: &str, password: &str) -> Connect {
+pub(crate) fn with_password(version: ProtocolVersion, client_id: &str, password: &str) -> Connect {
     let mut connect = connect_packet(version, client_id);
     // 3.1.1 has no password without a user name.
     connect.username = Some("u".into());
@@ -80,7 +79,7 @@ fn with_password(version: ProtocolVersion, client_id: &str, password: &str) -> C
     connect
 }
 
-async fn asked(plane: &Plane, connect: Connect) -> (Client<TcpStream>, ReasonCode) {
+pub(crate) async fn asked(plane: &Plane, connect: Connect) -> (Client<TcpStream>, ReasonCode) {
     let mut client = Client::open(plane.address, connect.version).await;
     client.send(Packet::Connect(Box::new(connect))).await;
     match client.next().await {
@@ -88,8 +87,6 @@ async fn asked(plane: &Plane, connect: Connect) -> (Client<TcpStream>, ReasonCod
         other => panic!("no CONNACK: {other:?}"),
     }
 }
-
-const VERSIONS: [ProtocolVersion; 3] = [ProtocolVersion::V31, ProtocolVersion::V311, ProtocolVersion::V5];
 
 /// [MQTT-3.1.4-2] [MQTT5-3.1.4-2]
 #[tokio::test]

@@ -10,7 +10,7 @@ use tbmq_mqtt::{
 
 use crate::{
     bus::{Mode, TestBus},
-    client::{Client, connect_packet, number, publish, subscription, text, will},
+    client::{Client, VERSIONS, connect_packet, number, publish, subscription, text, will},
     plane::{Plane, config, until},
 };
 
@@ -75,9 +75,7 @@ pub(crate) async fn acknowledge_all(client: &mut Client, messages: &[Publish]) {
 async fn what_is_published_while_a_client_is_away_comes_when_it_is_back_in_order() {
     let plane = Plane::start().await;
     let mut publisher = Client::v5(plane.address, "publisher").await;
-    for (number, version) in
-        [ProtocolVersion::V31, ProtocolVersion::V311, ProtocolVersion::V5].into_iter().enumerate()
-    {
+    for (number, version) in VERSIONS.into_iter().enumerate() {
         let topic = format!("t/{number}");
         let connect = Connect { version, ..lasting(&topic, 100) };
         let connect = if version.is_v5() {

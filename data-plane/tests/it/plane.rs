@@ -12,7 +12,7 @@ use tbmq_proto::{
     ids::IntegrationId,
     integration::PublishIntegrationMsgProto,
     queue::{ClientSubscriptionsProto, SubscriptionOptionsProto, TopicSubscriptionProto},
-    topic::{Catalogue, REVISION_HEADER},
+    topic::{Catalogue, REVISION_HEADER, Topic},
 };
 use tbmq_service::{admin::Health, identity::Identity, metrics::Metrics};
 
@@ -138,15 +138,22 @@ pub(crate) async fn filter_record(bus: &TestBus, key: &str, filters: Option<&[&s
         });
         ClientSubscriptionsProto { subscriptions: subscriptions.collect(), source: Some(1) }.encode_to_vec()
     });
-    raw_filter_record(bus, key, value.as_deref(), &revision.to_string()).await;
+    let topic = Catalogue::default().integration_subscriptions();
+    put(bus, &topic, key, value.as_deref(), Some(&revision.to_string())).await;
 }
 
-pub(crate) async fn raw_filter_record(bus: &TestBus, key: &str, value: Option<&[u8]>, revision: &str) {
-    let topic = Catalogue::default().integration_subscriptions();
-    bus.admin().create_topic(&spec_of(&topic, 1)).await.unwrap();
-    let writer = bus.inner.writer(WriterConfig::new("control-plane")).await.unwrap();
-    let headers = [Header::text(REVISION_HEADER, revision)];
-    let record = Outgoing { partition: Some(0), key: Some(key.as_bytes()), value, headers: &headers };
+/// Writes a record as another process does, with this revision in its headers, if any; without a value: a tombstone.
+pub(crate) async fn put(
+    bus: &TestBus,
+    topic: &Topic,
+    key: &str,
+    value: Option<&[u8]>,
+    revision: Option<&str>,
+) {
+    bus.admin().create_topic(&spec_of(topic, 1)).await.unwrap();
+    let writer = bus.inner.writer(WriterConfig::new("another process")).await.unwrap();
+    let header = revision.map(|revision| Header::text(REVISION_HEADER, revision));
+    let record = Outgoing { partition: None, key: Some(key.as_bytes()), value, headers: header.as_slice() };
     write(&*writer, &writer.topic(&topic.name), record).await.unwrap();
 }
 

@@ -1,9 +1,6 @@
 //! Retained messages.
 
-use tbmq_bus::{
-    Bus as _, Error, Outgoing, ReaderConfig, ReaderEvent, Record, Start, SubmitError, TopicPartition,
-    WriterConfig, spec_of, write,
-};
+use tbmq_bus::{Bus as _, Error, ReaderConfig, ReaderEvent, Record, Start, SubmitError, TopicPartition};
 use tbmq_mqtt::{
     codec::property::{Properties, PropertiesBuilder, PropertyId},
     packet::{
@@ -14,8 +11,8 @@ use tbmq_proto::topic::Catalogue;
 
 use crate::{
     bus::{Mode, TestBus},
-    client::{Client, connect_packet, number, publish, subscription, text, will},
-    plane::{Plane, config, until},
+    client::{Client, VERSIONS, connect_packet, number, publish, subscription, text, will},
+    plane::{Plane, config, put, until},
 };
 
 fn retained(topic: &str, qos: Qos, payload: &'static str) -> Publish {
@@ -57,7 +54,7 @@ async fn records(bus: &TestBus) -> Vec<Record> {
 #[tokio::test]
 async fn a_new_subscription_gets_the_last_retained_message_of_each_topic_after_its_suback() {
     let plane = Plane::start().await;
-    for version in [ProtocolVersion::V31, ProtocolVersion::V311, ProtocolVersion::V5] {
+    for version in VERSIONS {
         let mut publisher = Client::connected(plane.address, version, "publisher").await;
         let mut established = Client::connected(plane.address, version, "established").await;
         established.subscribed("a/#", Qos::AtMostOnce).await;
@@ -441,18 +438,14 @@ async fn each_subscription_of_a_subscribe_gets_its_retained_messages() {
 async fn a_retained_message_that_another_node_has_written_is_shown() {
     let bus = TestBus::new();
     let topic = Catalogue::default().retained();
-    bus.admin().create_topic(&spec_of(&topic, 1)).await.unwrap();
-    let writer = bus.inner.writer(WriterConfig::new("tbmq")).await.unwrap();
     let value = prost::Message::encode_to_vec(&tbmq_proto::queue::RetainedMsgProto {
         payload: "x".into(),
         qos: 1,
         topic: "a".to_owned(),
         ..Default::default()
     });
-    let record = Outgoing { partition: Some(0), key: Some(b"a"), value: Some(&value), headers: &[] };
-    let bad = Outgoing { value: Some(b"\xff"), ..record };
-    for record in [bad, record] {
-        write(&*writer, &writer.topic(&topic.name), record).await.unwrap();
+    for value in [b"\xff", &*value] {
+        put(&bus, &topic, "a", Some(value), None).await;
     }
     let plane = Plane::with(bus, config()).await;
     assert_eq!(plane.metric("tbmq_mqtt_retained_messages"), 1);

@@ -196,28 +196,37 @@ async fn a_session_is_untouched_until_the_proof_is_there() {
     second.hears_nothing().await;
 }
 
+/// A client that has begun to authenticate again, and was challenged.
+async fn begun_again(client: &mut Client, user_name: &str) -> (Prover, Vec<u8>) {
+    let prover = Prover::new(user_name);
+    client.send(auth(ReasonCode::ReAuthenticate, METHOD, &prover.first())).await;
+    (prover, challenged(client).await)
+}
+
+async fn is_authenticated(client: &mut Client, prover: &Prover) {
+    match client.next().await {
+        Some(Packet::Auth(auth)) => {
+            assert_eq!(auth.reason, ReasonCode::Success);
+            prover.believes(&auth.properties);
+        }
+        other => panic!("no AUTH: {other:?}"),
+    }
+}
+
 /// [MQTT5-4.12.1-1] [MQTT5-4.12.1-2]
 #[tokio::test]
-async fn a_connected_client_proves_again_who_it_is_and_has_its_rights_of_now() {
+async fn a_connected_client_proves_again_who_it_is_and_goes_on_meanwhile() {
     let plane = plane().await;
     let mut client = connected(&plane, "c").await;
     client.subscribed("mine/#", Qos::AtMostOnce).await;
     for _ in 0..2 {
-        let mut prover = Prover::new("user");
-        client.send(auth(ReasonCode::ReAuthenticate, METHOD, &prover.first())).await;
-        let server_first = challenged(&mut client).await;
+        let (mut prover, server_first) = begun_again(&mut client, "user").await;
         // It goes on with all else meanwhile.
         client.publish("mine/a", Qos::AtMostOnce, 0, "x").await;
         assert_eq!(text(&client.message().await), "x");
         let last = prover.last(&server_first, "pencil");
         client.send(auth(ReasonCode::ContinueAuthentication, METHOD, &last)).await;
-        match client.next().await {
-            Some(Packet::Auth(auth)) => {
-                assert_eq!(auth.reason, ReasonCode::Success);
-                prover.believes(&auth.properties);
-            }
-            other => panic!("no AUTH: {other:?}"),
-        }
+        is_authenticated(&mut client, &prover).await;
     }
     client.publish("mine/a", Qos::AtMostOnce, 0, "y").await;
     assert_eq!(text(&client.message().await), "y");
@@ -236,18 +245,40 @@ async fn a_connected_client_proves_again_who_it_is_and_has_its_rights_of_now() {
     }
 }
 
-#[tokio::test]
-async fn a_client_whose_rules_change_keeps_its_connection() {
-    let plane = plane().await;
-    let mut client = connected(&plane, "c").await;
-    scram(&plane.bus, "user", 2, "pencil", &[publish("new")]).await;
+/// Publishes until it may: its new rules have come.
+async fn may_publish(client: &mut Client, topic: &str) {
     let patience = std::time::Instant::now();
     loop {
-        client.publish("new", Qos::AtLeastOnce, 1, "x").await;
+        client.publish(topic, Qos::AtLeastOnce, 1, "x").await;
         if client.puback().await.reason != ReasonCode::NotAuthorized {
             break;
         }
         assert!(patience.elapsed().as_secs() < 20);
     }
+}
+
+#[tokio::test]
+async fn a_client_whose_rules_change_keeps_its_connection() {
+    let plane = plane().await;
+    let mut client = connected(&plane, "c").await;
+    scram(&plane.bus, "user", 2, "pencil", &[publish("new")]).await;
+    may_publish(&mut client, "new").await;
     client.hears_nothing().await;
+}
+
+#[tokio::test]
+async fn a_connected_client_proves_again_who_it_is_by_its_changed_password_alone() {
+    let plane = plane().await;
+    let mut client = connected(&plane, "c").await;
+    scram(&plane.bus, "user", 2, "eraser", &[publish("new")]).await;
+    may_publish(&mut client, "new").await;
+    let (mut prover, server_first) = begun_again(&mut client, "user").await;
+    let last = prover.last(&server_first, "eraser");
+    client.send(auth(ReasonCode::ContinueAuthentication, METHOD, &last)).await;
+    is_authenticated(&mut client, &prover).await;
+    may_publish(&mut client, "new").await;
+    let (mut prover, server_first) = begun_again(&mut client, "user").await;
+    let last = prover.last(&server_first, "pencil");
+    client.send(auth(ReasonCode::ContinueAuthentication, METHOD, &last)).await;
+    client.is_told(ReasonCode::NotAuthorized).await;
 }

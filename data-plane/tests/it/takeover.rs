@@ -6,12 +6,10 @@ use tbmq_mqtt::{
 };
 
 use crate::{
-    client::{Client, connect_packet, text, will},
+    client::{Client, VERSIONS, connect_packet, text, will},
     plane::until,
     restart::{ENDINGS, Process, Site, publisher},
 };
-
-const VERSIONS: [ProtocolVersion; 3] = [ProtocolVersion::V31, ProtocolVersion::V311, ProtocolVersion::V5];
 
 fn of(user: Option<&str>, version: ProtocolVersion) -> Connect {
     let mut connect =

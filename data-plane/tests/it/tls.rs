@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use rcgen::{CertificateRevocationListParams, KeyIdMethod, SerialNumber, date_time_ymd};
 use rustls::{
     ClientConfig, RootCertStore,
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject as _},
@@ -19,35 +19,9 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 use crate::{
     bus::TestBus,
     client::{Client, connect_packet, text},
+    http_server::{Authority, Pair},
     plane::{Plane, config, context, until},
 };
-
-/// An authority.
-pub(crate) struct Authority {
-    pem: String,
-    issuer: Issuer<'static, KeyPair>,
-}
-
-/// Certificate and key, in PEM.
-pub(crate) type Pair = (String, String);
-
-impl Authority {
-    pub(crate) fn new() -> Self {
-        let key = KeyPair::generate().unwrap();
-        let mut parameters = CertificateParams::default();
-        parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let pem = parameters.self_signed(&key).unwrap().pem();
-        Self { pem, issuer: Issuer::new(parameters, key) }
-    }
-
-    pub(crate) fn issue(&self, name: &str) -> Pair {
-        let key = KeyPair::generate().unwrap();
-        let mut parameters = CertificateParams::new(["localhost".to_owned()]).unwrap();
-        parameters.distinguished_name.push(DnType::CommonName, name);
-        let certificate = parameters.signed_by(&key, &self.issuer).unwrap();
-        (certificate.pem(), key.serialize_pem())
-    }
-}
 
 /// Files of a server, whose clients' authority is another one.
 pub(crate) struct Files {
@@ -284,6 +258,40 @@ async fn a_new_certificate_counts_without_a_restart_and_a_bad_one_never() {
     tokio::time::timeout(Duration::from_secs(20), is_new).await.expect("the new certificate counts");
     assert!(shake(plane.at("mqtts"), &files.server, None).await.is_err());
     before.hears_nothing().await;
+}
+
+/// A list of this authority that names nobody, in PEM.
+fn revokes_nobody(authority: &Authority, next_year: i32) -> String {
+    let list = CertificateRevocationListParams {
+        this_update: date_time_ymd(2020, 1, 1),
+        next_update: date_time_ymd(next_year, 1, 1),
+        crl_number: SerialNumber::from(1_u64),
+        issuing_distribution_point: None,
+        revoked_certs: Vec::new(),
+        key_identifier_method: KeyIdMethod::Sha256,
+    };
+    list.signed_by(&authority.issuer).unwrap().pem().unwrap()
+}
+
+#[tokio::test]
+async fn a_revocation_list_whose_successor_is_overdue_is_told_and_counts() {
+    let files = Files::new();
+    let list = files.path("crl.pem");
+    std::fs::write(&list, revokes_nobody(&files.clients, 2021)).unwrap();
+    let plane = files
+        .plane(|tls| {
+            (tls.client_auth, tls.client_ca) = (ClientAuth::Require, Some(files.path("ca.pem")));
+            tls.client_crl = vec![list.clone()];
+        })
+        .await;
+    let overdue = || plane.metric("tbmq_mqtt_tls_revocation_lists_overdue");
+    until(|| overdue() == 1).await;
+    assert!(is_let_in(&plane, &files, Some(files.clients.issue("device"))).await);
+    std::fs::write(&list, revokes_nobody(&files.clients, 4000)).unwrap();
+    until(|| overdue() == 0).await;
+    assert!(is_let_in(&plane, &files, Some(files.clients.issue("device"))).await);
+    std::fs::write(&list, revokes_nobody(&files.clients, 2021)).unwrap();
+    until(|| overdue() == 1).await;
 }
 
 #[tokio::test]

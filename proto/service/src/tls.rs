@@ -2,6 +2,7 @@
 //! change.
 
 mod by_name;
+mod revocations;
 mod trust;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
@@ -16,7 +17,7 @@ use rustls::{
 };
 
 pub use self::trust::Trust;
-use self::{by_name::ByName, trust::Timeless};
+use self::{by_name::ByName, revocations::List, trust::Timeless};
 use crate::{config::Secret, file};
 
 /// The shortest pause between two looks at the files.
@@ -98,7 +99,11 @@ struct Material {
 }
 
 /// How clients are verified in a handshake, and what about them after it.
-type Clients = (Arc<dyn ClientCertVerifier>, Trust);
+struct Clients {
+    verifier: Arc<dyn ClientCertVerifier>,
+    trust: Trust,
+    lists: Vec<List>,
+}
 
 /// What the next handshake uses.
 #[derive(Debug)]
@@ -107,6 +112,7 @@ pub struct Current {
     pub config: Arc<ServerConfig>,
     /// For the certificate that a client has shown in it; `None`: clients are not asked for one.
     pub trust: Option<Trust>,
+    lists: Vec<List>,
 }
 
 /// A server's TLS, as its files last held it. Clones share it.
@@ -140,10 +146,19 @@ impl ServerTls {
     }
 
     /// Takes over what changes in the files, and looks at them at this interval (50 ms at least). What can't be used
-    /// changes nothing and is told to `on_failure` once. Never ends.
-    pub async fn follow(mut self, interval: Duration, on_failure: impl Fn()) {
+    /// changes nothing and is told to `on_failure` once. Lists of revoked certificates count although the next one is
+    /// overdue; `on_overdue` is told by how many more there are of these. Never ends.
+    pub async fn follow(mut self, interval: Duration, on_failure: impl Fn(), on_overdue: impl Fn(i64)) {
         let mut refused = None;
+        let mut overdue = Vec::new();
         loop {
+            let before = std::mem::replace(&mut overdue, revocations::overdue(&self.current().lists));
+            for list in overdue.iter().filter(|list| !before.contains(list)) {
+                list.warn();
+            }
+            if overdue.len() != before.len() {
+                on_overdue(overdue.len() as i64 - before.len() as i64);
+            }
             tokio::time::sleep(interval.max(PAUSE_MIN)).await;
             let source = self.source.clone();
             let found = tokio::task::spawn_blocking(move || Material::read(&source)).await;
@@ -194,9 +209,11 @@ impl Material {
             .with_protocol_versions(source.versions)
             .map_err(|error| format!("{own}: {error}"))?;
         let clients = self.clients(source, &provider)?;
-        let (builder, trust) = match clients {
-            Some((verifier, trust)) => (builder.with_client_cert_verifier(verifier), Some(trust)),
-            None => (builder.with_no_client_auth(), None),
+        let (builder, trust, lists) = match clients {
+            Some(Clients { verifier, trust, lists }) => {
+                (builder.with_client_cert_verifier(verifier), Some(trust), lists)
+            }
+            None => (builder.with_no_client_auth(), None, Vec::new()),
         };
         let mut resolver = ByName::new(source.own.load(&self.own, &provider)?);
         for (pair, text) in source.more.iter().zip(&self.more) {
@@ -205,7 +222,7 @@ impl Material {
         }
         let mut config = builder.with_cert_resolver(Arc::new(resolver));
         config.alpn_protocols.clone_from(&source.alpn);
-        Ok(Current { config: Arc::new(config), trust })
+        Ok(Current { config: Arc::new(config), trust, lists })
     }
 
     /// How clients are verified; `None`: they are not asked for a certificate.
@@ -223,10 +240,12 @@ impl Material {
         }
         let roots = Arc::new(roots);
         let mut verifier = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone());
+        let mut lists = Vec::new();
         for (text, named) in self.client_crls.iter().zip(&source.client_crls) {
-            let lists: Vec<CertificateRevocationListDer<'_>> =
+            let held: Vec<CertificateRevocationListDer<'_>> =
                 of_pem(text, &named.setting, "list of revoked certificates")?;
-            verifier = verifier.with_crls(lists);
+            lists.extend(held.iter().filter_map(|list| List::read(list, named)));
+            verifier = verifier.with_crls(held);
         }
         if source.client_auth == ClientAuth::Optional {
             verifier = verifier.allow_unauthenticated();
@@ -237,11 +256,9 @@ impl Material {
         })?;
         let (provider, skips_validity) = (provider.clone(), source.skips_validity);
         let trust = Trust { roots, provider, skips_validity };
-        Ok(Some(if skips_validity {
-            (Arc::new(Timeless { inner, trust: trust.clone() }), trust)
-        } else {
-            (inner, trust)
-        }))
+        let verifier: Arc<dyn ClientCertVerifier> =
+            if skips_validity { Arc::new(Timeless { inner, trust: trust.clone() }) } else { inner };
+        Ok(Some(Clients { verifier, trust, lists }))
     }
 }
 

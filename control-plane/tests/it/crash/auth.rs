@@ -13,7 +13,7 @@ use tbmq_proto::{
 };
 use tonic::Status;
 
-use super::{Call, Death, Lone, System, sqlite};
+use super::{Call, Death, Lone, System, die_everywhere, sqlite};
 use crate::support::eventually;
 
 /// Of `abc`.
@@ -125,21 +125,12 @@ async fn run(call: Call, at: Option<(Point, usize)>) -> (Vec<Point>, bool) {
         agreed(&system).await;
     }
     let before = stored(&system).await;
-    death.plan.lock().is_on = true;
-    let road = async {
+    let made = async {
         make(&system, call, &plane, &system.request_id).await.ok();
         agreed(&system).await;
     };
-    tokio::select! {
-        () = road => {}
-        () = death.has_come() => {}
-    }
-    let road = {
-        let mut plan = death.plan.lock();
-        plan.is_on = false;
-        plan.road.clone()
-    };
-    if !*death.has_come.borrow() {
+    let (road, has_died) = death.travel(made).await;
+    if !has_died {
         return (road, false);
     }
     plane.dead().await;
@@ -162,13 +153,7 @@ async fn run(call: Call, at: Option<(Point, usize)>) -> (Vec<Point>, bool) {
 async fn a_death_between_any_two_steps_leaves_credentials_in_one_of_two_states() {
     let mut died = Vec::new();
     for call in [Call::Create, Call::Update, Call::Delete] {
-        let (road, _) = run(call, None).await;
-        println!("credentials {call:?}: {road:?}");
-        for (index, point) in road.iter().copied().enumerate() {
-            let passed = road[..index].iter().filter(|passed| **passed == point).count();
-            let (_, has_died) = run(call, Some((point, passed))).await;
-            died.extend(has_died.then_some(point));
-        }
+        died.extend(die_everywhere(call, async |at| run(call, at).await).await);
     }
     for point in [
         Point::Saving,

@@ -1,12 +1,8 @@
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
-use rustls::{RootCertStore, ServerConfig, pki_types::PrivateKeyDer, server::WebPkiClientVerifier};
 use serde_json::json;
 use tbmq_auth::http::Provider;
-use tokio::net::TcpListener;
-use tokio_rustls::TlsAcceptor;
 
 use super::{
-    server::{Reply, Server, serve},
+    server::{Authority, Reply, Server},
     *,
 };
 
@@ -35,6 +31,8 @@ async fn headers_and_credentials_go_with_a_call_and_nothing_goes_elsewhere() {
         assert!(request.contains(field), "{field}: {request}");
     }
     assert!(elsewhere.requests().is_empty());
+    server.set(Reply::Guarded("Basic dTpw".to_owned(), "well".to_owned()));
+    assert_eq!(caller.get().await.unwrap().body, b"well");
 }
 
 #[tokio::test]
@@ -62,68 +60,33 @@ async fn what_is_late_too_long_or_cut_is_no_answer_and_its_reason_holds_no_secre
 
 #[tokio::test]
 async fn a_server_and_its_caller_know_each_other_by_certificates() {
-    let authority = || {
-        let key = KeyPair::generate().unwrap();
-        let mut parameters = CertificateParams::default();
-        parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let certificate = parameters.self_signed(&key).unwrap();
-        (certificate, Issuer::new(parameters, key))
-    };
-    let ((ca, issuer), (stranger, _)) = (authority(), authority());
-    let issued = || {
-        let key = KeyPair::generate().unwrap();
-        let parameters = CertificateParams::new(["localhost".to_owned()]).unwrap();
-        (parameters.signed_by(&key, &issuer).unwrap(), key)
-    };
-    let ((server, server_key), (client, client_key)) = (issued(), issued());
-    let mut roots = RootCertStore::empty();
-    roots.add(ca.der().clone()).unwrap();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build();
-    let config = ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_client_cert_verifier(verifier.unwrap())
-        .with_single_cert(
-            vec![server.der().clone()],
-            PrivateKeyDer::try_from(server_key.serialize_der()).unwrap(),
-        )
-        .unwrap();
-    let acceptor = TlsAcceptor::from(Arc::new(config));
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let task = tokio::spawn(async move {
-        loop {
-            let (socket, _) = listener.accept().await.unwrap();
-            let Ok(stream) = acceptor.accept(socket).await else { continue };
-            let reply = Arc::new(parking_lot::Mutex::new(Reply::Answer(200, "well".to_owned())));
-            serve(stream, reply, Arc::default()).await;
-        }
-    });
+    let (authority, stranger) = (Authority::new(), Authority::new());
+    let server = Server::secured(Reply::Answer(200, "well".to_owned()), &authority).await;
     let call = async |pem: serde_json::Value| {
         let endpoint = endpoint(&json!({
-            "restEndpointUrl": format!("https://localhost:{port}/"),
+            "restEndpointUrl": server.secured_url("/"),
             "credentials": pem,
         }));
         Caller::open(&endpoint, TIMEOUT, 100).unwrap().get().await
     };
-    let pem = |ca: &rcgen::Certificate| {
+    let pem = |trusted: &Authority, own: &Authority| {
+        let (certificate, key) = own.issue("caller");
         json!({
             "type": "cert.PEM",
-            "caCert": ca.pem(),
+            "caCert": trusted.pem,
             "caCertFileName": "ca.pem",
-            "cert": client.pem(),
-            "privateKey": client_key.serialize_pem(),
+            "cert": certificate,
+            "privateKey": key,
         })
     };
-    assert_eq!(call(pem(&ca)).await.unwrap().body, b"well");
-    assert!(call(pem(&stranger)).await.is_err(), "the server is of another authority");
+    assert_eq!(call(pem(&authority, &authority)).await.unwrap().body, b"well");
+    assert!(call(pem(&stranger, &authority)).await.is_err(), "the server is of another authority");
+    assert!(call(pem(&authority, &stranger)).await.is_err(), "the caller is of another authority");
     assert!(
-        call(json!({ "type": "cert.PEM", "caCert": ca.pem() })).await.is_err(),
+        call(json!({ "type": "cert.PEM", "caCert": authority.pem })).await.is_err(),
         "the caller shows nothing"
     );
     assert!(call(json!({ "type": "anonymous" })).await.is_err(), "the system does not trust the authority");
-    task.abort();
 
     let wrong = endpoint(&json!({ "credentials": { "type": "cert.PEM", "caCert": "hush" } }));
     let error = Caller::open(&wrong, TIMEOUT, 100).unwrap_err();

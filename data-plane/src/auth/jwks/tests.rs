@@ -1,37 +1,15 @@
 use std::time::Instant;
 
-use jsonwebtoken::{Algorithm, EncodingKey, Header, jwk::Jwk};
-use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
 use serde_json::{Value, json};
 
-use super::*;
+use super::{
+    signer::{self, Signer},
+    *,
+};
 use crate::auth::caller::server::{Reply, Server};
 
-/// A key under an id.
-struct Signer {
-    id: &'static str,
-    key: EncodingKey,
-}
-
-fn signer(id: &'static str) -> Signer {
-    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
-    Signer { id, key: EncodingKey::from_ec_pem(key.serialize_pem().as_bytes()).unwrap() }
-}
-
-impl Signer {
-    fn token(&self) -> String {
-        let header = Header { kid: Some(self.id.to_owned()), ..Header::new(Algorithm::ES256) };
-        jsonwebtoken::encode(&header, &json!({ "sub": "x" }), &self.key).unwrap()
-    }
-}
-
 fn set(signers: &[&Signer]) -> Reply {
-    let keys = signers.iter().map(|signer| {
-        let mut jwk = Jwk::from_encoding_key(&signer.key, Algorithm::ES256).unwrap();
-        jwk.common.key_id = Some(signer.id.to_owned());
-        serde_json::to_value(jwk).unwrap()
-    });
-    Reply::json(&json!({ "keys": keys.collect::<Vec<_>>() }))
+    Reply::json(&signer::set(signers))
 }
 
 fn config(url: &str) -> String {
@@ -48,7 +26,10 @@ fn opened(server: &Server, pause: Duration) -> Jwt {
 
 fn lets_in(jwt: &Jwt, signer: &Signer) -> bool {
     let identity = Identity { client_id: "c", user_name: None, common_name: None };
-    matches!(jwt.judge(Some(signer.token().as_bytes()), &identity, 0), Outcome::Accepted(_))
+    matches!(
+        jwt.judge(Some(signer.token(&json!({ "sub": "x" })).as_bytes()), &identity, 0),
+        Outcome::Accepted(_)
+    )
 }
 
 /// Waits until it holds, while the set is followed.
@@ -66,7 +47,7 @@ async fn until(jwt: &Jwt, failures: &Counter, mut holds: impl FnMut() -> bool) {
 
 #[tokio::test]
 async fn a_rotated_key_counts_when_it_is_first_shown_and_the_old_one_no_more() {
-    let (old, new) = (signer("old"), signer("new"));
+    let (old, new) = (Signer::new("old"), Signer::new("new"));
     let server = Server::start(set(&[&old])).await;
     let jwt = opened(&server, Duration::from_millis(20));
     let failures = Counter::default();
@@ -84,7 +65,7 @@ async fn a_rotated_key_counts_when_it_is_first_shown_and_the_old_one_no_more() {
 
 #[tokio::test]
 async fn a_set_that_cant_be_read_leaves_the_keys_and_is_counted() {
-    let (own, unknown) = (signer("own"), signer("unknown"));
+    let (own, unknown) = (Signer::new("own"), Signer::new("unknown"));
     let server = Server::start(set(&[&own])).await;
     let jwt = opened(&server, Duration::from_millis(5));
     let failures = Counter::default();
@@ -112,7 +93,7 @@ async fn a_set_that_cant_be_read_leaves_the_keys_and_is_counted() {
 
 #[tokio::test]
 async fn unknown_keys_do_not_make_it_ask_more_often_than_the_pause_allows() {
-    let (own, unknown) = (signer("own"), signer("unknown"));
+    let (own, unknown) = (Signer::new("own"), Signer::new("unknown"));
     let server = Server::start(set(&[&own])).await;
     let pause = Duration::from_millis(200);
     let jwt = opened(&server, pause);
@@ -127,7 +108,7 @@ async fn unknown_keys_do_not_make_it_ask_more_often_than_the_pause_allows() {
 
 #[tokio::test]
 async fn nobody_waits_for_a_server_that_does_not_answer() {
-    let (own, server) = (signer("own"), Server::start(Reply::Silence).await);
+    let (own, server) = (Signer::new("own"), Server::start(Reply::Silence).await);
     let jwt = opened(&server, Duration::from_millis(5));
     let failures = Counter::default();
     until(&jwt, &failures, || !server.requests().is_empty()).await;
@@ -138,7 +119,7 @@ async fn nobody_waits_for_a_server_that_does_not_answer() {
 
 #[tokio::test]
 async fn keys_outlive_a_new_configuration_with_the_same_place() {
-    let own = signer("own");
+    let own = Signer::new("own");
     let server = Server::start(set(&[&own])).await;
     let jwt = opened(&server, Duration::from_millis(5));
     until(&jwt, &Counter::default(), || lets_in(&jwt, &own)).await;

@@ -325,7 +325,7 @@ async fn lists_and_authorities_count_anew_without_a_restart_and_connections_go_o
         }
     };
     tokio::select! {
-        () = tls.clone().follow(Duration::from_millis(50), || {}) => {}
+        () = tls.clone().follow(Duration::from_millis(50), || {}, |_| {}) => {}
         () = check => {}
     }
 }
