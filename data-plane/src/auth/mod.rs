@@ -23,6 +23,7 @@ use tbmq_auth::{
     password::Verified,
 };
 use tbmq_bus::{Record, TopicPartition, Writer};
+use tbmq_integration::seal::Keys;
 use tbmq_mqtt::{
     packet::{Qos, ReasonCode, Text},
     session::{self, End},
@@ -201,6 +202,8 @@ pub(crate) struct Auth {
     metrics: Metrics,
     settings: RwLock<Arc<Settings>>,
     settings_changed: Notify,
+    /// What the secrets of settings are opened with.
+    keys: Keys,
     /// Whether strangers may come while nobody is asked for anything.
     is_public: bool,
     revisions: Mutex<Revisions>,
@@ -220,6 +223,7 @@ impl Auth {
     /// When the system gives no threads.
     pub(crate) fn new(
         config: &AuthConfig,
+        keys: Keys,
         service_id: Arc<str>,
         metrics: Metrics,
     ) -> std::io::Result<Arc<Self>> {
@@ -229,6 +233,7 @@ impl Auth {
             clock: Clock::new(),
             settings: RwLock::default(),
             settings_changed: Notify::new(),
+            keys,
             is_public: config.mqtt_anonymous_enabled,
             revisions: Mutex::default(),
             index: RwLock::default(),
@@ -296,9 +301,10 @@ impl Auth {
                 result
             }
             Topic::Settings => {
-                let (changed, result) =
-                    known::apply_setting(&mut self.revisions.lock(), &self.settings(), record);
+                let (revisions, settings) = (&mut self.revisions.lock(), self.settings());
+                let (changed, result) = known::apply_setting(revisions, &settings, &self.keys, record);
                 if let Some(changed) = changed {
+                    self.metrics.unusable(|provider| changed.problems.contains_key(&provider));
                     *self.settings.write() = Arc::new(changed);
                     self.settings_changed.notify_one();
                 }

@@ -1,9 +1,10 @@
 //! Which providers are enabled, in which order they are asked, and how each is set up.
 //!
 //! A provider whose settings can't be used stays enabled and lets nobody in: without it, nobody would be asked for
-//! anything.
+//! anything. If they are only sealed with a key that is missing here, those from before go on to count, if it was
+//! enabled with them.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use ring::rand::{SecureRandom as _, SystemRandom};
 use serde::Deserialize;
@@ -12,6 +13,7 @@ use tbmq_auth::{
     provider::{self, Provider},
     scram::{ITERATIONS, Nobody},
 };
+use tbmq_integration::{provider as configuration, seal::Keys};
 use tbmq_proto::wire::{AuthProvider, AuthSetting, auth_setting::Setting};
 
 use super::{http::Http, jwks::Jwt};
@@ -37,6 +39,8 @@ pub(crate) struct Settings {
     pub(crate) scram: Provided<()>,
     /// Unless the settings say otherwise, of this process alone.
     pub(crate) nobody: Arc<Nobody>,
+    /// Why what was told last of a provider can't be used.
+    pub(crate) problems: BTreeMap<Provider, Box<str>>,
 }
 
 /// A provider's settings.
@@ -52,6 +56,10 @@ pub(crate) enum Provided<T> {
 impl<T> Provided<T> {
     pub(crate) fn is_disabled(&self) -> bool {
         matches!(self, Self::Disabled)
+    }
+
+    fn is_enabled(&self) -> bool {
+        matches!(self, Self::Enabled(_))
     }
 
     fn of(enabled: bool, set_up: Result<T, String>) -> Self {
@@ -81,6 +89,7 @@ impl Default for Settings {
             http: Provided::Disabled,
             scram: Provided::Disabled,
             nobody: Nobody::new(random_key(), ITERATIONS).into(),
+            problems: BTreeMap::new(),
         }
     }
 }
@@ -96,6 +105,16 @@ impl Settings {
         Provider::ALL.into_iter().all(|provider| self.is_disabled(provider))
     }
 
+    fn is_enabled(&self, provider: Provider) -> bool {
+        match provider {
+            Provider::Basic => self.basic.is_enabled(),
+            Provider::X509 => self.x509.is_enabled(),
+            Provider::Jwt => self.jwt.is_enabled(),
+            Provider::Http => self.http.is_enabled(),
+            Provider::Scram => self.scram.is_enabled(),
+        }
+    }
+
     fn is_disabled(&self, provider: Provider) -> bool {
         match provider {
             Provider::Basic => self.basic.is_disabled(),
@@ -106,7 +125,7 @@ impl Settings {
         }
     }
 
-    /// Takes what stands under a key; `None`: nothing does any more.
+    /// Takes what stands under a key; `None`: nothing does any more. Its secrets are opened with `keys`.
     ///
     /// # Errors
     /// Why it can't be used; what is safe is taken all the same.
@@ -114,6 +133,7 @@ impl Settings {
         &mut self,
         key: &str,
         setting: Option<Result<Setting, String>>,
+        keys: &Keys,
     ) -> Result<(), String> {
         match (key, setting) {
             (PROVIDERS_KEY, None) => self.order = provider::ORDER,
@@ -142,15 +162,31 @@ impl Settings {
                     Some(Ok(_)) => Err("it is not what its key says".to_owned()),
                     Some(Err(reason)) => Err(reason),
                 };
-                return self.set_up(provider, told);
+                let done = self.set_up(provider, told, keys);
+                match &done {
+                    Ok(()) => self.problems.remove(&provider),
+                    Err(reason) => self.problems.insert(provider, reason.as_str().into()),
+                };
+                return done;
             }
         }
         Ok(())
     }
 
-    fn set_up(&mut self, provider: Provider, told: Result<AuthProvider, String>) -> Result<(), String> {
+    fn set_up(
+        &mut self,
+        provider: Provider,
+        told: Result<AuthProvider, String>,
+        keys: &Keys,
+    ) -> Result<(), String> {
         let enabled = told.as_ref().map_or(true, |told| told.enabled);
-        let text = told.map(|told| told.configuration_json);
+        let text = match told.map(|told| configuration::open(keys, &told)) {
+            Ok(Err(unreadable)) if enabled && self.is_enabled(provider) => {
+                return Err(format!("{unreadable}; what was set before goes on to count"));
+            }
+            Ok(opened) => opened.map_err(|unreadable| unreadable.to_string()),
+            Err(reason) => Err(reason),
+        };
         let broken = match provider {
             Provider::Basic => {
                 self.basic = Provided::of(enabled, text.and_then(|text| strategy(&text)));

@@ -1,7 +1,14 @@
 use std::{collections::BTreeSet, future::poll_fn, net::SocketAddr, task::Poll};
 
 use futures_util::FutureExt as _;
-use tbmq_auth::scram::Algorithm;
+use ring::rand::SystemRandom;
+use serde_json::json;
+use tbmq_auth::{provider::Provider, scram::Algorithm};
+use tbmq_integration::{
+    provider as configuration,
+    seal::{Parted, Purpose},
+    secret,
+};
 use tbmq_mqtt::{packet::ProtocolVersion, session::Access as _};
 use tbmq_proto::{
     queue::BlockedClientTypeProto,
@@ -28,8 +35,12 @@ struct Court {
 
 impl Court {
     fn new(settings: &[KeyValue], credentials: &[KeyValue]) -> Self {
+        Self::with_keys(&Keys::default(), settings, credentials)
+    }
+
+    fn with_keys(keys: &Keys, settings: &[KeyValue], credentials: &[KeyValue]) -> Self {
         let (config, metrics) = (AuthConfig::default(), Metrics::default());
-        let auth = Auth::new(&config, "node".into(), metrics.clone()).unwrap();
+        let auth = Auth::new(&config, keys.clone(), "node".into(), metrics.clone()).unwrap();
         let court = Self { auth, names: Names::new(&Catalogue::default()), metrics };
         court.knows(Topic::Settings, settings);
         court.knows(Topic::Credentials, credentials);
@@ -221,6 +232,88 @@ async fn a_provider_whose_settings_cant_be_used_lets_nobody_in_and_leaves_the_do
         assert_eq!(court.outcome(claim(Some("u"), Some("secret"))).await, refused);
         assert_eq!(court.outcome(claim(None, None)).await, refused);
     }
+}
+
+const SECRETS: [&str; 2] =
+    ["one secret of thirty-two bytes, or more", "two secrets of thirty-two bytes, or more"];
+
+fn key(id: char) -> Keys {
+    Keys::parse(&format!("{id}:{}A=", id.to_string().repeat(42))).unwrap()
+}
+
+/// The provider of JWTs with a secret that is sealed with a key.
+fn sealed(revision: u64, enabled: bool, secret: &str, id: char) -> KeyValue {
+    let schema = json!({
+        "properties": { "secret": { "writeOnly": true } },
+        "additionalProperties": { "$ref": "#" },
+    });
+    let algorithm = json!({ "algorithm": "HMAC_BASED", "secret": secret });
+    let verifier =
+        json!({ "jwtVerifierType": "ALGORITHM_BASED", "jwtSignAlgorithmConfiguration": algorithm });
+    let rules = json!({ "pubAuthRulePatterns": [".*"] });
+    let document = json!({ "jwtVerifierConfiguration": verifier, "authRules": rules }).to_string();
+    let document = configuration::wrap(&document);
+    let secrets = secret::find(Some(&schema), &document);
+    let (random, purpose) = (SystemRandom::new(), Purpose::Revision(revision));
+    let provider = configuration::sealed_for("JWT");
+    let parted = key(id).part(&random, provider, purpose, &document, &secrets).unwrap();
+    let Parted { plain, sealed } = parted.expect("there is a secret");
+    assert!(!plain.contains(secret), "{plain}");
+    let provider = AuthProvider {
+        r#type: "JWT".to_owned(),
+        enabled,
+        configuration_json: configuration::unwrap(&plain).to_owned(),
+        sealed: Some(configuration::encode(&sealed)),
+    };
+    setting("provider/JWT", revision, Setting::Provider(provider))
+}
+
+fn token(secret: &str) -> Claim {
+    let (header, key) = (jsonwebtoken::Header::default(), secret.as_bytes());
+    let key = jsonwebtoken::EncodingKey::from_secret(key);
+    let token = jsonwebtoken::encode(&header, &json!({ "sub": "c" }), &key).unwrap();
+    claim(Some("u"), Some(&token))
+}
+
+/// Somebody who is let in while nobody is asked for anything.
+fn local() -> Claim {
+    Claim { is_local: true, ..claim(None, None) }
+}
+
+#[tokio::test]
+async fn a_sealed_provider_is_opened_with_its_key_and_without_it_lets_nobody_in() {
+    let record = sealed(1, true, SECRETS[0], 'a');
+    let court = Court::with_keys(&key('a'), &[record.clone()], &[]);
+    assert_eq!(court.outcome(token(SECRETS[0])).await.as_deref(), Ok("JWT"));
+    assert_eq!(court.outcome(token(SECRETS[1])).await, Err(ReasonCode::NotAuthorized));
+    for keys in [Keys::default(), key('b')] {
+        let court = Court::with_keys(&keys, &[record.clone()], &known());
+        for claim in [token(SECRETS[0]), token(secret::MASK), local()] {
+            let reasons = court.reasons(claim).await;
+            assert!(reasons.contains("key \"a\"") && reasons.contains("TBMQ_SECRETS_KEYS"), "{reasons}");
+        }
+        assert!(court.auth.settings().problems.contains_key(&Provider::Jwt));
+    }
+}
+
+#[tokio::test]
+async fn settings_that_cant_be_opened_leave_those_from_before_and_never_open_the_door() {
+    let has_problem = |court: &Court| court.auth.settings().problems.contains_key(&Provider::Jwt);
+    let court = Court::with_keys(&key('a'), &[sealed(1, true, SECRETS[0], 'a')], &[]);
+    court.knows(Topic::Settings, &[sealed(2, true, SECRETS[1], 'b')]);
+    assert_eq!(court.outcome(token(SECRETS[0])).await.as_deref(), Ok("JWT"));
+    assert_eq!(court.outcome(token(SECRETS[1])).await, Err(ReasonCode::NotAuthorized));
+    assert!(has_problem(&court));
+    // The same again, with a key that is here.
+    court.knows(Topic::Settings, &[sealed(2, true, SECRETS[1], 'a')]);
+    assert_eq!(court.outcome(token(SECRETS[1])).await.as_deref(), Ok("JWT"));
+    assert!(!has_problem(&court));
+    // No key is needed to disable it.
+    court.knows(Topic::Settings, &[sealed(3, false, SECRETS[1], 'b')]);
+    assert!(court.outcome(local()).await.is_ok() && !has_problem(&court));
+    court.knows(Topic::Settings, &[sealed(4, true, SECRETS[1], 'b')]);
+    assert_eq!(court.outcome(local()).await, Err(ReasonCode::NotAuthorized));
+    assert!(has_problem(&court));
 }
 
 #[tokio::test]
@@ -520,7 +613,7 @@ async fn who_finds_no_place_in_the_queue_is_told_to_come_again_and_nothing_of_it
     let metrics = Metrics::default();
     let config =
         AuthConfig { hash_threads: 1, hash_queue_max: 1, hash_queue_address_max: 1, ..AuthConfig::default() };
-    let auth = Auth::new(&config, "node".into(), metrics.clone()).unwrap();
+    let auth = Auth::new(&config, Keys::default(), "node".into(), metrics.clone()).unwrap();
     let court = Court { auth, names: Names::new(&Catalogue::default()), metrics };
     court.knows(Topic::Settings, &[basic_provider()]);
     court.knows(Topic::Credentials, &known());

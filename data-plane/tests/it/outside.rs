@@ -39,7 +39,7 @@ async fn set(bus: &TestBus, key: &str, revision: u64, setting: Setting) {
 
 async fn enable(bus: &TestBus, name: &str, configuration: &Value) {
     let configuration_json = configuration.to_string();
-    let provider = AuthProvider { r#type: name.to_owned(), enabled: true, configuration_json };
+    let provider = AuthProvider { r#type: name.to_owned(), enabled: true, configuration_json, sealed: None };
     set(bus, &format!("provider/{name}"), 1, Setting::Provider(provider)).await;
 }
 
