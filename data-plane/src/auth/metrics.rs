@@ -153,12 +153,12 @@ impl Metrics {
         );
         registry.register(
             "tbmq_auth_judged_again",
-            "Connected clients that were given other rights because their credential changed",
+            "Connected clients that were given other rights because their credential or provider changed",
             self.judged_again.clone(),
         );
         registry.register(
             "tbmq_auth_ended",
-            "Connected clients that were disconnected because their credential is gone or they were blocked",
+            "Connected clients that were disconnected: they were blocked, or would not be let in any more by what they came by",
             self.ended.clone(),
         );
         registry.register(

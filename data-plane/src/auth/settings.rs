@@ -41,6 +41,8 @@ pub(crate) struct Settings {
     pub(crate) nobody: Arc<Nobody>,
     /// Why what was told last of a provider can't be used.
     pub(crate) problems: BTreeMap<Provider, Box<str>>,
+    /// Grow with each change that clients are judged again for.
+    generations: [u64; Provider::ALL.len()],
 }
 
 /// A provider's settings.
@@ -90,6 +92,7 @@ impl Default for Settings {
             scram: Provided::Disabled,
             nobody: Nobody::new(random_key(), ITERATIONS).into(),
             problems: BTreeMap::new(),
+            generations: [0; Provider::ALL.len()],
         }
     }
 }
@@ -115,7 +118,32 @@ impl Settings {
         }
     }
 
-    fn is_disabled(&self, provider: Provider) -> bool {
+    /// Which settings of a provider these are.
+    pub(crate) fn generation(&self, provider: Provider) -> u64 {
+        self.generations[provider as usize]
+    }
+
+    /// Notes of which providers the clients are to be judged again, as these settings come after those: of those that
+    /// are disabled, or that judge otherwise now what they know of a client. A provider that came to be unusable has
+    /// taken nothing back.
+    pub(crate) fn renew(&mut self, before: &Self) -> Vec<Provider> {
+        let is_renewed = |provider: &Provider| match provider {
+            provider if self.is_disabled(*provider) => !before.is_disabled(*provider),
+            Provider::Basic => self.basic.is_enabled() && self.basic != before.basic,
+            Provider::Jwt => match (&self.jwt, &before.jwt) {
+                (Provided::Enabled(now), Provided::Enabled(before)) => !Arc::ptr_eq(now, before),
+                (now, _) => now.is_enabled(),
+            },
+            Provider::X509 | Provider::Http | Provider::Scram => false,
+        };
+        let renewed: Vec<Provider> = Provider::ALL.into_iter().filter(is_renewed).collect();
+        for provider in &renewed {
+            self.generations[*provider as usize] += 1;
+        }
+        renewed
+    }
+
+    pub(crate) fn is_disabled(&self, provider: Provider) -> bool {
         match provider {
             Provider::Basic => self.basic.is_disabled(),
             Provider::X509 => self.x509.is_disabled(),

@@ -3,6 +3,7 @@ use std::time::Instant;
 use jsonwebtoken::{Algorithm, EncodingKey, Header, jwk::Jwk};
 use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
 use serde_json::{Value, json};
+use tbmq_auth::external::Outcome;
 
 use super::*;
 use crate::auth::caller::server::{Reply, Server};
@@ -48,7 +49,8 @@ fn opened(server: &Server, pause: Duration) -> Jwt {
 
 fn lets_in(jwt: &Jwt, signer: &Signer) -> bool {
     let identity = Identity { client_id: "c", user_name: None, common_name: None };
-    matches!(jwt.judge(Some(signer.token().as_bytes()), &identity, 0), Outcome::Accepted(_))
+    let judged = jwt.judge(Some(signer.token().as_bytes()), &identity, 0);
+    matches!(judged.outcome, Outcome::Accepted(_))
 }
 
 /// Waits until it holds, while the set is followed.
@@ -59,7 +61,7 @@ async fn until(jwt: &Jwt, failures: &Counter, mut holds: impl FnMut() -> bool) {
         }
     };
     tokio::select! {
-        () = jwt.follow(failures) => {}
+        () = jwt.follow(failures, || ()) => {}
         result = tokio::time::timeout(Duration::from_secs(20), wait) => result.expect("it holds in time"),
     }
 }
