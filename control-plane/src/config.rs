@@ -100,7 +100,7 @@ pub const SETTINGS: &[Setting] = &[
 pub struct Config {
     /// The gRPC server and validation.
     pub control: ControlConfig,
-    /// The keys that the secrets of integrations are encrypted with; the executors need the same.
+    /// The keys that the secrets of integrations and providers are encrypted with; executors and data planes need the same.
     pub secrets: SecretsConfig,
     /// Where the store is.
     pub database: DatabaseConfig,

@@ -10,8 +10,9 @@ use tokio::time::{Instant, interval, interval_at};
 
 use crate::{
     nodes::FORGET_AFTER,
+    plane::Plane,
     relayer::{Error, Relayer},
-    store::{Expired, PAGE_ROWS_MAX},
+    store::{Expired, PAGE_ROWS_MAX, Sealing},
 };
 
 /// How often old entries of the audit log are looked for.
@@ -141,13 +142,9 @@ pub(crate) async fn seal(relayer: &Relayer, known: &mut BTreeMap<String, u64>) {
         }
         tokio::time::sleep(SEALING_PAUSE).await;
     }
-    match plane.store.seal_providers(tbmq_service::time::now_ms()).await {
-        Ok((providers, lost)) => {
-            sealed += providers;
-            unreadable += lost;
-        }
-        Err(error) => tracing::warn!(%error, "can't seal secrets of providers; trying again soon"),
-    }
+    let providers = seal_providers(plane).await;
+    sealed += providers.sealed;
+    unreadable += providers.unreadable;
     let counted = match plane.store.sealed_by_key().await {
         Ok(counted) => counted,
         Err(error) => return tracing::warn!(%error, "can't count the integrations of each key"),
@@ -173,6 +170,31 @@ pub(crate) async fn seal(relayer: &Relayer, known: &mut BTreeMap<String, u64>) {
         }
         *known = counted;
     }
+}
+
+/// The same of the configurations of authentication providers.
+async fn seal_providers(plane: &Plane) -> Sealing {
+    let store = &plane.store;
+    let done = store.seal_providers(tbmq_service::time::now_ms()).await.unwrap_or_else(|error| {
+        tracing::warn!(%error, "can't seal secrets of providers; trying again soon");
+        Sealing::default()
+    });
+    if done.sealed > 0 {
+        plane.auth_dirty.notify_one();
+    }
+    match store.sealed_providers_by_key().await {
+        Ok(counted) => {
+            let gauges = &plane.metrics.sealed_providers;
+            let configured = store.vault().key_ids().map(|id| (id.to_owned(), 0));
+            let counted: BTreeMap<String, u64> = configured.chain(counted).collect();
+            gauges.clear();
+            for (id, count) in counted {
+                gauges.get_or_create(&[("key", id)]).set(count as i64);
+            }
+        }
+        Err(error) => tracing::warn!(%error, "can't count the providers of each key"),
+    }
+    done
 }
 
 /// Makes partitions for the events to come, and removes those that are too old.

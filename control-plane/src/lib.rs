@@ -126,10 +126,13 @@ async fn launch(config: Config, context: Context, faults: Faults) -> anyhow::Res
     let keys = config.keys()?;
     if keys.is_empty() {
         tracing::warn!(
-            "no key is configured (TBMQ_SECRETS_KEYS): secrets of integrations are stored and sent in plain text"
+            "no key is configured (TBMQ_SECRETS_KEYS): secrets of integrations and providers are stored and sent in plain text"
         );
     } else {
-        tracing::info!(?keys, "secrets of integrations are sealed with the first of these keys");
+        tracing::info!(
+            ?keys,
+            "secrets of integrations and providers are sealed with the first of these keys"
+        );
     }
     let vault = Arc::new(Vault::new(keys));
     let store = store::Store::open_with(&options, vault.clone()).await.context("can't open the store")?;

@@ -34,6 +34,8 @@ pub(crate) struct Metrics {
     pub(crate) leading: Gauge,
     /// Integrations whose secrets are sealed, by key; on the control plane that holds the lease.
     pub(crate) sealed: Family<[(&'static str, String); 1], Gauge>,
+    /// The same of authentication providers.
+    pub(crate) sealed_providers: Family<[(&'static str, String); 1], Gauge>,
     /// Integrations whose secrets can't be opened; on the control plane that holds the lease.
     pub(crate) unreadable: Gauge,
     /// Nodes that are not remembered because there are too many.
@@ -177,6 +179,11 @@ impl Metrics {
             "tbmq_control_sealed_integrations",
             "Integrations whose secrets are sealed, by key",
             metrics.sealed.clone(),
+        );
+        registry.register(
+            "tbmq_control_sealed_providers",
+            "Authentication providers whose secrets are sealed, by key",
+            metrics.sealed_providers.clone(),
         );
         registry.register(
             "tbmq_control_unreadable_integrations",

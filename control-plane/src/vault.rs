@@ -1,4 +1,4 @@
-//! Seals the secrets of integrations before they leave this process, and opens what comes back from the store.
+//! Seals the secrets of integrations and providers before they leave this process, and opens what comes back from the store.
 //!
 //! Which fields are secret is told by the schemas of the kinds; keys come from the configuration. Without a key nothing
 //! is sealed.

@@ -7,8 +7,12 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use tbmq_integration::seal::Keys;
 use tbmq_mqtt::{session::Limits, topic::Rules};
-use tbmq_service::config::{Secret, Setting};
+use tbmq_service::{
+    config::{Secret, Setting},
+    secrets_config::{self, SecretsConfig},
+};
 
 use crate::{
     auth::AuthConfig,
@@ -32,6 +36,8 @@ pub struct Config {
     pub mqtt: MqttConfig,
     /// How clients are judged.
     pub auth: AuthConfig,
+    /// The keys that the secrets of authentication providers are encrypted with: those of the control plane.
+    pub secrets: SecretsConfig,
     /// Where control planes are.
     pub control: ControlConfig,
     /// How Redis is reached, which keeps persistent sessions.
@@ -279,6 +285,9 @@ pub struct ControlGrpcConfig {
 
 /// Environment names of [`Config`].
 pub const SETTINGS: &[Setting] = &[
+    SecretsConfig::KEYS,
+    SecretsConfig::KEY,
+    SecretsConfig::KEY_FILE,
     Setting { env: "LISTENER_TCP_ENABLED", key: "listener.tcp.enabled" },
     Setting { env: "LISTENER_TCP_BIND_ADDRESS", key: "listener.tcp.bind-address" },
     Setting { env: "LISTENER_TCP_BIND_PORT", key: "listener.tcp.bind-port" },
@@ -479,6 +488,14 @@ impl Config {
         self.redis.check()
     }
 
+    /// The keys of secrets; reads their file.
+    ///
+    /// # Errors
+    /// When they can't be read or used.
+    pub fn keys(&self) -> Result<Keys, secrets_config::Invalid> {
+        self.secrets.read(Keys::parse)
+    }
+
     /// The session machine's limits; a listener has its own limit of packets.
     pub(crate) fn limits(&self) -> Limits {
         let mqtt = &self.mqtt;
@@ -516,6 +533,9 @@ mod tests {
 
     /// Each variable with a value that isn't its default.
     const VALUES: &[(&str, &str)] = &[
+        ("TBMQ_SECRETS_KEYS", "a,b"),
+        ("TBMQ_SECRETS_KEY", "a"),
+        ("TBMQ_SECRETS_KEY_FILE", "/a"),
         ("LISTENER_TCP_ENABLED", "false"),
         ("LISTENER_TCP_BIND_ADDRESS", "127.0.0.1"),
         ("LISTENER_TCP_BIND_PORT", "0"),

@@ -134,6 +134,7 @@ pub async fn start(config: Config, context: Context) -> anyhow::Result<Running> 
         .parse()
         .map_err(|error| Misconfigured::new(format!("TB_SERVICE_ID: {error}")))?;
     config.check().map_err(Misconfigured::new)?;
+    let keys = config.keys().map_err(|error| Misconfigured::new(error.to_string()))?;
     let metrics = metrics::Metrics::default();
     context.metrics.register(|registry| metrics.register(registry));
     let component = context.health.component("integration-subscriptions");
@@ -150,7 +151,7 @@ pub async fn start(config: Config, context: Context) -> anyhow::Result<Running> 
         config.mqtt.retain_msg.limits(),
         metrics.clone(),
     ));
-    let auth = Auth::new(&config.auth, service.as_str().into(), metrics.auth.clone())?;
+    let auth = Auth::new(&config.auth, keys, service.as_str().into(), metrics.auth.clone())?;
     let sessions_component = context.health.component("sessions");
     let (sessions, recorded) =
         open_sessions(&config, &context, &service, &sessions_component, &metrics).await?;

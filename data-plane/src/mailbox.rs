@@ -19,10 +19,9 @@ use tbmq_mqtt::{
     session::{Delivery, End, Options},
 };
 use tokio::sync::oneshot;
-use uuid::Uuid;
 
 use crate::{
-    auth::{Access, Verdict},
+    auth::{Access, Bearer, Verdict},
     backlog::{Backlog, Next},
     link::Visitor,
     session_store::{Seq, Session},
@@ -140,8 +139,8 @@ pub(crate) struct Mail {
     pub(crate) visitor: Option<Box<Visitor>>,
     /// What is to become of the CONNECT.
     pub(crate) verdict: Option<Box<Verdict>>,
-    /// What clients of this credential may do from now on.
-    pub(crate) access: Option<Box<(Uuid, Access)>>,
+    /// What the client may do from now on.
+    pub(crate) access: Option<Box<Regrant>>,
 }
 
 impl Mail {
@@ -156,6 +155,16 @@ impl Mail {
             && self.verdict.is_none()
             && self.access.is_none()
     }
+}
+
+/// What a client may do from now on.
+#[derive(Debug)]
+pub(crate) struct Regrant {
+    /// If it is there by this.
+    pub(crate) bearer: Arc<Bearer>,
+    pub(crate) access: Access,
+    /// When it is to be disconnected, ms since 1970.
+    pub(crate) until_ms: Option<i64>,
 }
 
 /// What became of what the connection has given to others.
@@ -427,10 +436,9 @@ impl Mailbox {
         self.waker.wake();
     }
 
-    /// Tells what the client may do from now on, if it has come by this credential: its subscriptions are to be judged
-    /// again.
-    pub(crate) fn regrant(&self, credentials: Uuid, access: Access) {
-        self.inner.lock().mail.access = Some(Box::new((credentials, access)));
+    /// Tells what the client may do from now on, if it is still there by this: its subscriptions are to be judged again.
+    pub(crate) fn regrant(&self, granted: Regrant) {
+        self.inner.lock().mail.access = Some(Box::new(granted));
         self.waker.wake();
     }
 

@@ -141,6 +141,7 @@ async fn enable(bus: &dyn Bus, writer: &dyn Writer, topic: &Topic) -> Result<()>
         r#type: "MQTT_BASIC".to_owned(),
         enabled: true,
         configuration_json: r#"{"type":"MQTT_BASIC","authStrategy":"CLIENT_ID_AND_USERNAME"}"#.to_owned(),
+        sealed: None,
     };
     let setting = AuthSetting { revision: 1, setting: Some(Setting::Provider(provider)) };
     put(writer, &topic.name, "provider/MQTT_BASIC", &setting.encode_to_vec()).await

@@ -127,6 +127,7 @@ fn seal_secrets(config: &mut Config, data_dir: &DataDir) -> anyhow::Result<()> {
         return Ok(());
     };
     config.control_plane.secrets = secrets.clone();
+    config.data_plane.secrets = secrets.clone();
     config.executor.secrets = secrets;
     Ok(())
 }

@@ -4,9 +4,8 @@ use std::{collections::BTreeSet, sync::LazyLock};
 
 use serde_json::{Value, json};
 use tbmq_auth::{external::Invalid, http, token};
+pub(crate) use tbmq_integration::provider::{sealed_for, unwrap, wrap};
 use tbmq_integration::{entity::Violation, secret::ROOT};
-use tbmq_proto::ids::IntegrationId;
-use uuid::Uuid;
 
 use crate::secret;
 
@@ -39,27 +38,6 @@ static SCHEMA: LazyLock<Value> = LazyLock::new(|| {
 /// Which fields are secret of a document that [`wrap`] has made.
 pub(crate) fn schema() -> &'static Value {
     &SCHEMA
-}
-
-/// Who a sealed configuration is of, for the vault.
-pub(crate) fn sealed_for(kind: &str) -> IntegrationId {
-    let digest = super::digest(&format!("authProviders/{kind}"));
-    let number = u128::from_str_radix(&digest[..32], 16).expect("a digest is hex");
-    IntegrationId(Uuid::from_u128(number))
-}
-
-/// The configuration as a document whose secrets can be found.
-pub(crate) fn wrap(configuration: &str) -> String {
-    format!("{{\"{ROOT}\":{configuration}}}")
-}
-
-/// What [`wrap`] was given.
-pub(crate) fn unwrap(document: &str) -> &str {
-    let inner = document.strip_prefix("{\"").and_then(|rest| rest.strip_prefix(ROOT));
-    inner
-        .and_then(|rest| rest.strip_prefix("\":"))
-        .and_then(|rest| rest.strip_suffix('}'))
-        .unwrap_or(document)
 }
 
 /// The configuration with its secrets masked.

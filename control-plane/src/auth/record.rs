@@ -8,6 +8,7 @@ use tbmq_auth::{
     credentials::{ClientType, CommonName, Credentials, Proof},
 };
 use tbmq_bus::{BatchRecord, Header};
+use tbmq_integration::provider;
 use tbmq_proto::{
     queue::{BlockedClientProto, BlockedClientTypeProto, RegexMatchTargetProto},
     topic::{Catalogue, REVISION_HEADER},
@@ -133,12 +134,15 @@ fn rules_of(rules: &[Rule]) -> Vec<AuthRule> {
     rules.iter().map(one).collect()
 }
 
-/// The value of the setting of a provider.
+/// The value of the setting of a provider: as it is stored, so that what is sealed there is sealed here, too.
 pub(crate) fn provider(row: &ProviderRow) -> Bytes {
+    let parted = row.parted.as_deref();
+    let configuration = parted.map_or(&*row.configuration, |parted| provider::unwrap(&parted.plain));
     let provider = AuthProvider {
         r#type: row.kind.clone(),
         enabled: row.enabled,
-        configuration_json: row.configuration.clone(),
+        configuration_json: configuration.to_owned(),
+        sealed: parted.map(|parted| provider::encode(&parted.sealed)),
     };
     setting(row.revision, auth_setting::Setting::Provider(provider))
 }

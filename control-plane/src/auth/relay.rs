@@ -68,7 +68,7 @@ impl relayer::Kept for Kept {
 pub(super) enum State {
     /// Its revision and the value of its record.
     Whole(u64, Bytes),
-    /// Its secrets can't be opened here: what was written before stays.
+    /// What is stored can't be read: what was written before stays.
     Unreadable,
 }
 
@@ -82,11 +82,12 @@ pub(super) fn of_blocked(row: &BlockedRow) -> State {
 
 fn of_provider(row: &ProviderRow) -> State {
     match &row.unreadable {
-        None => State::Whole(row.revision, record::provider(row)),
-        Some(error) => {
+        // Data planes may have the key that is missing here.
+        Some(error) if row.parted.is_none() => {
             tracing::warn!(%error, provider = row.kind, "the configuration can't be sent to data planes");
             State::Unreadable
         }
+        _ => State::Whole(row.revision, record::provider(row)),
     }
 }
 

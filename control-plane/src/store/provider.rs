@@ -1,6 +1,6 @@
 //! How clients prove who they are: providers, who is asked first, and what all data planes share.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use sea_orm::{
@@ -9,7 +9,7 @@ use sea_orm::{
 };
 use tbmq_integration::seal::{Parted, Purpose, Unreadable};
 
-use super::{AuthMark, AuthTopic, Error, Item, Store, auth, entity, fault, next_revision};
+use super::{AuthMark, AuthTopic, Error, Item, Sealing, Store, auth, entity, fault, next_revision};
 use crate::{
     auth::{provider, record},
     vault,
@@ -25,6 +25,8 @@ pub struct ProviderRow {
     pub enabled: bool,
     /// Its configuration, byte for byte; may hold secrets.
     pub configuration: String,
+    /// How it is stored, if secrets of it are sealed.
+    pub parted: Option<Arc<Parted>>,
     /// Why the secrets can't be opened: then masks stand in their places in `configuration`.
     pub unreadable: Option<Unreadable>,
     /// Of the last change; 0: it was never changed.
@@ -49,6 +51,7 @@ impl ProviderRow {
             kind: kind.to_owned(),
             enabled: false,
             configuration: "{}".to_owned(),
+            parted: None,
             unreadable: None,
             revision: 0,
         }
@@ -115,12 +118,14 @@ impl Store {
             return Err(Error::Stale { expected: base, actual: before.revision });
         }
         row.revision = before.revision;
+        // It may have been sealed anew meanwhile, which changes nothing.
+        row.parted.clone_from(&before.parted);
         if row == before {
             return Ok(before);
         }
         row.revision = revision;
         row.unreadable = None;
-        self.put_provider(&transaction, &row, now_ms).await?;
+        self.put_provider(&transaction, &mut row, now_ms).await?;
         let item = row.item();
         auth::mark(&transaction, &[AuthMark { record_key: item.row.clone(), item, revision }], now_ms)
             .await?;
@@ -128,34 +133,55 @@ impl Store {
         Ok(row)
     }
 
-    /// Seals configurations with the first key that are not; tells how many, and how many could not be opened. They
-    /// keep their revisions: nothing of them has changed.
+    /// Seals configurations with the first key that are not. They keep their revisions, for nothing of them has changed,
+    /// and get dirty marks, so that they are sent again.
     ///
     /// # Errors
     /// The database's.
-    pub async fn seal_providers(&self, now_ms: i64) -> Result<(u64, u64), Error> {
+    pub async fn seal_providers(&self, now_ms: i64) -> Result<Sealing, Error> {
         use auth_provider::{Column, Entity};
-        let Some(first) = self.vault.first() else { return Ok((0, 0)) };
+        let mut done = Sealing::default();
+        let Some(first) = self.vault.first() else { return Ok(done) };
         let is_other = Condition::any().add(Column::SealedKey.is_null()).add(Column::SealedKey.ne(first));
         let others = Entity::find().filter(is_other);
         if others.clone().one(&self.connection).await.map_err(|error| fault(&error))?.is_none() {
-            return Ok((0, 0));
+            return Ok(done);
         }
         let transaction = self.begin().await?;
         // Whoever changes a row comes before or after.
         next_revision(&transaction).await?;
-        let (mut sealed, mut unreadable) = (0, 0);
+        let mut marks = Vec::new();
         for model in others.all(&transaction).await.map_err(|error| fault(&error))? {
-            let row = self.provider_row(model);
+            let mut row = self.provider_row(model);
             if row.unreadable.is_some() {
-                unreadable += 1;
+                done.unreadable += 1;
                 continue;
             }
-            self.put_provider(&transaction, &row, now_ms).await?;
-            sealed += 1;
+            let had_any = row.parted.is_some();
+            self.put_provider(&transaction, &mut row, now_ms).await?;
+            if had_any || row.parted.is_some() {
+                let item = row.item();
+                marks.push(AuthMark { record_key: item.row.clone(), item, revision: row.revision });
+                done.sealed += 1;
+            }
         }
+        auth::mark(&transaction, &marks, now_ms).await?;
         transaction.commit().await.map_err(|error| fault(&error))?;
-        Ok((sealed, unreadable))
+        Ok(done)
+    }
+
+    /// How many providers have their secrets sealed with each key.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn sealed_providers_by_key(&self) -> Result<BTreeMap<String, u64>, Error> {
+        let mut counts = BTreeMap::new();
+        for row in self.providers().await? {
+            if let Some(parted) = &row.parted {
+                *counts.entry(parted.sealed.key_id.clone()).or_default() += 1;
+            }
+        }
+        Ok(counts)
     }
 
     /// The settings that were ever made.
@@ -221,20 +247,21 @@ impl Store {
     async fn put_provider(
         &self,
         transaction: &DatabaseTransaction,
-        row: &ProviderRow,
+        row: &mut ProviderRow,
         now_ms: i64,
     ) -> Result<(), Error> {
         use auth_provider::{ActiveModel, Column, Entity};
         let document = provider::wrap(&row.configuration);
         let purpose = Purpose::Revision(row.revision);
         let id = provider::sealed_for(&row.kind);
-        let parted = self.vault.part_by(Some(provider::schema()), id, purpose, &document)?;
-        let plain = parted.as_deref().map_or(document.as_str(), |parted| &parted.plain);
+        row.parted = self.vault.part_by(Some(provider::schema()), id, purpose, &document)?;
+        let parted = row.parted.as_deref();
+        let plain = parted.map_or(document.as_str(), |parted| &parted.plain);
         let model = ActiveModel {
             r#type: Set(row.kind.clone()),
             enabled: Set(row.enabled),
             configuration: Set(provider::unwrap(plain).to_owned()),
-            sealed: Set(parted.as_deref().map(|parted| vault::to_text(&parted.sealed))),
+            sealed: Set(parted.map(|parted| vault::to_text(&parted.sealed))),
             sealed_key: Set(self.vault.first().map(ToOwned::to_owned)),
             revision: Set(row.revision as i64),
             updated_ms: Set(now_ms),
@@ -259,13 +286,18 @@ impl Store {
     }
 
     fn provider_row(&self, model: auth_provider::Model) -> ProviderRow {
-        let opened = model.sealed.as_deref().map(|sealed| {
+        let parted = model.sealed.as_deref().map(|sealed| {
             let plain: Arc<str> = provider::wrap(&model.configuration).into();
-            let parted = Parted { plain, sealed: vault::from_text(sealed)? };
-            self.vault.open(provider::sealed_for(&model.r#type), &parted)
+            Ok(Arc::new(Parted { plain, sealed: vault::from_text(sealed)? }))
         });
+        let (parted, malformed) = match parted.transpose() {
+            Ok(parted) => (parted, None),
+            Err(error) => (None, Some(error)),
+        };
+        let id = provider::sealed_for(&model.r#type);
+        let opened = parted.as_deref().map(|parted| self.vault.open(id, parted));
         let (configuration, unreadable) = match opened {
-            None => (model.configuration, None),
+            None => (model.configuration, malformed),
             Some(Ok(document)) => (provider::unwrap(&document).to_owned(), None),
             Some(Err(error)) => (model.configuration, Some(error)),
         };
@@ -273,6 +305,7 @@ impl Store {
             kind: model.r#type,
             enabled: model.enabled,
             configuration,
+            parted,
             unreadable,
             revision: model.revision as u64,
         }

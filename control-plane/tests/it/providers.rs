@@ -3,13 +3,14 @@
 use prost::Message as _;
 use tbmq_control_plane::{Config, config::DatabaseUrl};
 use tbmq_harness::{Need, ready};
+use tbmq_integration::seal::{Keys, Unreadable};
 use tbmq_proto::{
     control::{
         AuthProvider, AuthSettings, GetAuthProviderRequest, GetAuthSettingsRequest, ListAuthProvidersRequest,
         UpdateAuthProviderRequest, UpdateAuthSettingsRequest,
         auth_provider_service_client::AuthProviderServiceClient,
     },
-    wire::{AuthSetting, auth_setting::Setting},
+    wire::{AuthProvider as Record, AuthSetting, auth_setting::Setting},
 };
 use tbmq_service::config::Secret;
 use tonic::{Code, Response, Status, transport::Channel};
@@ -144,20 +145,27 @@ async fn the_secrets_of_providers_are_sealed_in_the_store_and_sealed_anew_with_t
     let plane = cluster.control_plane_with("cp1", |config| config.secrets.keys = Secret::new(key("a"))).await;
     let client = AuthProviderServiceClient::new(plane.channel.clone());
     let set = update(&client, provider("JWT", true, JWT)).await.unwrap();
-    let Some((_, Setting::Provider(held))) = setting(&cluster, "provider/JWT").await else { panic!() };
-    assert_eq!(held.configuration_json, JWT);
+    let held = record(&cluster).await;
+    assert_eq!(sealed_with(&held).as_deref(), Some("a"));
+    assert!(!format!("{held:?}").contains(PLANTED), "{held:?}");
+    assert_eq!(opened(&held, "a").unwrap(), JWT);
     assert_eq!(in_files(&cluster), 0);
     plane.running.drain().await;
 
     let both = format!("{},{}", key("b"), key("a"));
     let plane = cluster.control_plane_with("cp1", |config| config.secrets.keys = Secret::new(both)).await;
     let options = tbmq_control_plane::store::Options::sqlite(&cluster.folder.path().join("control.db"));
-    let keys = tbmq_integration::seal::Keys::parse(&key("b")).unwrap();
+    let keys = Keys::parse(&key("b")).unwrap();
     let vault = std::sync::Arc::new(tbmq_control_plane::vault::Vault::new(keys));
     let store = tbmq_control_plane::store::Store::open_with(&options, vault).await.unwrap();
     eventually("it can be read with the new key alone", async || {
         let rows = store.providers().await.unwrap();
         rows[0].unreadable.is_none() && rows[0].configuration == JWT && rows[0].revision == set.revision
+    })
+    .await;
+    eventually("data planes are sent it sealed with the new key", async || {
+        let held = record(&cluster).await;
+        sealed_with(&held).as_deref() == Some("b") && opened(&held, "b").unwrap() == JWT
     })
     .await;
     assert_eq!(in_files(&cluster), 0);
@@ -171,8 +179,39 @@ async fn the_secrets_of_providers_are_sealed_in_the_store_and_sealed_anew_with_t
     let refused = update(&client, AuthProvider { enabled: false, ..shown }).await.unwrap_err();
     assert_eq!(reason(&refused), (Code::FailedPrecondition, "SECRETS_UNREADABLE".to_owned()));
     update(&client, provider("SCRAM", true, "")).await.unwrap();
-    let Some((_, Setting::Provider(held))) = setting(&cluster, "provider/JWT").await else { panic!() };
-    assert_eq!((held.configuration_json.as_str(), held.enabled), (JWT, true));
+    let held = record(&cluster).await;
+    assert_eq!((opened(&held, "b").unwrap().as_str(), held.enabled), (JWT, true));
+}
+
+#[tokio::test]
+async fn a_provider_that_was_sent_in_plain_text_is_sent_sealed_once_there_is_a_key() {
+    let cluster = Cluster::new();
+    let plane = cluster.control_plane("cp1").await;
+    let client = AuthProviderServiceClient::new(plane.channel.clone());
+    let set = update(&client, provider("JWT", true, JWT)).await.unwrap();
+    let held = record(&cluster).await;
+    assert_eq!((held.configuration_json.as_str(), held.sealed), (JWT, None));
+    plane.running.drain().await;
+    let _plane =
+        cluster.control_plane_with("cp1", |config| config.secrets.keys = Secret::new(key("a"))).await;
+    eventually("it is sealed", async || sealed_with(&record(&cluster).await).as_deref() == Some("a")).await;
+    assert_eq!(opened(&record(&cluster).await, "a").unwrap(), JWT);
+    let (revision, _) = setting(&cluster, "provider/JWT").await.unwrap();
+    assert_eq!(revision, set.revision, "nothing of it has changed");
+}
+
+/// What data planes are sent of the provider of JWTs.
+async fn record(cluster: &Cluster) -> Record {
+    let Some((_, Setting::Provider(held))) = setting(cluster, "provider/JWT").await else { panic!() };
+    held
+}
+
+fn sealed_with(record: &Record) -> Option<String> {
+    record.sealed.as_ref().map(|sealed| sealed.key_id.clone())
+}
+
+fn opened(record: &Record, id: &str) -> Result<String, Unreadable> {
+    tbmq_integration::provider::open(&Keys::parse(&key(id)).unwrap(), record)
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ use crate::{
     acl::{Acl, Identity, RuleSet},
     credentials::ClientType,
     external::{Accepted, AuthRules, Credentials, Endpoint, Hidden, Invalid, Outcome},
-    jwt::{self, Key, Refused, Rules},
+    jwt::{self, Key, Refused, Rules, Signed},
 };
 
 #[cfg(test)]
@@ -24,6 +24,9 @@ const REFRESH_S_MIN: u64 = 300;
 
 /// Seconds that clocks may differ by at most.
 const LEEWAY_S_MAX: u32 = 600;
+
+/// Bytes of a token's claims that are kept, so that its client can be judged again.
+pub const CLAIMS_BYTES_MAX: usize = 4096;
 
 /// Patterns that a token may bring: they are compiled for every CONNECT.
 pub const PATTERNS_MAX: usize = 100;
@@ -127,11 +130,27 @@ pub enum Keys {
     },
 }
 
+/// What is kept of a token that was accepted, for its client to be judged again: not the token, by which others could
+/// come.
+pub struct Kept {
+    /// JSON; `None`: it has more than [`CLAIMS_BYTES_MAX`].
+    claims: Option<Box<str>>,
+    signed: Signed,
+}
+
+impl std::fmt::Debug for Kept {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Kept").field("signed", &self.signed).finish_non_exhaustive()
+    }
+}
+
 /// What is said about a token.
 #[derive(Debug)]
 pub struct Judgement {
     /// Never [`Outcome::Refused`]: another provider may know the client by its password.
     pub outcome: Outcome,
+    /// Of a token that is accepted.
+    pub kept: Option<Kept>,
     /// The token names a key that is not there: a key set is to be read again.
     pub key_is_unknown: bool,
 }
@@ -188,17 +207,41 @@ impl Provider {
             Some(Err(_)) => return Judgement::skipped("the password is no token".to_owned()),
             None => return Judgement::skipped("there is no password".to_owned()),
         };
-        let claims = match jwt::check(token, keys, &self.rules, now_ms.div_euclid(1000)) {
-            Ok(claims) => claims,
+        let (claims, signed) = match jwt::check_signed(token, keys, &self.rules, now_ms.div_euclid(1000)) {
+            Ok(checked) => checked,
             Err(refused) => {
                 let key_is_unknown = matches!(refused, Refused::NoKey { .. });
                 return Judgement { key_is_unknown, ..Judgement::skipped(format!("the token: {refused}")) };
             }
         };
         match self.accept(&claims, identity) {
-            Ok(accepted) => Judgement { outcome: Outcome::Accepted(accepted), key_is_unknown: false },
+            Ok(accepted) => {
+                let claims = Some(claims.all.to_string()).filter(|text| text.len() <= CLAIMS_BYTES_MAX);
+                let kept = Some(Kept { claims: claims.map(String::into_boxed_str), signed });
+                Judgement { outcome: Outcome::Accepted(accepted), kept, key_is_unknown: false }
+            }
             Err(reason) => Judgement::skipped(reason),
         }
+    }
+
+    /// Judges a client again that has come by a token, whose times are not looked at once more. Takes microseconds; for
+    /// claims with patterns as long as [`Provider::judge`].
+    ///
+    /// # Errors
+    /// Why the token would not be accepted now, for operators.
+    pub fn judge_again(
+        &self,
+        kept: &Kept,
+        keys: &[Key],
+        identity: &Identity<'_>,
+    ) -> Result<Accepted, String> {
+        let Some(text) = &kept.claims else {
+            return Err(format!("the token's claims had more than {CLAIMS_BYTES_MAX} bytes"));
+        };
+        let claims = serde_json::from_str(text).map_err(|error| error.to_string())?;
+        let claims = jwt::check_again(claims, &kept.signed, keys, &self.rules)
+            .map_err(|refused| format!("the token: {refused}"))?;
+        self.accept(&claims, identity)
     }
 
     fn accept(&self, claims: &jwt::Claims, identity: &Identity<'_>) -> Result<Accepted, String> {
@@ -265,7 +308,7 @@ impl Keys {
 
 impl Judgement {
     fn skipped(reason: String) -> Self {
-        Self { outcome: Outcome::Skipped(reason.into()), key_is_unknown: false }
+        Self { outcome: Outcome::Skipped(reason.into()), kept: None, key_is_unknown: false }
     }
 }
 

@@ -2,29 +2,45 @@
 
 use std::sync::Arc;
 
-use tbmq_auth::blocked::{self, Blocked};
+use tbmq_auth::{
+    blocked::{self, Blocked},
+    provider::Provider,
+};
 use tbmq_mqtt::session::End;
-use uuid::Uuid;
 
-use super::{Access, Auth, Bearer};
+use super::{
+    Access, Auth, Bearer,
+    bearers::{Change, Proof},
+    settings::{Provided, Settings},
+};
 use crate::{
-    mailbox::{Client, Mailbox},
+    mailbox::{Client, Mailbox, Regrant},
     plane::{Plane, Registry},
 };
 
 /// Clients that are looked at while others wait for the registry.
 const SLICE: usize = 256;
 
+/// What becomes of a connected client.
+enum Fate {
+    /// Nothing: what it may do stays.
+    Stays,
+    /// It may do this from now on, until then (ms since 1970).
+    May(Access, Option<i64>),
+    /// What it came by would not let it in now, and why.
+    Ends(String),
+}
+
 impl Auth {
-    /// Gives connected clients what their changed credentials say, and ends those whose credential is gone; does not
-    /// return.
+    /// Gives connected clients what their changed credentials and providers say, and ends those who would not be let in
+    /// any more by what they came by; does not return.
     pub(crate) async fn follow_credentials(self: Arc<Self>) {
         loop {
             let changed = self.bearers.changed().await;
             let auth = self.clone();
             let judged = tokio::task::spawn_blocking(move || {
-                for credentials in changed {
-                    auth.judge_all_again(credentials);
+                for change in changed {
+                    auth.judge_all_again(change);
                 }
             });
             if let Err(error) = judged.await {
@@ -33,32 +49,77 @@ impl Auth {
         }
     }
 
-    pub(super) fn judge_all_again(&self, credentials: Uuid) {
-        let mut from = 0;
+    pub(super) fn judge_all_again(&self, change: Change) {
+        let mut after = None;
         loop {
-            let page = self.bearers.page(credentials, from, SLICE);
-            for connected in &page {
+            let page = self.bearers.page(change, after, SLICE);
+            for connected in &page.found {
                 self.judge_again(&connected.bearer, &connected.mailbox);
             }
-            match page.last().and_then(|last| last.mailbox.number.checked_add(1)) {
-                Some(next) => from = next,
+            match page.last {
                 None => return,
+                last => after = last,
             }
         }
     }
 
-    /// Judges a connected client by its credential as it is now.
-    pub(super) fn judge_again(&self, bearer: &Bearer, mailbox: &Mailbox) {
-        let entry = {
-            let index = self.index.read();
-            index.get(bearer.credentials).filter(|entry| index.is_for(entry, &bearer.holder())).cloned()
-        };
-        match entry.and_then(|entry| entry.acl(&bearer.identity()).ok()) {
-            Some(acl) => {
+    /// Judges a connected client by what became of its credential, or of the provider that has let it in.
+    pub(super) fn judge_again(&self, bearer: &Arc<Bearer>, mailbox: &Mailbox) {
+        match self.fate(&self.settings(), bearer) {
+            Fate::Stays => {}
+            Fate::May(access, until_ms) => {
                 self.metrics.judged_again.inc();
-                mailbox.regrant(bearer.credentials, Access::from(acl));
+                mailbox.regrant(Regrant { bearer: bearer.clone(), access, until_ms });
             }
-            None => self.end(mailbox, End::NotAuthorized),
+            Fate::Ends(reason) => {
+                let (client_id, provider) = (&*bearer.client_id, bearer.provider.name());
+                tracing::info!(
+                    client_id,
+                    provider,
+                    reason,
+                    "a connected client would not be let in any more"
+                );
+                self.end(mailbox, End::NotAuthorized);
+            }
+        }
+    }
+
+    fn fate(&self, settings: &Settings, bearer: &Bearer) -> Fate {
+        if settings.is_disabled(bearer.provider) {
+            return Fate::Ends("its provider is not enabled".to_owned());
+        }
+        match &bearer.proof {
+            Proof::Credentials { id, .. } => {
+                let index = self.index.read();
+                let found = index.get(*id).filter(|entry| index.is_for(entry, &bearer.holder()));
+                let found = found.filter(|entry| match (bearer.provider, &settings.basic) {
+                    (Provider::Basic, Provided::Enabled(strategy)) => {
+                        let user_name = bearer.username.as_deref();
+                        let asked = index.basic(*strategy, &bearer.client_id, user_name);
+                        asked.iter().any(|asked| asked.id() == entry.id())
+                    }
+                    _ => true,
+                });
+                let entry = found.cloned();
+                drop(index);
+                match entry.map(|entry| entry.acl(&bearer.identity())) {
+                    None => Fate::Ends("its credential is gone, or for others".to_owned()),
+                    Some(Ok(acl)) => Fate::May(acl.into(), None),
+                    Some(Err(nothing)) => Fate::Ends(nothing.to_string()),
+                }
+            }
+            Proof::Token(kept) => match &settings.jwt {
+                Provided::Enabled(jwt) => match jwt.judge_again(kept, &bearer.identity()) {
+                    // The keys are awaited.
+                    None => Fate::Stays,
+                    Some(Ok(accepted)) => Fate::May(accepted.acl.into(), accepted.expires_at_ms),
+                    Some(Err(reason)) => Fate::Ends(reason),
+                },
+                // Nobody has taken back what let it in.
+                Provided::Broken(_) | Provided::Disabled => Fate::Stays,
+            },
+            // To ask about all of them at once would be too much, and without passwords in vain.
+            Proof::Answer => Fate::Stays,
         }
     }
 

@@ -11,11 +11,14 @@ use tbmq_auth::{
     index::Entry,
     provider::{Answer, Next, Provider, Walk},
     scram::{self, Algorithm, ClientFirst},
+    token::Judgement,
 };
 use tbmq_mqtt::packet::{ReasonCode, Text};
 
 use super::{
-    Access, Admission, Auth, Bearer, Claim, Refusal, Verdict, caller,
+    Access, Admission, Auth, Bearer, Claim, Refusal, Verdict,
+    bearers::Proof,
+    caller,
     hashing::{Full, Site},
     http::Http,
     jwks::Jwt,
@@ -40,7 +43,7 @@ pub(crate) struct Exchange {
     scram_user: Box<str>,
     /// Of the user, if there is one.
     entry: Option<Arc<Entry>>,
-    /// Of a client that is connected and proves again who it is: by which credential it came.
+    /// Of a client that is connected and proves again who it is: by what it came.
     again: Option<Arc<Bearer>>,
 }
 
@@ -97,10 +100,17 @@ impl Claim {
         }
     }
 
-    fn bearer(&self, entry: &Entry, scram_user: Option<&str>) -> Arc<Bearer> {
+    fn bearer(
+        &self,
+        provider: Provider,
+        settings: &Settings,
+        proof: Proof,
+        scram_user: Option<&str>,
+    ) -> Arc<Bearer> {
         Arc::new(Bearer {
-            credentials: entry.id(),
-            revision: entry.revision(),
+            provider,
+            generation: settings.generation(provider),
+            proof,
             client_id: self.client_id.clone(),
             username: self.username.as_ref().map(Text::detached),
             common_names: self.common_names.clone(),
@@ -214,7 +224,7 @@ impl Auth {
                     let now_ms = self.clock.now().monotonic_ms;
                     let verdict = basic::judge(&self.index.read(), &self.verified, *strategy, now_ms, said);
                     match verdict {
-                        basic::Verdict::Accepted(entry) => grant(provider, &entry, claim, None),
+                        basic::Verdict::Accepted(entry) => grant(provider, settings, &entry, claim, None),
                         basic::Verdict::Refused => skipped(provider, "no credential without a password"),
                         basic::Verdict::Hash(attempt) => return Asked::Work(Work::Hash(attempt)),
                     }
@@ -222,7 +232,7 @@ impl Auth {
                 other => unusable(provider, other),
             },
             Provider::X509 => match &settings.x509 {
-                Provided::Enabled(()) => self.x509(claim),
+                Provided::Enabled(()) => self.x509(settings, claim),
                 other => unusable(provider, other),
             },
             Provider::Jwt => match &settings.jwt {
@@ -238,13 +248,13 @@ impl Auth {
         Asked::Answered(answer)
     }
 
-    fn x509(&self, claim: &Claim) -> Answered {
+    fn x509(&self, settings: &Settings, claim: &Claim) -> Answered {
         if claim.common_names.is_empty() {
             return skipped(Provider::X509, "no client certificate with a common name");
         }
         let found = self.index.read().x509(claim.common_names.iter().map(|name| &**name));
         match found {
-            Some(entry) => grant(Provider::X509, &entry, claim, None),
+            Some(entry) => grant(Provider::X509, settings, &entry, claim, None),
             None => skipped(Provider::X509, "no credential for a common name of the chain"),
         }
     }
@@ -259,7 +269,7 @@ impl Auth {
             if case.mailbox.is_closed() {
                 return;
             }
-            let (provider, answer) = auth.done(&case.claim, work);
+            let (provider, answer) = auth.done(&case, work);
             auth.resume(case, provider, answer);
         };
         match self.hashing.submit(site, Box::new(job)) {
@@ -275,25 +285,29 @@ impl Auth {
         }
     }
 
-    fn done(&self, claim: &Claim, work: Work) -> (Provider, Answered) {
+    fn done(&self, case: &Case, work: Work) -> (Provider, Answered) {
+        let Case { claim, settings, .. } = case;
         let now = self.clock.now();
         match work {
             Work::Hash(attempt) => {
                 let found = attempt.run(&self.verified, now.monotonic_ms);
                 self.metrics.hashes.inc();
                 let answer = match found {
-                    Some(entry) => grant(Provider::Basic, &entry, claim, None),
+                    Some(entry) => grant(Provider::Basic, settings, &entry, claim, None),
                     None => skipped(Provider::Basic, "no credential with this password"),
                 };
                 (Provider::Basic, answer)
             }
             Work::Token(jwt) => {
-                let outcome = jwt.judge(claim.password.as_deref(), &claim.identity(), now.epoch_ms);
-                (Provider::Jwt, of_outside(Provider::Jwt, outcome))
+                let Judgement { outcome, kept, .. } =
+                    jwt.judge(claim.password.as_deref(), &claim.identity(), now.epoch_ms);
+                let bearer = kept.map(|kept| claim.bearer(Provider::Jwt, settings, Proof::Token(kept), None));
+                (Provider::Jwt, of_outside(Provider::Jwt, outcome, bearer))
             }
             Work::Answer(http, answer) => {
                 let outcome = http.judge(&answer, &claim.identity());
-                (Provider::Http, of_outside(Provider::Http, outcome))
+                let bearer = claim.bearer(Provider::Http, settings, Proof::Answer, None);
+                (Provider::Http, of_outside(Provider::Http, outcome, Some(bearer)))
             }
         }
     }
@@ -374,10 +388,10 @@ impl Auth {
         let Some(entry) = entry else {
             return skipped(Provider::Scram, "the credential has changed meanwhile");
         };
-        if again.is_some_and(|bearer| bearer.credentials != entry.id()) {
+        if again.is_some_and(|bearer| bearer.credentials() != Some(entry.id())) {
             return skipped(Provider::Scram, "another user than the one that connected");
         }
-        let mut answer = grant(Provider::Scram, &entry, claim, Some(scram_user));
+        let mut answer = grant(Provider::Scram, &self.settings(), &entry, claim, Some(scram_user));
         if let Answer::Success(admission) = &mut answer {
             admission.server_final = Some(server_final.into());
         }
@@ -465,13 +479,13 @@ impl Auth {
 }
 
 /// Lets a client in that no credential here is about.
-fn of_outside(provider: Provider, outcome: Outcome) -> Answered {
+fn of_outside(provider: Provider, outcome: Outcome, bearer: Option<Arc<Bearer>>) -> Answered {
     match outcome {
         Outcome::Accepted(accepted) => Answer::Success(Box::new(Admission {
             access: accepted.acl.into(),
             client_type: accepted.client_type,
             details: provider.name().into(),
-            bearer: None,
+            bearer,
             server_final: None,
             expires_at_ms: accepted.expires_at_ms,
         })),
@@ -481,13 +495,20 @@ fn of_outside(provider: Provider, outcome: Outcome) -> Answered {
 }
 
 /// Lets a client in that has proved what this credential asks for, unless its rules give it nothing.
-fn grant(provider: Provider, entry: &Arc<Entry>, claim: &Claim, scram_user: Option<&str>) -> Answered {
+fn grant(
+    provider: Provider,
+    settings: &Settings,
+    entry: &Entry,
+    claim: &Claim,
+    scram_user: Option<&str>,
+) -> Answered {
+    let proof = Proof::Credentials { id: entry.id(), revision: entry.revision() };
     match entry.acl(&claim.identity()) {
         Ok(acl) => Answer::Success(Box::new(Admission {
             access: acl.into(),
             client_type: entry.client_type(),
             details: format!("{}: {}", provider.name(), entry.name()).into(),
-            bearer: Some(claim.bearer(entry, scram_user)),
+            bearer: Some(claim.bearer(provider, settings, proof, scram_user)),
             server_final: None,
             expires_at_ms: None,
         })),

@@ -9,9 +9,9 @@ use arc_swap::ArcSwap;
 use prometheus_client::metrics::counter::Counter;
 use tbmq_auth::{
     acl::Identity,
-    external::Outcome,
+    external::Accepted,
     jwt::Key,
-    token::{Keys, Provider},
+    token::{Judgement, Kept, Keys, Provider},
 };
 use tokio::sync::Notify;
 
@@ -71,35 +71,46 @@ impl Jwt {
         Ok(Self { provider, set })
     }
 
+    fn with_keys<T>(&self, work: impl FnOnce(&[Key]) -> T) -> T {
+        match (&self.set, self.provider.keys()) {
+            (Some(set), _) => work(&set.keys.load_full()),
+            (None, Keys::Fixed(keys)) => work(keys),
+            (None, Keys::Set { .. }) => work(&[]),
+        }
+    }
+
     /// Judges a password; see [`Provider::judge`]. Does not wait for keys.
-    pub(crate) fn judge(&self, password: Option<&[u8]>, identity: &Identity<'_>, now_ms: i64) -> Outcome {
-        let held;
-        let keys = match (&self.set, self.provider.keys()) {
-            (Some(set), _) => {
-                held = set.keys.load_full();
-                &held[..]
-            }
-            (None, Keys::Fixed(keys)) => keys,
-            (None, Keys::Set { .. }) => &[],
-        };
-        let judgement = self.provider.judge(password, keys, identity, now_ms);
+    pub(crate) fn judge(&self, password: Option<&[u8]>, identity: &Identity<'_>, now_ms: i64) -> Judgement {
+        let judgement = self.with_keys(|keys| self.provider.judge(password, keys, identity, now_ms));
         if judgement.key_is_unknown
             && let Some(set) = &self.set
         {
             set.wanted.notify_one();
         }
-        judgement.outcome
+        judgement
     }
 
-    /// Keeps the key set up to date; never ends.
-    pub(crate) async fn follow(&self, failures: &Counter) {
+    /// Judges a client again; see [`Provider::judge_again`]. `None`: the key set was never read.
+    pub(crate) fn judge_again(
+        &self,
+        kept: &Kept,
+        identity: &Identity<'_>,
+    ) -> Option<Result<Accepted, String>> {
+        self.with_keys(|keys| (!keys.is_empty()).then(|| self.provider.judge_again(kept, keys, identity)))
+    }
+
+    /// Keeps the key set up to date, and tells when it was read for the first time; never ends.
+    pub(crate) async fn follow(&self, failures: &Counter, known: impl Fn()) {
         let Some(set) = &self.set else { return std::future::pending().await };
         let mut told = None;
         loop {
             match set.fetch().await {
                 Ok(keys) => {
                     tracing::debug!(url = set.url, keys = keys.len(), "keys of JWTs were read");
-                    set.keys.store(Arc::new(keys));
+                    let before = set.keys.swap(Arc::new(keys));
+                    if before.is_empty() {
+                        known();
+                    }
                     told = None;
                 }
                 Err(error) => {

@@ -9,6 +9,7 @@ use tbmq_auth::{
     index::{Applied, Index},
 };
 use tbmq_bus::Record;
+use tbmq_integration::seal::Keys;
 use tbmq_proto::{queue::BlockedClientProto, topic::REVISION_HEADER, wire::CredentialsRecord};
 use tokio::sync::Notify;
 use uuid::Uuid;
@@ -194,6 +195,7 @@ pub(super) struct Revisions(HashMap<Box<str>, u64>);
 pub(super) fn apply_setting(
     revisions: &mut Revisions,
     settings: &Settings,
+    keys: &Keys,
     record: &Record,
 ) -> (Option<Settings>, Result<(), String>) {
     let parts = match parts(record) {
@@ -211,6 +213,6 @@ pub(super) fn apply_setting(
     }
     let setting = decoded.map(|decoded| decoded.map(|(_, setting)| setting));
     let mut changed = settings.clone();
-    let result = changed.apply(parts.key, setting);
+    let result = changed.apply(parts.key, setting, keys);
     (Some(changed), result)
 }

@@ -13,6 +13,11 @@ pub(crate) struct AnswerLabel {
     outcome: Outcome,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ProviderOnly {
+    provider: ProviderLabel,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
 enum ProviderLabel {
     Basic,
@@ -20,6 +25,18 @@ enum ProviderLabel {
     Jwt,
     Http,
     Scram,
+}
+
+impl From<Provider> for ProviderLabel {
+    fn from(provider: Provider) -> Self {
+        match provider {
+            Provider::Basic => Self::Basic,
+            Provider::X509 => Self::X509,
+            Provider::Jwt => Self::Jwt,
+            Provider::Http => Self::Http,
+            Provider::Scram => Self::Scram,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
@@ -89,6 +106,7 @@ pub(crate) struct Metrics {
     pub(crate) credentials: Gauge,
     pub(crate) blocked: Gauge,
     bad_records: Family<RecordLabel, Counter>,
+    unusable: Family<ProviderOnly, Gauge>,
     pub(crate) hash_queue: Gauge,
     pub(crate) hashes: Counter,
     calls: Family<CallLabel, Counter>,
@@ -112,6 +130,12 @@ impl Metrics {
             self.bad_records.clone(),
         );
         registry.register(
+            "tbmq_auth_unusable_providers",
+            "1 while the settings of a provider can't be used here: for a key of secrets that is missing, or another \
+             reason that the log tells",
+            self.unusable.clone(),
+        );
+        registry.register(
             "tbmq_auth_hash_queue",
             "Passwords that wait to be hashed",
             self.hash_queue.clone(),
@@ -129,12 +153,12 @@ impl Metrics {
         );
         registry.register(
             "tbmq_auth_judged_again",
-            "Connected clients that were given other rights because their credential changed",
+            "Connected clients that were given other rights because their credential or provider changed",
             self.judged_again.clone(),
         );
         registry.register(
             "tbmq_auth_ended",
-            "Connected clients that were disconnected because their credential is gone or they were blocked",
+            "Connected clients that were disconnected: they were blocked, or would not be let in any more by what they came by",
             self.ended.clone(),
         );
         registry.register(
@@ -150,19 +174,21 @@ impl Metrics {
     }
 
     pub(crate) fn answered<T>(&self, provider: Provider, answer: &Answer<T>) {
-        let provider = match provider {
-            Provider::Basic => ProviderLabel::Basic,
-            Provider::X509 => ProviderLabel::X509,
-            Provider::Jwt => ProviderLabel::Jwt,
-            Provider::Http => ProviderLabel::Http,
-            Provider::Scram => ProviderLabel::Scram,
-        };
+        let provider = ProviderLabel::from(provider);
         let outcome = match answer {
             Answer::Success(_) => Outcome::Success,
             Answer::Skipped(_) => Outcome::Skipped,
             Answer::Failure(_) => Outcome::Failure,
         };
         self.answers.get_or_create(&AnswerLabel { provider, outcome }).inc();
+    }
+
+    /// Notes of which providers the settings can't be used.
+    pub(crate) fn unusable(&self, is_unusable: impl Fn(Provider) -> bool) {
+        for provider in Provider::ALL {
+            let label = ProviderOnly { provider: provider.into() };
+            self.unusable.get_or_create(&label).set(is_unusable(provider).into());
+        }
     }
 
     pub(crate) fn called(&self, outcome: Call) {

@@ -23,6 +23,7 @@ use tbmq_auth::{
     password::Verified,
 };
 use tbmq_bus::{Record, TopicPartition, Writer};
+use tbmq_integration::seal::Keys;
 use tbmq_mqtt::{
     packet::{Qos, ReasonCode, Text},
     session::{self, End},
@@ -50,7 +51,7 @@ mod tests;
 mod unauthorized;
 
 pub(crate) use bearers::Bearer;
-use bearers::Bearers;
+use bearers::{Bearers, Change, Proof};
 use hashing::Hashing;
 pub(crate) use judge::Exchange;
 use known::{Blocks, Revisions};
@@ -104,7 +105,7 @@ pub(crate) struct Admission {
     pub(crate) client_type: ClientType,
     /// Which provider has let it in by what, as `MQTT_BASIC: name`; for people.
     pub(crate) details: Box<str>,
-    /// To be shown to [`Auth::admitted`], [`Auth::left`] and [`Auth::begin_again`]; unless it came by no credential.
+    /// To be shown to [`Auth::admitted`], [`Auth::left`] and [`Auth::begin_again`]; unless nobody was asked about it.
     pub(crate) bearer: Option<Arc<Bearer>>,
     /// Authentication Data of CONNACK, or of AUTH 0x00.
     pub(crate) server_final: Option<Bytes>,
@@ -201,6 +202,8 @@ pub(crate) struct Auth {
     metrics: Metrics,
     settings: RwLock<Arc<Settings>>,
     settings_changed: Notify,
+    /// What the secrets of settings are opened with.
+    keys: Keys,
     /// Whether strangers may come while nobody is asked for anything.
     is_public: bool,
     revisions: Mutex<Revisions>,
@@ -220,6 +223,7 @@ impl Auth {
     /// When the system gives no threads.
     pub(crate) fn new(
         config: &AuthConfig,
+        keys: Keys,
         service_id: Arc<str>,
         metrics: Metrics,
     ) -> std::io::Result<Arc<Self>> {
@@ -229,6 +233,7 @@ impl Auth {
             clock: Clock::new(),
             settings: RwLock::default(),
             settings_changed: Notify::new(),
+            keys,
             is_public: config.mqtt_anonymous_enabled,
             revisions: Mutex::default(),
             index: RwLock::default(),
@@ -291,16 +296,21 @@ impl Auth {
             Topic::Credentials => {
                 let (changed, result) = known::apply_credentials(&self.index, record);
                 if let Some(id) = changed {
-                    self.bearers.note_changed(id);
+                    self.bearers.note_changed(Change::Credentials(id));
                 }
                 result
             }
             Topic::Settings => {
-                let (changed, result) =
-                    known::apply_setting(&mut self.revisions.lock(), &self.settings(), record);
-                if let Some(changed) = changed {
+                let (revisions, settings) = (&mut self.revisions.lock(), self.settings());
+                let (changed, result) = known::apply_setting(revisions, &settings, &self.keys, record);
+                if let Some(mut changed) = changed {
+                    self.metrics.unusable(|provider| changed.problems.contains_key(&provider));
+                    let others = changed.renew(&settings);
                     *self.settings.write() = Arc::new(changed);
                     self.settings_changed.notify_one();
+                    for provider in others {
+                        self.bearers.note_changed(Change::Provider(provider));
+                    }
                 }
                 result
             }
@@ -318,14 +328,12 @@ impl Auth {
     }
 
     /// The client is connected: it has its id in the registry, and its mailbox knows it. From now on, and from before,
-    /// changes of its credential, and blocks, come to the mailbox ([`Mailbox::regrant`], [`Mailbox::end`]).
+    /// changes of its credential and of its provider, and blocks, come to the mailbox ([`Mailbox::regrant`], [`Mailbox::end`]).
     pub(crate) fn admitted(&self, bearer: Option<&Arc<Bearer>>, mailbox: &Arc<Mailbox>) {
         if let Some(bearer) = bearer {
             self.bearers.add(bearer, mailbox);
             // After it is among those that are told of changes: one of them is not missed.
-            let is_same =
-                self.index.read().get(bearer.credentials).is_some_and(|entry| bearer.came_by(entry));
-            if !is_same {
+            if !self.is_as_judged(bearer) {
                 self.judge_again(bearer, mailbox);
             }
         }
@@ -342,9 +350,23 @@ impl Auth {
         }
     }
 
+    /// Whether what a client was judged by has not changed since.
+    fn is_as_judged(&self, bearer: &Bearer) -> bool {
+        let settings = self.settings();
+        let is_same = !settings.is_disabled(bearer.provider)
+            && settings.generation(bearer.provider) == bearer.generation;
+        is_same
+            && match bearer.proof {
+                Proof::Credentials { id, revision } => {
+                    self.index.read().get(id).is_some_and(|entry| entry.revision() == revision)
+                }
+                Proof::Token(_) | Proof::Answer => true,
+            }
+    }
+
     /// The client of the mailbox with this number is not connected any more.
     pub(crate) fn left(&self, bearer: &Bearer, number: u64) {
-        self.bearers.remove(bearer.credentials, number);
+        self.bearers.remove(bearer.ticket(), number);
     }
 
     fn end(&self, mailbox: &Mailbox, end: End) {

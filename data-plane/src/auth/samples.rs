@@ -84,6 +84,7 @@ pub(crate) fn provider(name: &str, configuration_json: &str) -> KeyValue {
         r#type: name.to_owned(),
         enabled: true,
         configuration_json: configuration_json.to_owned(),
+        sealed: None,
     };
     setting(&format!("provider/{name}"), 1, Setting::Provider(provider))
 }

@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 
 use super::{
     Auth, Verdict,
+    bearers::Change,
     hashing::Site,
     http::{Http, NoAnswer},
     judge::{Case, Work, skipped},
@@ -146,7 +147,11 @@ impl Auth {
             let settings = self.settings();
             let follow = async {
                 match &settings.jwt {
-                    Provided::Enabled(jwt) => jwt.follow(&self.metrics.key_set_failures).await,
+                    Provided::Enabled(jwt) => {
+                        // Its clients were not judged by its settings as long as there were no keys.
+                        let known = || self.bearers.note_changed(Change::Provider(Provider::Jwt));
+                        jwt.follow(&self.metrics.key_set_failures, known).await;
+                    }
                     Provided::Disabled | Provided::Broken(_) => std::future::pending().await,
                 }
             };

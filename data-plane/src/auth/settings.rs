@@ -1,9 +1,10 @@
 //! Which providers are enabled, in which order they are asked, and how each is set up.
 //!
 //! A provider whose settings can't be used stays enabled and lets nobody in: without it, nobody would be asked for
-//! anything.
+//! anything. If they are only sealed with a key that is missing here, those from before go on to count, if it was
+//! enabled with them.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use ring::rand::{SecureRandom as _, SystemRandom};
 use serde::Deserialize;
@@ -12,6 +13,7 @@ use tbmq_auth::{
     provider::{self, Provider},
     scram::{ITERATIONS, Nobody},
 };
+use tbmq_integration::{provider as configuration, seal::Keys};
 use tbmq_proto::wire::{AuthProvider, AuthSetting, auth_setting::Setting};
 
 use super::{http::Http, jwks::Jwt};
@@ -37,6 +39,10 @@ pub(crate) struct Settings {
     pub(crate) scram: Provided<()>,
     /// Unless the settings say otherwise, of this process alone.
     pub(crate) nobody: Arc<Nobody>,
+    /// Why what was told last of a provider can't be used.
+    pub(crate) problems: BTreeMap<Provider, Box<str>>,
+    /// Grow with each change that clients are judged again for.
+    generations: [u64; Provider::ALL.len()],
 }
 
 /// A provider's settings.
@@ -52,6 +58,10 @@ pub(crate) enum Provided<T> {
 impl<T> Provided<T> {
     pub(crate) fn is_disabled(&self) -> bool {
         matches!(self, Self::Disabled)
+    }
+
+    fn is_enabled(&self) -> bool {
+        matches!(self, Self::Enabled(_))
     }
 
     fn of(enabled: bool, set_up: Result<T, String>) -> Self {
@@ -81,6 +91,8 @@ impl Default for Settings {
             http: Provided::Disabled,
             scram: Provided::Disabled,
             nobody: Nobody::new(random_key(), ITERATIONS).into(),
+            problems: BTreeMap::new(),
+            generations: [0; Provider::ALL.len()],
         }
     }
 }
@@ -96,7 +108,42 @@ impl Settings {
         Provider::ALL.into_iter().all(|provider| self.is_disabled(provider))
     }
 
-    fn is_disabled(&self, provider: Provider) -> bool {
+    fn is_enabled(&self, provider: Provider) -> bool {
+        match provider {
+            Provider::Basic => self.basic.is_enabled(),
+            Provider::X509 => self.x509.is_enabled(),
+            Provider::Jwt => self.jwt.is_enabled(),
+            Provider::Http => self.http.is_enabled(),
+            Provider::Scram => self.scram.is_enabled(),
+        }
+    }
+
+    /// Which settings of a provider these are.
+    pub(crate) fn generation(&self, provider: Provider) -> u64 {
+        self.generations[provider as usize]
+    }
+
+    /// Notes of which providers the clients are to be judged again, as these settings come after those: of those that
+    /// are disabled, or that judge otherwise now what they know of a client. A provider that came to be unusable has
+    /// taken nothing back.
+    pub(crate) fn renew(&mut self, before: &Self) -> Vec<Provider> {
+        let is_renewed = |provider: &Provider| match provider {
+            provider if self.is_disabled(*provider) => !before.is_disabled(*provider),
+            Provider::Basic => self.basic.is_enabled() && self.basic != before.basic,
+            Provider::Jwt => match (&self.jwt, &before.jwt) {
+                (Provided::Enabled(now), Provided::Enabled(before)) => !Arc::ptr_eq(now, before),
+                (now, _) => now.is_enabled(),
+            },
+            Provider::X509 | Provider::Http | Provider::Scram => false,
+        };
+        let renewed: Vec<Provider> = Provider::ALL.into_iter().filter(is_renewed).collect();
+        for provider in &renewed {
+            self.generations[*provider as usize] += 1;
+        }
+        renewed
+    }
+
+    pub(crate) fn is_disabled(&self, provider: Provider) -> bool {
         match provider {
             Provider::Basic => self.basic.is_disabled(),
             Provider::X509 => self.x509.is_disabled(),
@@ -106,7 +153,7 @@ impl Settings {
         }
     }
 
-    /// Takes what stands under a key; `None`: nothing does any more.
+    /// Takes what stands under a key; `None`: nothing does any more. Its secrets are opened with `keys`.
     ///
     /// # Errors
     /// Why it can't be used; what is safe is taken all the same.
@@ -114,6 +161,7 @@ impl Settings {
         &mut self,
         key: &str,
         setting: Option<Result<Setting, String>>,
+        keys: &Keys,
     ) -> Result<(), String> {
         match (key, setting) {
             (PROVIDERS_KEY, None) => self.order = provider::ORDER,
@@ -142,15 +190,31 @@ impl Settings {
                     Some(Ok(_)) => Err("it is not what its key says".to_owned()),
                     Some(Err(reason)) => Err(reason),
                 };
-                return self.set_up(provider, told);
+                let done = self.set_up(provider, told, keys);
+                match &done {
+                    Ok(()) => self.problems.remove(&provider),
+                    Err(reason) => self.problems.insert(provider, reason.as_str().into()),
+                };
+                return done;
             }
         }
         Ok(())
     }
 
-    fn set_up(&mut self, provider: Provider, told: Result<AuthProvider, String>) -> Result<(), String> {
+    fn set_up(
+        &mut self,
+        provider: Provider,
+        told: Result<AuthProvider, String>,
+        keys: &Keys,
+    ) -> Result<(), String> {
         let enabled = told.as_ref().map_or(true, |told| told.enabled);
-        let text = told.map(|told| told.configuration_json);
+        let text = match told.map(|told| configuration::open(keys, &told)) {
+            Ok(Err(unreadable)) if enabled && self.is_enabled(provider) => {
+                return Err(format!("{unreadable}; what was set before goes on to count"));
+            }
+            Ok(opened) => opened.map_err(|unreadable| unreadable.to_string()),
+            Err(reason) => Err(reason),
+        };
         let broken = match provider {
             Provider::Basic => {
                 self.basic = Provided::of(enabled, text.and_then(|text| strategy(&text)));

@@ -1,7 +1,14 @@
 use std::{collections::BTreeSet, future::poll_fn, net::SocketAddr, task::Poll};
 
 use futures_util::FutureExt as _;
-use tbmq_auth::scram::Algorithm;
+use ring::rand::SystemRandom;
+use serde_json::json;
+use tbmq_auth::{provider::Provider, scram::Algorithm};
+use tbmq_integration::{
+    provider as configuration,
+    seal::{Parted, Purpose},
+    secret,
+};
 use tbmq_mqtt::{packet::ProtocolVersion, session::Access as _};
 use tbmq_proto::{
     queue::BlockedClientTypeProto,
@@ -28,8 +35,12 @@ struct Court {
 
 impl Court {
     fn new(settings: &[KeyValue], credentials: &[KeyValue]) -> Self {
+        Self::with_keys(&Keys::default(), settings, credentials)
+    }
+
+    fn with_keys(keys: &Keys, settings: &[KeyValue], credentials: &[KeyValue]) -> Self {
         let (config, metrics) = (AuthConfig::default(), Metrics::default());
-        let auth = Auth::new(&config, "node".into(), metrics.clone()).unwrap();
+        let auth = Auth::new(&config, keys.clone(), "node".into(), metrics.clone()).unwrap();
         let court = Self { auth, names: Names::new(&Catalogue::default()), metrics };
         court.knows(Topic::Settings, settings);
         court.knows(Topic::Credentials, credentials);
@@ -186,7 +197,7 @@ async fn a_provider_lets_in_who_proves_to_be_meant_and_with_the_rights_of_the_cr
     };
     assert!(admission.access.may_publish("a/b", Qos::AtLeastOnce, false));
     assert!(!admission.access.may_publish("b", Qos::AtLeastOnce, false));
-    assert_eq!(admission.bearer.unwrap().credentials, Uuid::from_u128(1));
+    assert_eq!(admission.bearer.unwrap().credentials(), Some(Uuid::from_u128(1)));
 }
 
 #[tokio::test]
@@ -221,6 +232,88 @@ async fn a_provider_whose_settings_cant_be_used_lets_nobody_in_and_leaves_the_do
         assert_eq!(court.outcome(claim(Some("u"), Some("secret"))).await, refused);
         assert_eq!(court.outcome(claim(None, None)).await, refused);
     }
+}
+
+const SECRETS: [&str; 2] =
+    ["one secret of thirty-two bytes, or more", "two secrets of thirty-two bytes, or more"];
+
+fn key(id: char) -> Keys {
+    Keys::parse(&format!("{id}:{}A=", id.to_string().repeat(42))).unwrap()
+}
+
+/// The provider of JWTs with a secret that is sealed with a key.
+fn sealed(revision: u64, enabled: bool, secret: &str, id: char) -> KeyValue {
+    let schema = json!({
+        "properties": { "secret": { "writeOnly": true } },
+        "additionalProperties": { "$ref": "#" },
+    });
+    let algorithm = json!({ "algorithm": "HMAC_BASED", "secret": secret });
+    let verifier =
+        json!({ "jwtVerifierType": "ALGORITHM_BASED", "jwtSignAlgorithmConfiguration": algorithm });
+    let rules = json!({ "pubAuthRulePatterns": [".*"] });
+    let document = json!({ "jwtVerifierConfiguration": verifier, "authRules": rules }).to_string();
+    let document = configuration::wrap(&document);
+    let secrets = secret::find(Some(&schema), &document);
+    let (random, purpose) = (SystemRandom::new(), Purpose::Revision(revision));
+    let provider = configuration::sealed_for("JWT");
+    let parted = key(id).part(&random, provider, purpose, &document, &secrets).unwrap();
+    let Parted { plain, sealed } = parted.expect("there is a secret");
+    assert!(!plain.contains(secret), "{plain}");
+    let provider = AuthProvider {
+        r#type: "JWT".to_owned(),
+        enabled,
+        configuration_json: configuration::unwrap(&plain).to_owned(),
+        sealed: Some(configuration::encode(&sealed)),
+    };
+    setting("provider/JWT", revision, Setting::Provider(provider))
+}
+
+fn token(secret: &str) -> Claim {
+    let (header, key) = (jsonwebtoken::Header::default(), secret.as_bytes());
+    let key = jsonwebtoken::EncodingKey::from_secret(key);
+    let token = jsonwebtoken::encode(&header, &json!({ "sub": "c" }), &key).unwrap();
+    claim(Some("u"), Some(&token))
+}
+
+/// Somebody who is let in while nobody is asked for anything.
+fn local() -> Claim {
+    Claim { is_local: true, ..claim(None, None) }
+}
+
+#[tokio::test]
+async fn a_sealed_provider_is_opened_with_its_key_and_without_it_lets_nobody_in() {
+    let record = sealed(1, true, SECRETS[0], 'a');
+    let court = Court::with_keys(&key('a'), std::slice::from_ref(&record), &[]);
+    assert_eq!(court.outcome(token(SECRETS[0])).await.as_deref(), Ok("JWT"));
+    assert_eq!(court.outcome(token(SECRETS[1])).await, Err(ReasonCode::NotAuthorized));
+    for keys in [Keys::default(), key('b')] {
+        let court = Court::with_keys(&keys, std::slice::from_ref(&record), &known());
+        for claim in [token(SECRETS[0]), token(secret::MASK), local()] {
+            let reasons = court.reasons(claim).await;
+            assert!(reasons.contains("key \"a\"") && reasons.contains("TBMQ_SECRETS_KEYS"), "{reasons}");
+        }
+        assert!(court.auth.settings().problems.contains_key(&Provider::Jwt));
+    }
+}
+
+#[tokio::test]
+async fn settings_that_cant_be_opened_leave_those_from_before_and_never_open_the_door() {
+    let has_problem = |court: &Court| court.auth.settings().problems.contains_key(&Provider::Jwt);
+    let court = Court::with_keys(&key('a'), &[sealed(1, true, SECRETS[0], 'a')], &[]);
+    court.knows(Topic::Settings, &[sealed(2, true, SECRETS[1], 'b')]);
+    assert_eq!(court.outcome(token(SECRETS[0])).await.as_deref(), Ok("JWT"));
+    assert_eq!(court.outcome(token(SECRETS[1])).await, Err(ReasonCode::NotAuthorized));
+    assert!(has_problem(&court));
+    // The same again, with a key that is here.
+    court.knows(Topic::Settings, &[sealed(2, true, SECRETS[1], 'a')]);
+    assert_eq!(court.outcome(token(SECRETS[1])).await.as_deref(), Ok("JWT"));
+    assert!(!has_problem(&court));
+    // No key is needed to disable it.
+    court.knows(Topic::Settings, &[sealed(3, false, SECRETS[1], 'b')]);
+    assert!(court.outcome(local()).await.is_ok() && !has_problem(&court));
+    court.knows(Topic::Settings, &[sealed(4, true, SECRETS[1], 'b')]);
+    assert_eq!(court.outcome(local()).await, Err(ReasonCode::NotAuthorized));
+    assert!(has_problem(&court));
 }
 
 #[tokio::test]
@@ -315,7 +408,7 @@ fn scram_lets_in_who_knows_the_password_and_proves_the_server_to_it() {
     let (bearer, server_is_right) = exchange(&court, None, "s", "pencil", || ());
     let bearer = bearer.unwrap();
     assert!(server_is_right);
-    assert_eq!((bearer.credentials, bearer.scram_user.as_deref()), (Uuid::from_u128(4), Some("s")));
+    assert_eq!((bearer.credentials(), bearer.scram_user.as_deref()), (Some(Uuid::from_u128(4)), Some("s")));
     assert_eq!(bearer.identity().user_name, Some("s"), "not who CONNECT says it is");
     let refused = Err(ReasonCode::NotAuthorized);
     assert_eq!(exchange(&court, None, "s", "pencils", || ()).0.map(drop), refused);
@@ -421,9 +514,11 @@ async fn a_record_older_than_what_is_known_changes_nothing() {
 
 /// A client that was let in and is connected.
 async fn connected(court: &Court, number: u64) -> (Arc<Bearer>, Arc<Mailbox>) {
-    let Verdict::Accept(admission) = court.judge(claim(Some("u"), Some("secret"))).await else {
-        panic!("refused")
-    };
+    connected_as(court, claim(Some("u"), Some("secret")), number).await
+}
+
+async fn connected_as(court: &Court, claim: Claim, number: u64) -> (Arc<Bearer>, Arc<Mailbox>) {
+    let Verdict::Accept(admission) = court.judge(claim).await else { panic!("refused") };
     (admission.bearer.unwrap(), introduced(number))
 }
 
@@ -448,14 +543,14 @@ fn introduced(number: u64) -> Arc<Mailbox> {
 fn told(mailbox: &Mailbox) -> (Option<bool>, Option<End>) {
     let mut mail = Mail::default();
     mailbox.take(&mut mail);
-    let may = mail.access.map(|mut granted| granted.1.may_publish("new", Qos::AtMostOnce, false));
+    let may = mail.access.map(|mut granted| granted.access.may_publish("new", Qos::AtMostOnce, false));
     (may, mail.command)
 }
 
 fn changed(court: &Court) {
     let changed: BTreeSet<_> = court.auth.bearers.changed().now_or_never().unwrap_or_default();
-    for credentials in changed {
-        court.auth.judge_all_again(credentials);
+    for change in changed {
+        court.auth.judge_all_again(change);
     }
 }
 
@@ -481,6 +576,95 @@ async fn connected_clients_get_the_rules_of_their_changed_credential_and_end_wit
     changed(&court);
     assert_eq!(told(&mailbox).1, Some(End::NotAuthorized));
     assert_eq!(told(&gone), (None, None), "it has left before");
+}
+
+/// The provider of JWTs, with these fields besides.
+fn jwt(fields: &serde_json::Value) -> KeyValue {
+    let algorithm = json!({ "algorithm": "HMAC_BASED", "secret": SECRETS[0] });
+    let mut configuration = json!({
+        "jwtVerifierConfiguration": {
+            "jwtVerifierType": "ALGORITHM_BASED", "jwtSignAlgorithmConfiguration": algorithm,
+        },
+    });
+    for (name, value) in fields.as_object().unwrap() {
+        configuration[name] = value.clone();
+    }
+    provider("JWT", &configuration.to_string())
+}
+
+fn disabled(name: &str) -> KeyValue {
+    let provider = AuthProvider { r#type: name.to_owned(), ..AuthProvider::default() };
+    setting(&format!("provider/{name}"), 1, Setting::Provider(provider))
+}
+
+#[tokio::test]
+async fn connected_clients_end_with_the_provider_that_has_let_them_in_and_others_stay() {
+    let court = Court::new(&[basic_provider(), jwt(&json!({}))], &known());
+    let (basic, by_basic) = connected(&court, 1).await;
+    let (bearer, by_token) = connected_as(&court, token(SECRETS[0]), 2).await;
+    court.auth.admitted(Some(&basic), &by_basic);
+    court.auth.admitted(Some(&bearer), &by_token);
+    court.knows(Topic::Settings, &[("provider/JWT".to_owned(), vec![0xFF]), provider("X_509", "")]);
+    changed(&court);
+    assert_eq!(told(&by_token), (None, None), "what can't be read takes nothing back");
+    court.record(Topic::Settings, "provider/JWT", None, None);
+    changed(&court);
+    assert_eq!((told(&by_basic), told(&by_token).1), ((None, None), Some(End::NotAuthorized)));
+    court.knows(Topic::Settings, &[disabled("MQTT_BASIC")]);
+    changed(&court);
+    assert_eq!(told(&by_basic), (None, Some(End::NotAuthorized)));
+}
+
+#[tokio::test]
+async fn clients_of_tokens_are_judged_again_by_changed_settings() {
+    let court = Court::new(&[jwt(&json!({}))], &[]);
+    let (bearer, mailbox) = connected_as(&court, token(SECRETS[0]), 1).await;
+    court.auth.admitted(Some(&bearer), &mailbox);
+    court.knows(Topic::Settings, &[jwt(&json!({ "authRules": { "pubAuthRulePatterns": ["new"] } }))]);
+    changed(&court);
+    assert_eq!(told(&mailbox), (Some(true), None));
+    court.knows(Topic::Settings, &[jwt(&json!({ "authRules": { "pubAuthRulePatterns": ["old"] } }))]);
+    changed(&court);
+    assert_eq!(told(&mailbox), (Some(false), None));
+    // The keys are to come from somewhere else, and were not read yet.
+    let verifier = json!({ "jwtVerifierType": "JWKS", "endpoint": "http://127.0.0.1:9/keys" });
+    court.knows(Topic::Settings, &[jwt(&json!({ "jwtVerifierConfiguration": verifier }))]);
+    changed(&court);
+    assert_eq!(told(&mailbox), (None, None));
+    court.knows(Topic::Settings, &[jwt(&json!({ "issuer": "another" }))]);
+    changed(&court);
+    assert_eq!(told(&mailbox), (None, Some(End::NotAuthorized)));
+}
+
+#[tokio::test]
+async fn clients_of_passwords_are_judged_again_by_another_strategy() {
+    let court = Court::new(&[basic_provider()], &known());
+    let (bearer, mailbox) = connected(&court, 1).await;
+    court.auth.admitted(Some(&bearer), &mailbox);
+    for (strategy, end) in [("USERNAME", None), ("CLIENT_ID", Some(End::NotAuthorized))] {
+        let text = json!({ "authStrategy": strategy }).to_string();
+        court.knows(Topic::Settings, &[provider("MQTT_BASIC", &text)]);
+        changed(&court);
+        assert_eq!(told(&mailbox).1, end, "{strategy}");
+    }
+}
+
+#[tokio::test]
+async fn a_provider_that_changes_between_the_verdict_and_the_session_is_not_missed() {
+    let court = Court::new(&[jwt(&json!({}))], &[]);
+    for (record, end) in [
+        (jwt(&json!({})), None),
+        (jwt(&json!({ "issuer": "another" })), Some(End::NotAuthorized)),
+        (disabled("JWT"), Some(End::NotAuthorized)),
+    ] {
+        court.knows(Topic::Settings, &[jwt(&json!({}))]);
+        let (bearer, mailbox) = connected_as(&court, token(SECRETS[0]), 1).await;
+        court.knows(Topic::Settings, &[record]);
+        assert_eq!(told(&mailbox), (None, None));
+        court.auth.admitted(Some(&bearer), &mailbox);
+        assert_eq!(told(&mailbox).1, end);
+        court.auth.left(&bearer, 1);
+    }
 }
 
 #[tokio::test]
@@ -520,7 +704,7 @@ async fn who_finds_no_place_in_the_queue_is_told_to_come_again_and_nothing_of_it
     let metrics = Metrics::default();
     let config =
         AuthConfig { hash_threads: 1, hash_queue_max: 1, hash_queue_address_max: 1, ..AuthConfig::default() };
-    let auth = Auth::new(&config, "node".into(), metrics.clone()).unwrap();
+    let auth = Auth::new(&config, Keys::default(), "node".into(), metrics.clone()).unwrap();
     let court = Court { auth, names: Names::new(&Catalogue::default()), metrics };
     court.knows(Topic::Settings, &[basic_provider()]);
     court.knows(Topic::Credentials, &known());

@@ -9,11 +9,11 @@ use tbmq_mqtt::{
     packet::{Connect, Text},
     session::{self, Effect, Now, Proven},
 };
-use uuid::Uuid;
 
 use super::Connection;
 use crate::{
     auth::{Access, Bearer, Claim, Verdict},
+    mailbox::Regrant,
     worker::Scratch,
 };
 
@@ -103,12 +103,13 @@ impl Connection {
         }
     }
 
-    /// Clients of this credential may do something else from now on.
-    pub(super) fn regrant(&mut self, now: Now, granted: (Uuid, Access), scratch: &mut Scratch) {
-        let (credentials, granted) = granted;
-        // The session may have gone on with another credential meanwhile.
-        if self.bearer.as_ref().is_some_and(|bearer| bearer.credentials == credentials) {
+    /// The client may do something else from now on.
+    pub(super) fn regrant(&mut self, now: Now, granted: Regrant, scratch: &mut Scratch) {
+        let Regrant { bearer, access: granted, until_ms } = granted;
+        // The session may have gone on with another login meanwhile, which was judged by what holds now.
+        if self.bearer.as_ref().is_some_and(|own| Arc::ptr_eq(own, &bearer)) {
             self.perform(now, scratch);
+            self.session.expire_login(now, until_ms);
             self.session.regrant(access(granted), &mut scratch.effects);
             self.narrow(now, scratch);
         }
@@ -129,13 +130,13 @@ impl Connection {
         self.bear(bearer);
     }
 
-    /// The session's client has come by this credential.
+    /// The session's client has come by this.
     fn bear(&mut self, bearer: Option<Arc<Bearer>>) {
         let auth = &self.plane.auth;
         let before = std::mem::replace(&mut self.bearer, bearer);
-        let credentials = self.bearer.as_ref().map(|bearer| bearer.credentials);
+        let ticket = self.bearer.as_ref().map(|bearer| bearer.ticket());
         if let Some(before) = before
-            && Some(before.credentials) != credentials
+            && Some(before.ticket()) != ticket
         {
             auth.left(&before, self.mailbox.number);
         }

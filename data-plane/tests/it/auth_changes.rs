@@ -3,7 +3,9 @@
 
 use std::time::{Duration, Instant};
 
+use serde_json::json;
 use tbmq_bus::{Bus as _, Reader, ReaderConfig, ReaderEvent, Start, TopicPartition, spec_of};
+use tbmq_harness::http_sink::HttpSink;
 use tbmq_mqtt::{
     codec::property::Properties,
     packet::{Packet, ProtocolVersion, Qos, ReasonCode},
@@ -11,7 +13,7 @@ use tbmq_mqtt::{
 use tbmq_proto::{
     queue::BlockedClientTypeProto,
     topic::{CREDENTIALS_PARTITIONS, Catalogue, Topic},
-    wire::{NodeApplied, UnauthorizedRecord},
+    wire::{AuthProvider, NodeApplied, UnauthorizedRecord, auth_setting::Setting},
 };
 use uuid::Uuid;
 
@@ -19,8 +21,9 @@ use crate::{
     auth::{answer, put, put_credentials, put_settings, with_password},
     bus::TestBus,
     client::{Client, connect_packet, subscription},
+    outside::{claims, http, jwt, token},
     plane::{Plane, config, until},
-    samples::{KeyValue, allow, basic, blocked, blocked_client, cheap, credentials, provider},
+    samples::{KeyValue, allow, basic, blocked, blocked_client, cheap, credentials, provider, setting},
 };
 
 /// "Within a second" (issue 8); on a machine that does much else, too.
@@ -120,6 +123,100 @@ async fn connected_clients_that_come_to_be_blocked_are_disconnected_and_others_a
     let mut again = Client::open(plane.address, ProtocolVersion::V5).await;
     let connect = with_password(ProtocolVersion::V5, "c", "u", Some("secret"));
     assert_eq!(answer(&mut again, connect).await.reason, ReasonCode::Success, "it is blocked no more");
+}
+
+/// A client that shows a token.
+async fn by_token(plane: &Plane, version: ProtocolVersion, client_id: &str) -> Client {
+    let mut connect = with_password(version, client_id, "u", None);
+    connect.password = Some(token(&claims(client_id)).into());
+    Client::with(plane.address, connect).await.0
+}
+
+fn disabled(name: &str) -> KeyValue {
+    let provider = AuthProvider { r#type: name.to_owned(), ..AuthProvider::default() };
+    setting(&format!("provider/{name}"), 2, Setting::Provider(provider))
+}
+
+#[tokio::test]
+async fn connected_clients_end_with_the_provider_that_has_let_them_in() {
+    for is_deleted in [false, true] {
+        let bus = TestBus::new();
+        put_credentials(&bus, &[credential(1, &["a/#"])]).await;
+        put_settings(&bus, &[provider("MQTT_BASIC", ""), provider("JWT", &jwt().to_string())]).await;
+        let plane = Plane::with(bus, config()).await;
+        let withdraw = async |name: &str| {
+            let (key, value) = disabled(name);
+            let value = (!is_deleted).then_some(&*value);
+            put(&plane.bus, &Catalogue::default().auth_settings(), &key, value).await;
+        };
+        let mut by_password = connected(&plane, ProtocolVersion::V311, "password").await;
+        let mut v5 = by_token(&plane, ProtocolVersion::V5, "five").await;
+        let mut v3 = by_token(&plane, ProtocolVersion::V311, "three").await;
+        let begun = Instant::now();
+        withdraw("JWT").await;
+        v5.is_told(ReasonCode::NotAuthorized).await;
+        assert_eq!(v3.next().await, None);
+        by_password.hears_nothing().await;
+        withdraw("MQTT_BASIC").await;
+        assert_eq!(by_password.next().await, None);
+        assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
+        assert_eq!(plane.metric("tbmq_auth_ended_total"), 3);
+    }
+}
+
+#[tokio::test]
+async fn clients_of_tokens_may_do_what_the_changed_settings_say_and_end_when_these_would_not_let_them_in() {
+    let bus = TestBus::new();
+    put_settings(&bus, &[provider("JWT", &jwt().to_string())]).await;
+    let plane = Plane::with(bus, config()).await;
+    let mut v5 = by_token(&plane, ProtocolVersion::V5, "five").await;
+    let mut v3 = by_token(&plane, ProtocolVersion::V311, "three").await;
+    let change = async |name: &str, value: serde_json::Value| {
+        let mut changed = jwt();
+        changed[name] = value;
+        put_settings(&plane.bus, &[provider("JWT", &changed.to_string())]).await;
+    };
+    v5.publish("other", Qos::AtLeastOnce, 1, "x").await;
+    assert_eq!(v5.puback().await.reason, ReasonCode::NotAuthorized);
+    let begun = Instant::now();
+    change("authRules", json!({ "pubAuthRulePatterns": ["other"] })).await;
+    until(|| plane.metric("tbmq_auth_judged_again_total") == 2).await;
+    v5.publish("other", Qos::AtLeastOnce, 2, "x").await;
+    assert!(!v5.puback().await.reason.is_error());
+    v5.publish("allowed/x", Qos::AtLeastOnce, 3, "x").await;
+    assert_eq!(v5.puback().await.reason, ReasonCode::NotAuthorized);
+    v3.hears_nothing().await;
+    change("issuer", json!("https://another")).await;
+    v5.is_told(ReasonCode::NotAuthorized).await;
+    assert_eq!(v3.next().await, None);
+    assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn clients_of_a_service_stay_when_its_settings_change_and_end_when_it_is_disabled() {
+    let (sink, bus) = (HttpSink::start().await.unwrap(), TestBus::new());
+    put_settings(&bus, &[provider("HTTP", &http(&sink).to_string())]).await;
+    let plane = Plane::with(bus, config()).await;
+    let connect = with_password(ProtocolVersion::V5, "c", "u", Some("hush"));
+    let mut client = Client::with(plane.address, connect).await.0;
+    let mut changed = http(&sink);
+    changed["restEndpointUrl"] = json!(sink.url("other"));
+    changed["authRules"] = json!({});
+    put_settings(&plane.bus, &[provider("HTTP", &changed.to_string())]).await;
+    // Whoever comes is asked about there.
+    let asked_there = async {
+        while !sink.received().iter().any(|request| request.path == "/other") {
+            let connect = with_password(ProtocolVersion::V5, "d", "u", Some("hush"));
+            Client::with(plane.address, connect).await.0.leave().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), asked_there).await.expect("the settings are applied");
+    client.publish("a", Qos::AtLeastOnce, 1, "x").await;
+    assert!(!client.puback().await.reason.is_error(), "what the service has answered counts");
+    let begun = Instant::now();
+    put_settings(&plane.bus, &[disabled("HTTP")]).await;
+    client.is_told(ReasonCode::NotAuthorized).await;
+    assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
 }
 
 #[tokio::test]

@@ -26,7 +26,7 @@ pub(crate) async fn bus_with(providers: &[&str]) -> Arc<TestBus> {
     let bus = TestBus::new();
     for provider in providers {
         let setting =
-            AuthProvider { r#type: (*provider).to_owned(), enabled: true, configuration_json: String::new() };
+            AuthProvider { r#type: (*provider).to_owned(), enabled: true, ..AuthProvider::default() };
         let value = AuthSetting { revision: 1, setting: Some(Setting::Provider(setting)) }.encode_to_vec();
         let topic = Catalogue::default().auth_settings();
         put(&bus, &topic, &format!("provider/{provider}"), Some(&value), Some("1")).await;

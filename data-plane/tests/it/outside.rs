@@ -38,7 +38,7 @@ async fn enable(bus: &TestBus, name: &str, configuration: &Value) {
 /// Enables a provider with this configuration.
 pub(crate) async fn configure(bus: &TestBus, name: &str, revision: u64, configuration: &Value) {
     let configuration_json = configuration.to_string();
-    let provider = AuthProvider { r#type: name.to_owned(), enabled: true, configuration_json };
+    let provider = AuthProvider { r#type: name.to_owned(), enabled: true, configuration_json, sealed: None };
     set(bus, &format!("provider/{name}"), revision, Setting::Provider(provider)).await;
 }
 

@@ -5,6 +5,7 @@
 //! | [`entity`] | the configuration document, and problems found in it |
 //! | [`wire`] | records of the integration topics ⇄ our own types |
 //! | [`secret`], [`seal`] | where the secrets of a document stand; how they are encrypted |
+//! | [`provider`] | the same for configurations of authentication providers |
 //! | [`validation`] | control plane: requests, asked again, replies, deadlines |
 //! | [`cleanup`] | control plane: the life of an integration's message topic |
 //! | [`restore`] | executor: from a compacted downlink partition to real time |
@@ -25,6 +26,7 @@ pub mod entity;
 pub mod lifecycle;
 pub mod ownership;
 pub mod pack;
+pub mod provider;
 pub mod restore;
 pub mod seal;
 pub mod secret;

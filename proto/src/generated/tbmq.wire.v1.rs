@@ -228,9 +228,28 @@ pub struct AuthProvider {
     pub r#type: ::prost::alloc::string::String,
     #[prost(bool, tag = "2")]
     pub enabled: bool,
-    /// TBMQ's provider configuration.
+    /// TBMQ's provider configuration; with masks in the places of what is sealed.
     #[prost(string, tag = "3")]
     pub configuration_json: ::prost::alloc::string::String,
+    /// Secrets that `configuration_json` shows masked; absent when nothing is encrypted.
+    #[prost(message, optional, tag = "4")]
+    pub sealed: ::core::option::Option<SealedConfiguration>,
+}
+/// Secrets of a provider's configuration, encrypted with AES-256-GCM. The associated data names provider, revision and
+/// key.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SealedConfiguration {
+    #[prost(string, tag = "1")]
+    pub key_id: ::prost::alloc::string::String,
+    /// That the secrets are sealed for; a record that is written again may have a greater one.
+    #[prost(uint64, tag = "2")]
+    pub revision: u64,
+    /// 12 bytes.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub nonce: ::prost::bytes::Bytes,
+    /// JSON object, path in the configuration to secret; ends with the tag.
+    #[prost(bytes = "bytes", tag = "4")]
+    pub ciphertext: ::prost::bytes::Bytes,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AuthSecrets {

@@ -29,7 +29,10 @@ const ARROWS: &[(&str, &[&str])] = &[
             "tbmq-service",
         ],
     ),
-    ("tbmq-data-plane", &["tbmq-auth", "tbmq-bus", "tbmq-mqtt", "tbmq-proto", "tbmq-service"]),
+    (
+        "tbmq-data-plane",
+        &["tbmq-auth", "tbmq-bus", "tbmq-integration", "tbmq-mqtt", "tbmq-proto", "tbmq-service"],
+    ),
     ("tbmq-e2e", &["tbmq-bus", "tbmq-harness", "tbmq-mqtt", "tbmq-proto"]),
     ("tbmq-executor", &["tbmq-bus", "tbmq-integration", "tbmq-mqtt", "tbmq-proto", "tbmq-service"]),
     ("tbmq-harness", &["tbmq-mqtt"]),

@@ -5,6 +5,10 @@ use std::{
     fmt::{Debug, Write as _},
     fs,
     path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -24,6 +28,7 @@ use tbmq_proto::{
         RestartIntegrationRequest, WatchIntegrationsRequest, integration_status::Phase,
     },
     integration::DownlinkIntegrationMsgProto,
+    wire::{AuthSetting, auth_setting::Setting},
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -76,7 +81,7 @@ async fn a_planted_secret_is_found_nowhere_and_without_a_key_it_would_be() -> Re
     let options = KafkaOptions { data_dir: Some(kafka_folder.path().to_owned()), ..KafkaOptions::default() };
     let servers = Servers { kafka: Kafka::start(options)?, kafka_folder, postgres: Postgres::start()? };
 
-    let plain = ["clear-secret-of-http", "clear-secret-of-mqtt"];
+    let plain = ["clear-secret-of-http", "clear-secret-of-mqtt", "clear-secret-of-provider"];
     let left = run(&servers, plain, None).await?;
     for secret in plain {
         let Places { segments, records, tables, database_files, logs, answers } =
@@ -92,7 +97,7 @@ async fn a_planted_secret_is_found_nowhere_and_without_a_key_it_would_be() -> Re
     drop(left);
 
     let key = BASE64_STANDARD.encode([0x5a; 32]);
-    let sealed = ["sealed-secret-of-http", "sealed-secret-of-mqtt"];
+    let sealed = ["sealed-secret-of-http", "sealed-secret-of-mqtt", "sealed-secret-of-provider"];
     let left = run(&servers, sealed, Some(&format!("k1:{key}"))).await?;
     let basic = sealed.map(|secret| BASE64_STANDARD.encode(format!("{USER}:{secret}")));
     let encoded = sealed.map(|secret| BASE64_STANDARD.encode(secret).trim_end_matches('=').to_owned());
@@ -113,8 +118,9 @@ async fn a_planted_secret_is_found_nowhere_and_without_a_key_it_would_be() -> Re
     sealed_is_there(&servers, &left.deployment).await
 }
 
-/// Creates, changes, checks, switches, restarts, uses and deletes integrations with these secrets.
-async fn run(servers: &Servers, secrets: [&str; 2], keys: Option<&str>) -> Result<Left> {
+/// Creates, changes, checks, switches, restarts, uses and deletes integrations with these secrets, and has clients judged
+/// by a service that asks for the last one.
+async fn run(servers: &Servers, secrets: [&str; 3], keys: Option<&str>) -> Result<Left> {
     let logs = process::data_dir()?;
     let mut layout =
         Layout::default().logs(logs.path()).setting("TBMQ_LOG", "debug,h2=info,hyper=info,tower=info");
@@ -124,7 +130,7 @@ async fn run(servers: &Servers, secrets: [&str; 2], keys: Option<&str>) -> Resul
     let deployment = layout.start(&servers.kafka, &servers.postgres)?;
     let mut api = deployment.api()?;
     let mut said = Said::default();
-    let echo = echo().await?;
+    let (echo, let_in) = echo(secrets[2]).await?;
 
     let http = serde_json::json!({
         "restEndpointUrl": format!("http://{echo}/in"), "requestMethod": "POST", "sendOnlyMsgPayload": true,
@@ -172,8 +178,12 @@ async fn run(servers: &Servers, secrets: [&str; 2], keys: Option<&str>) -> Resul
     said.take("list", &api.integrations.list_integrations(ListIntegrationsRequest::default()).await);
     said.take("nodes", &api.list_nodes().await);
     watch(&mut api, &mut said).await?;
+    judge(&deployment, &mut said, &format!("http://{echo}/auth"), secrets[2])?;
+    ensure!(let_in.load(Ordering::Relaxed) > 0, "the service was not asked with the password");
     for arguments in [
-        &["integration", "list"][..],
+        &["auth", "list"][..],
+        &["auth", "get", "http", "-o", "json"],
+        &["integration", "list"],
         &["integration", "list", "-o", "json"],
         &["integration", "get", "planted-http", "-o", "json"],
         &["event", "list", "-o", "json"],
@@ -217,6 +227,21 @@ fn publish(deployment: &Deployment, said: &mut Said) -> Result<()> {
     tbmqctl(deployment, &arguments, said)
 }
 
+/// Has clients judged by a service that data planes know the password of, and one of them connect.
+fn judge(deployment: &Deployment, said: &mut Said, url: &str, password: &str) -> Result<()> {
+    let provider = serde_json::json!({
+        "restEndpointUrl": url, "credentials": { "type": "basic", "username": USER, "password": password },
+        "authRules": { "pubAuthRulePatterns": [".*"] },
+    });
+    let folder = process::data_dir()?;
+    let file = folder.path().join("http.json");
+    fs::write(&file, provider.to_string())?;
+    let file = file.to_str().context("a path that is no text")?;
+    tbmqctl(deployment, &["auth", "update", "http", "-f", file], said)?;
+    tbmqctl(deployment, &["auth", "enable", "http"], said)?;
+    publish(deployment, said)
+}
+
 /// What a watch says first.
 async fn watch(api: &mut Api, said: &mut Said) -> Result<()> {
     let mut stream =
@@ -247,12 +272,16 @@ impl Said {
     }
 }
 
-/// An HTTP server that refuses everything and shows what it was sent, credentials included.
-async fn echo() -> Result<std::net::SocketAddr> {
+/// An HTTP server that refuses everything and shows what it was sent, credentials included; but whoever asks at `/auth`
+/// with this password is answered 200, and counted.
+async fn echo(password: &str) -> Result<(std::net::SocketAddr, Arc<AtomicUsize>)> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
+    let (expected, let_in) = (format!("{USER}:{password}"), Arc::new(AtomicUsize::new(0)));
+    let counted = let_in.clone();
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
+            let (expected, counted) = (expected.clone(), counted.clone());
             tokio::spawn(async move {
                 let mut request = vec![0; 8192];
                 let count = stream.read(&mut request).await.unwrap_or(0);
@@ -262,6 +291,12 @@ async fn echo() -> Result<std::net::SocketAddr> {
                     .find_map(|line| line.strip_prefix("authorization: Basic "))
                     .unwrap_or_default();
                 let known = BASE64_STANDARD.decode(sent).unwrap_or_default();
+                if said.contains(" /auth ") && known == expected.as_bytes() {
+                    counted.fetch_add(1, Ordering::Relaxed);
+                    let answer = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+                    stream.write_all(answer.as_bytes()).await.ok();
+                    return;
+                }
                 let body = format!("refused {} and {said}", String::from_utf8_lossy(&known));
                 let head = format!(
                     "HTTP/1.1 401 Unauthorized\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
@@ -271,7 +306,7 @@ async fn echo() -> Result<std::net::SocketAddr> {
             });
         }
     });
-    Ok(address)
+    Ok((address, let_in))
 }
 
 /// Looks for a text in everything.
@@ -369,11 +404,19 @@ async fn sealed_is_there(servers: &Servers, deployment: &Deployment) -> Result<(
     let stored =
         servers.postgres.sql(database, "SELECT sealed FROM integration WHERE name = 'planted-http'")?;
     ensure!(stored.contains("\"keyId\":\"k1\""), "stored is {stored:?}");
-    let records = records(deployment, "tbmq.ie.downlink.http").await?;
-    let sealed = records.into_iter().filter_map(|record| {
+    let downlink = records(deployment, "tbmq.ie.downlink.http").await?;
+    let sealed = downlink.into_iter().filter_map(|record| {
         let message = DownlinkIntegrationMsgProto::decode(record.value?).ok()?.integration_msg?;
         message.sealed.filter(|_| message.configuration.is_some_and(|text| text.contains("********")))
     });
+    let sealed: Vec<_> = sealed.collect();
+    ensure!(!sealed.is_empty() && sealed.iter().all(|sealed| sealed.key_id == "k1"), "{sealed:?}");
+    let settings = records(deployment, "tbmq.auth.settings").await?;
+    let sealed =
+        settings.into_iter().filter_map(|record| match AuthSetting::decode(record.value?).ok()?.setting? {
+            Setting::Provider(provider) if provider.r#type == "HTTP" => provider.sealed,
+            _ => None,
+        });
     let sealed: Vec<_> = sealed.collect();
     ensure!(!sealed.is_empty() && sealed.iter().all(|sealed| sealed.key_id == "k1"), "{sealed:?}");
     Ok(())

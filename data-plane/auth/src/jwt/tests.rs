@@ -124,15 +124,25 @@ fn issuer_audience_and_expiry_are_needed_when_they_are_asked_for() {
         expiry_required: true,
     };
     let good = json!({ "iss": "https://issuer", "aud": ["x", "other"], "exp": 10 });
+    // Whoever has come by other rules is judged in the same way by these.
+    let checked = |claims: Value| {
+        let token = signed(secret, &claims);
+        let now = check(&token, [&key], &rules, 0).map(drop);
+        // What nobody can read lets nobody in, whatever the rules.
+        if let Ok((claims, by)) = check_signed(&token, [&key], &Rules::default(), 0) {
+            assert_eq!(check_again(claims.all, &by, [&key], &rules).map(drop), now);
+        }
+        now
+    };
     let with = |name: &str, value: Value| {
         let mut claims = good.clone();
         claims[name] = value;
-        check(&signed(secret, &claims), [&key], &rules, 0).map(drop)
+        checked(claims)
     };
     let without = |name: &str| {
         let mut claims = good.clone();
         claims.as_object_mut().unwrap().remove(name);
-        check(&signed(secret, &claims), [&key], &rules, 0).map(drop)
+        checked(claims)
     };
     assert_eq!(with("aud", json!("tbmq")), Ok(()));
     assert_eq!(with("aud", json!(["x", "other"])), Ok(()));
@@ -210,4 +220,38 @@ fn no_text_makes_it_panic() {
     for text in ["", ".", "..", "...", "é.é.é", "a.b.c"] {
         assert_eq!(checked(text, &keys), Err(Refused::Unreadable), "{text}");
     }
+}
+
+#[test]
+fn a_token_is_judged_again_by_its_key_and_not_by_its_times() {
+    let vectors = vectors();
+    let (keys, set) = (keys(&vectors), set(&vectors));
+    for good in vectors["good"].as_array().unwrap() {
+        let (alg, token) = (text(good, "alg"), text(good, "token"));
+        let own = |name: &str| name == text(good, "key");
+        let (_, key) = keys.iter().find(|(name, _)| own(name)).unwrap();
+        let (claims, by) = check_signed(token, [key], &Rules::default(), NOW_S).unwrap();
+        for (name, key) in &keys {
+            let again = check_again(claims.all.clone(), &by, [key], &Rules::default());
+            match again {
+                Ok(again) => assert!(own(name) && again == claims, "{alg} by {name}"),
+                Err(Refused::NoKey { .. } | Refused::Signature) => assert!(!own(name), "{alg} by {name}"),
+                Err(other) => panic!("{alg} by {name}: {other}"),
+            }
+        }
+        assert!(check_again(claims.all, &by, &set[..0], &Rules::default()).is_err(), "there is no key");
+    }
+    for good in vectors["good"].as_array().unwrap() {
+        let Ok((claims, by)) = check_signed(text(good, "token"), &set, &Rules::default(), NOW_S) else {
+            continue;
+        };
+        assert!(check_again(claims.all, &by, &set, &Rules::default()).is_ok());
+    }
+    let secret = "a secret of thirty-two bytes, or more";
+    let key = Key::secret(secret.as_bytes()).unwrap();
+    let token = signed(secret, &json!({ "exp": 1000 }));
+    let (claims, by) = check_signed(&token, [&key], &Rules::default(), 0).unwrap();
+    assert_eq!(check(&token, [&key], &Rules::default(), 2000), Err(Refused::Expired));
+    assert_eq!(check_again(claims.all.clone(), &by, [&key], &Rules::default()), Ok(claims));
+    assert!(!format!("{by:?}").contains("key"), "{by:?}");
 }

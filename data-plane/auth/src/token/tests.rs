@@ -257,3 +257,54 @@ fn a_key_set_is_read_with_credentials_that_are_not_shown() {
     assert_eq!(endpoint.credentials, basic);
     assert!(!format!("{provider:?}").contains("hush"));
 }
+
+/// What the provider before has let in, judged by another one.
+fn judged_again(before: &Provider, claims: &Value, after: &Provider) -> Result<Accepted, String> {
+    let (Keys::Fixed(old), Keys::Fixed(new)) = (before.keys(), after.keys()) else { panic!("a set") };
+    let judgement = before.judge(Some(token(claims).as_bytes()), old, &identity(), NOW_MS);
+    after.judge_again(&judgement.kept.expect("it is accepted"), new, &identity())
+}
+
+#[test]
+fn a_client_is_judged_again_by_what_its_token_said() {
+    let before = provider(|_| {});
+    let claims = json!({ "sub": "meter-1", "iss": "a", "exp": 1_800_000_100, "pub": ["new/.*"] });
+    let by = |change: &dyn Fn(&mut Value)| judged_again(&before, &claims, &provider(|config| change(config)));
+    let same = by(&|_| {}).unwrap();
+    assert_eq!((may(&same, "out/a", "in/meter-1/a"), same.expires_at_ms), ((true, true), None));
+    let other = by(&|config| {
+        config["pubAuthRuleClaim"] = json!("pub");
+        config["disconnectAtExpiry"] = json!(true);
+        config["leeway"] = json!(0);
+    });
+    let other = other.unwrap();
+    assert_eq!((may(&other, "out/a", "in/meter-1/a"), may(&other, "new/a", "x").0), ((false, true), true));
+    assert_eq!(other.expires_at_ms, Some(1_800_000_100_000));
+    by(&|config| config["authClaims"] = json!({ "sub": "${clientId}" })).unwrap();
+    by(&|config| config["issuer"] = json!("a")).unwrap();
+    let key = |config: &mut Value| {
+        let algorithm = json!({ "algorithm": "HMAC_BASED", "secret": format!("{SECRET}!") });
+        config["jwtVerifierConfiguration"]["jwtSignAlgorithmConfiguration"] = algorithm;
+    };
+    for (change, reason) in [
+        (&key as &dyn Fn(&mut Value), "the token: its signature is not of the key"),
+        (&|config| config["issuer"] = json!("b"), "the token: its issuer is another"),
+        (&|config| config["audience"] = json!(["b"]), "the token: it has no aud that can be read"),
+        (
+            &|config| config["authClaims"] = json!({ "sub": "meter-2" }),
+            "the token's claim \"sub\" is not as wanted",
+        ),
+    ] {
+        assert_eq!(by(change).map(drop).unwrap_err(), reason);
+    }
+}
+
+#[test]
+fn claims_that_are_too_long_are_not_kept() {
+    let provider = provider(|_| {});
+    let long = |bytes| json!({ "x": "y".repeat(bytes) });
+    let frame = long(0).to_string().len();
+    assert!(judged_again(&provider, &long(CLAIMS_BYTES_MAX - frame), &provider).is_ok());
+    let error = judged_again(&provider, &long(CLAIMS_BYTES_MAX - frame + 1), &provider).unwrap_err();
+    assert_eq!(error, "the token's claims had more than 4096 bytes");
+}

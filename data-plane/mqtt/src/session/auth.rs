@@ -155,6 +155,17 @@ impl Session {
         }
     }
 
+    /// When the client is to be disconnected, ms since 1970, has changed; `None`: never for that reason.
+    pub fn expire_login(&mut self, now: Now, until_ms: Option<i64>) {
+        match (&mut self.accepted, &mut self.login) {
+            (Some(accepted), _) => accepted.proven.until_ms = until_ms,
+            (None, Some(login)) => login.until_ms = until_ms.map(|until_ms| monotonic_ms(now, until_ms)),
+            (None, None) => {
+                self.login = Login::new(now, None, Proven { until_ms, ..Proven::default() });
+            }
+        }
+    }
+
     /// What was proven of a client that is to be admitted; to be given to the session that it goes on with.
     pub fn take_proven(&mut self) -> Proven {
         self.accepted.as_mut().map(|accepted| std::mem::take(&mut accepted.proven)).unwrap_or_default()

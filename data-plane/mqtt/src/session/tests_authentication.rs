@@ -348,6 +348,22 @@ fn a_client_is_disconnected_when_its_login_is_over() {
 }
 
 #[test]
+fn the_end_of_a_login_may_come_to_be_another() {
+    for (before, later) in [(None, Some(7000)), (Some(9000), Some(7000)), (Some(5000), None)] {
+        let at = |ms: Option<i64>| ms.map(|ms| START.epoch_ms + ms);
+        let mut session = begun(&connect_packet(ProtocolVersion::V5));
+        authenticated(&mut session, Proven { until_ms: at(before), ..Proven::default() });
+        opened(&mut session);
+        session.expire_login(START, at(later));
+        let expected = later.map(|ms| after(ms.unsigned_abs()).monotonic_ms);
+        assert_eq!(session.deadline_ms(), expected);
+        let mut out = Vec::new();
+        session.tick(after(7000), &mut out);
+        assert_eq!(out.is_empty(), later.is_none(), "{out:?}");
+    }
+}
+
+#[test]
 fn an_exchange_ends_with_its_connection() {
     let connect = with_method(b"first");
     let mut properties = PropertiesBuilder::new().number(PropertyId::SessionExpiryInterval, NEVER_S);

@@ -1,6 +1,7 @@
 use std::time::Instant;
 
 use serde_json::{Value, json};
+use tbmq_auth::external::Outcome;
 
 use super::{
     signer::{self, Signer},
@@ -26,10 +27,8 @@ fn opened(server: &Server, pause: Duration) -> Jwt {
 
 fn lets_in(jwt: &Jwt, signer: &Signer) -> bool {
     let identity = Identity { client_id: "c", user_name: None, common_name: None };
-    matches!(
-        jwt.judge(Some(signer.token(&json!({ "sub": "x" })).as_bytes()), &identity, 0),
-        Outcome::Accepted(_)
-    )
+    let token = signer.token(&json!({ "sub": "x" }));
+    matches!(jwt.judge(Some(token.as_bytes()), &identity, 0).outcome, Outcome::Accepted(_))
 }
 
 /// Waits until it holds, while the set is followed.
@@ -40,7 +39,7 @@ async fn until(jwt: &Jwt, failures: &Counter, mut holds: impl FnMut() -> bool) {
         }
     };
     tokio::select! {
-        () = jwt.follow(failures) => {}
+        () = jwt.follow(failures, || ()) => {}
         result = tokio::time::timeout(Duration::from_secs(20), wait) => result.expect("it holds in time"),
     }
 }
