@@ -279,6 +279,10 @@ impl Observer for Kept {
     }
 }
 
+/// Shortest and longest pause before a publisher connects again; each attempt without progress doubles it.
+const PAUSE_MIN: Duration = Duration::from_millis(20);
+const PAUSE_MAX: Duration = Duration::from_millis(320);
+
 /// Publishes a plan's marks at QoS 1. When the connection goes or a publish is refused, connects again and sends
 /// everything unacknowledged anew, in order, until all is acknowledged.
 ///
@@ -297,6 +301,7 @@ pub async fn publish_all(plan: Plan) -> Result<Vec<Mark>> {
 pub async fn publish_observed(plan: Plan, observer: &dyn Observer) -> Result<u64> {
     let mut state = Progress::new(plan, observer);
     let mut last_error = None;
+    let mut pause = PAUSE_MIN;
     while !state.is_done() {
         if observer.is_held_down() {
             state.progress = Instant::now();
@@ -304,12 +309,17 @@ pub async fn publish_observed(plan: Plan, observer: &dyn Observer) -> Result<u64
             let error = last_error.unwrap_or_else(|| anyhow::anyhow!("nothing was acknowledged"));
             return Err(error.context(format!("publisher {} makes no progress", state.plan.publisher)));
         }
+        let begun = state.progress;
         if let Err(error) = state.session().await {
+            if state.progress > begun {
+                pause = PAUSE_MIN;
+            }
             observer.disconnected(&error);
             last_error = Some(error);
             state.plan.brokers.rotate_left(1);
             // The broker may be starting; nothing tells when it is there but trying.
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            tokio::time::sleep(pause).await;
+            pause = (2 * pause).min(PAUSE_MAX);
         }
     }
     Ok(state.next)

@@ -56,6 +56,10 @@ impl KafkaConfig {
             // A broker that comes back is found again soon.
             .set("reconnect.backoff.ms", "50")
             .set("reconnect.backoff.max.ms", "1000")
+            // With sparse connections every question to an administrator or a reader that waits for a broker that is away
+            // connects anew as soon as the last attempt has failed, without a pause: a core for each such client, of
+            // which Kafka on the same machine has need to start.
+            .set("enable.sparse.connections", "false")
             // A topic that was just created is found soon, and one that is missing is told within 2 s.
             .set("topic.metadata.refresh.fast.interval.ms", "100")
             .set("topic.metadata.propagation.max.ms", "2000")

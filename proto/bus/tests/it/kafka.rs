@@ -148,6 +148,50 @@ async fn a_kill_of_the_server_loses_nothing_acknowledged() {
     .await;
 }
 
+/// Who hammers a server that is starting keeps it from starting.
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_wait_for_a_server_that_is_away_pause_between_their_attempts() {
+    let test = "clients_that_wait_for_a_server_that_is_away_pause_between_their_attempts";
+    if !ready(test, &[Need::Kafka]) {
+        return;
+    }
+    let start = || Arc::new(Kafka::start(KafkaOptions::default()).unwrap());
+    let kafka = tokio::task::spawn_blocking(start).await.unwrap();
+    let bus = connect(&kafka);
+    let spec = |name: &str| TopicSpec {
+        name: name.to_owned(),
+        partitions: 1,
+        replication_factor: 1,
+        policy: CleanupPolicy::Compact,
+        settings: Vec::new(),
+    };
+    bus.admin().create_topic(&spec("t")).await.unwrap();
+    bus.admin().bounds(&[TopicPartition::new("t", 0)]).await.unwrap();
+
+    let address = kafka.bootstrap();
+    let ending = Arc::clone(&kafka);
+    tokio::task::spawn_blocking(move || ending.kill().unwrap()).await.unwrap();
+    // Takes its place, and hangs up on everybody.
+    let listener = tokio::net::TcpListener::bind(&address).await.unwrap();
+    let asking = tokio::spawn(async move {
+        let (admin, topic, partition) = (bus.admin(), spec("u"), [TopicPartition::new("t", 0)]);
+        let _ = tokio::join!(admin.create_topic(&topic), admin.describe(&["t"]), admin.bounds(&partition));
+    });
+    // Three clients, each after 50, 100, 200, 400, 800 ms, and then once a second.
+    let attempts = async {
+        for _ in 0..100 {
+            drop(listener.accept().await.unwrap());
+        }
+    };
+    let hammered = tokio::time::timeout(Duration::from_secs(5), attempts).await;
+    assert!(hammered.is_err(), "a hundred attempts in less than five seconds");
+    drop(listener);
+    let starting = Arc::clone(&kafka);
+    tokio::task::spawn_blocking(move || starting.launch().unwrap()).await.unwrap();
+    within(PATIENCE, "answers of whatever kind", asking).await.unwrap();
+    tokio::task::spawn_blocking(move || drop(kafka)).await.unwrap();
+}
+
 /// Every client knows the topic by its former leader epochs, which the new one begins below.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_topic_that_is_created_anew_after_restarts_is_written_and_read_by_those_who_knew_it() {
