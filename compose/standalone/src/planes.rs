@@ -96,7 +96,7 @@ pub(crate) async fn start(mut config: Config, arguments: Arguments, shell: Shell
         (None, None) => anyhow::bail!("neither Kafka nor a data directory"),
     };
     let mut planes = Planes { control_plane: None, executor: None, data_plane: None, log, data_dir };
-    match planes.fill(config, roles, &shell).await {
+    match Box::pin(planes.fill(config, roles, &shell)).await {
         Ok(()) => Ok(planes),
         Err(error) => {
             planes.drain().await;

@@ -175,7 +175,9 @@ async fn clients_that_wait_for_a_server_that_is_away_pause_between_their_attempt
     let listener = tokio::net::TcpListener::bind(&address).await.unwrap();
     let asking = tokio::spawn(async move {
         let (admin, topic, partition) = (bus.admin(), spec("u"), [TopicPartition::new("t", 0)]);
-        let _ = tokio::join!(admin.create_topic(&topic), admin.describe(&["t"]), admin.bounds(&partition));
+        let answers =
+            tokio::join!(admin.create_topic(&topic), admin.describe(&["t"]), admin.bounds(&partition));
+        println!("{answers:?}");
     });
     // Three clients, each after 50, 100, 200, 400, 800 ms, and then once a second.
     let attempts = async {
