@@ -8,7 +8,7 @@
 //!
 //! A session that ends leaves tombstones. TBMQ writes an empty value instead; both mean deleted, here and in the bus.
 
-use std::{collections::HashMap, net::IpAddr, sync::Arc, time::Duration};
+use std::{collections::HashMap, net::IpAddr, sync::Arc};
 
 use bytes::Bytes;
 use prometheus_client::metrics::counter::Counter;
@@ -16,7 +16,7 @@ use prost::Message as _;
 use tbmq_auth::credentials::ClientType;
 use tbmq_bus::{
     Error, Header, Outgoing, Reader, ReaderConfig, ReaderEvent, Record, Start, TopicHandle, TopicPartition,
-    Writer, WriterConfig, spec_of, write,
+    Writer, WriterConfig, write,
 };
 use tbmq_mqtt::{
     packet::{Qos, RetainHandling, Text},
@@ -34,16 +34,13 @@ use tbmq_proto::{
 use tbmq_service::admin::Component;
 use uuid::Uuid;
 
-use crate::Context;
+use crate::{Context, feed::prepare};
 
 /// Header with the id of the node that wrote a record, as TBMQ has it.
 const SERVICE_ID_HEADER: &str = "serviceId";
 
 /// What a client is treated as whose messages an application reads.
 const APPLICATION: &str = "APPLICATION";
-
-/// Pause between two tries to reach the bus.
-const RETRY_PAUSE: Duration = Duration::from_millis(500);
 
 /// What is recorded of a session.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -188,12 +185,7 @@ impl SessionRecords {
         let catalogue = &context.catalogue;
         let topics = [catalogue.client_sessions(), catalogue.client_subscriptions()];
         for topic in &topics {
-            let spec = spec_of(topic, context.replication_factor);
-            while let Err(error) = context.bus.admin().create_topic(&spec).await {
-                tracing::warn!(%error, topic = topic.name, "can't prepare a topic");
-                component.down(format!("can't prepare topic {}: {error}", topic.name));
-                tokio::time::sleep(RETRY_PAUSE).await;
-            }
+            prepare(context, topic, Some(component)).await;
         }
         let config = WriterConfig::new(catalogue.client_id("client-session-producer", service));
         let writer = context.bus.writer(config).await?;
@@ -462,7 +454,7 @@ fn decode_filters(value: Bytes) -> Result<Vec<RecordedFilter>, String> {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use tbmq_bus::{Bus as _, memory::MemoryBus};
+    use tbmq_bus::{Bus as _, memory::MemoryBus, spec_of};
     use tbmq_proto::topic::{Catalogue, Topic};
     use tbmq_service::{admin::Health, identity::Identity};
 

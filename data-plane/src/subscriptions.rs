@@ -1,13 +1,9 @@
 //! Integration filters: read completely before anything is served, followed afterwards (architecture §4.8, §4.22).
 
-use std::{
-    collections::HashMap,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{collections::HashMap, sync::Arc, time::Instant};
 
 use prost::Message as _;
-use tbmq_bus::{Reader, ReaderConfig, ReaderEvent, Record, Start, TopicPartition, spec_of};
+use tbmq_bus::{Reader, ReaderConfig, ReaderEvent, Record, Start, TopicPartition};
 use tbmq_mqtt::topic::{self, Rules};
 use tbmq_proto::{
     ids::{IntegrationId, ServiceId},
@@ -18,15 +14,13 @@ use tbmq_service::{admin::Component, identity::Superseded};
 
 use crate::{
     Context,
+    feed::prepare,
     metrics::Metrics,
     peers::Peers,
     plane::Plane,
     positions::{Changed, Positions},
     route::Router,
 };
-
-/// Pause between two tries to reach the bus.
-const RETRY_PAUSE: Duration = Duration::from_millis(500);
 
 /// Reads integration filters into the router.
 #[derive(Debug)]
@@ -53,12 +47,7 @@ impl Subscriptions {
         let catalogue = &context.catalogue;
         let topics = [catalogue.integration_subscriptions(), catalogue.node_applied()];
         for topic in &topics {
-            let spec = spec_of(topic, context.replication_factor);
-            while let Err(error) = context.bus.admin().create_topic(&spec).await {
-                tracing::warn!(%error, topic = topic.name, "can't prepare a topic");
-                component.down(format!("can't prepare topic {}: {error}", topic.name));
-                tokio::time::sleep(RETRY_PAUSE).await;
-            }
+            prepare(context, topic, Some(component)).await;
         }
         component.down("reading the filters of integrations");
         let config =
@@ -154,11 +143,7 @@ impl Subscriptions {
         } else {
             catalogue.node_applied()
         };
-        let spec = spec_of(&topic, self.context.replication_factor);
-        while let Err(error) = self.context.bus.admin().create_topic(&spec).await {
-            tracing::warn!(%error, topic = topic.name, "can't prepare a topic");
-            tokio::time::sleep(RETRY_PAUSE).await;
-        }
+        prepare(&self.context, &topic, None).await;
         self.reader.add(partition, Start::Earliest);
     }
 }

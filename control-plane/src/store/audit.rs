@@ -1,14 +1,12 @@
 //! The audit log.
 
 use sea_orm::{
-    ActiveValue::Set,
-    ColumnTrait as _, Condition, EntityTrait as _, ExprTrait as _, QueryFilter as _, QueryOrder as _,
-    QuerySelect as _,
-    sea_query::{Expr, Func, LikeExpr},
+    ActiveValue::Set, ColumnTrait as _, Condition, EntityTrait as _, ExprTrait as _, QueryFilter as _,
+    QueryOrder as _, QuerySelect as _,
 };
 use uuid::Uuid;
 
-use super::{Error, PAGE_ROWS_MAX, STATEMENT_ROWS_MAX, Store, entity, fault};
+use super::{Error, PAGE_ROWS_MAX, STATEMENT_ROWS_MAX, Store, containing::contains, entity, fault};
 
 /// One call.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -126,7 +124,7 @@ impl Store {
         ];
         for (column, part) in parts {
             if !part.is_empty() {
-                query = query.filter(Expr::expr(Func::lower(Expr::col(column))).like(containing(part)));
+                query = query.filter(contains(column, part));
             }
         }
         if !filter.result.is_empty() {
@@ -163,18 +161,6 @@ impl Store {
             .map_err(|error| fault(&error))?;
         Ok(result.rows_affected)
     }
-}
-
-fn containing(part: &str) -> LikeExpr {
-    let mut pattern = String::from("%");
-    for c in part.to_lowercase().chars() {
-        if matches!(c, '%' | '_' | '\\') {
-            pattern.push('\\');
-        }
-        pattern.push(c);
-    }
-    pattern.push('%');
-    LikeExpr::new(pattern).escape('\\')
 }
 
 fn from_model(model: entity::audit_entry::Model) -> AuditRow {

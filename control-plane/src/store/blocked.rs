@@ -7,7 +7,7 @@ use sea_orm::{
 use tbmq_auth::blocked::{PATTERNS_MAX, Status, Target, Who};
 
 use super::{
-    AuthMark, AuthTopic, Error, Item, PAGE_ROWS_MAX, STATEMENT_ROWS_MAX, Store, auth, credentials::contains,
+    AuthMark, AuthTopic, Error, Item, PAGE_ROWS_MAX, STATEMENT_ROWS_MAX, Store, auth, containing::contains,
     entity, fault, next_revision,
 };
 use crate::{

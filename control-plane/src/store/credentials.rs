@@ -3,17 +3,15 @@
 use std::collections::{HashMap, HashSet};
 
 use sea_orm::{
-    ActiveValue::Set,
-    ColumnTrait as _, Condition, DatabaseTransaction, EntityTrait as _, ExprTrait as _, PaginatorTrait as _,
-    QueryFilter as _, QueryOrder as _, QuerySelect as _, Select,
-    sea_query::{Expr, Func, LikeExpr, OnConflict},
+    ActiveValue::Set, ColumnTrait as _, Condition, DatabaseTransaction, EntityTrait as _,
+    PaginatorTrait as _, QueryFilter as _, QueryOrder as _, QuerySelect as _, Select, sea_query::OnConflict,
 };
 use tbmq_auth::credentials::{ClientType, CommonName, Credentials, Proof};
 use uuid::Uuid;
 
 use super::{
-    AuthMark, AuthTopic, Error, Item, PAGE_ROWS_MAX, STATEMENT_ROWS_MAX, Saved, Store, auth, entity, fault,
-    integration::remember, next_revision, take_revisions,
+    AuthMark, AuthTopic, Error, Item, PAGE_ROWS_MAX, STATEMENT_ROWS_MAX, Saved, Store, auth, containing,
+    entity, fault, integration::remember, next_revision, take_revisions,
 };
 use crate::{
     auth::{digest, proof},
@@ -370,7 +368,7 @@ impl CredentialsListing {
         ];
         for (column, part) in parts {
             if !part.is_empty() {
-                query = query.filter(contains(column, part));
+                query = query.filter(containing::contains(column, part));
             }
         }
         if let Some(kind) = self.kind {
@@ -381,19 +379,6 @@ impl CredentialsListing {
         }
         query
     }
-}
-
-/// Whether a column holds this text, in upper or lower case.
-pub(super) fn contains(column: impl sea_orm::sea_query::IntoColumnRef, part: &str) -> Expr {
-    let mut pattern = String::from("%");
-    for c in part.to_lowercase().chars() {
-        if matches!(c, '%' | '_' | '\\') {
-            pattern.push('\\');
-        }
-        pattern.push(c);
-    }
-    pattern.push('%');
-    Expr::expr(Func::lower(Expr::col(column))).like(LikeExpr::new(pattern).escape('\\'))
 }
 
 fn item(id: Uuid) -> Item {

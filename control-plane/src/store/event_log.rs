@@ -7,13 +7,13 @@
 use sea_orm::{
     ColumnTrait as _, Condition, EntityTrait as _, QueryFilter as _, QueryOrder as _, QuerySelect as _,
     Select,
-    sea_query::{Expr, ExprTrait as _, Func, LikeExpr, SimpleExpr},
+    sea_query::{Expr, ExprTrait as _, Func},
 };
 use tbmq_proto::ids::IntegrationId;
 use uuid::Uuid;
 
 use super::{
-    Error, PAGE_ROWS_MAX, STATEMENT_ROWS_MAX, Store,
+    Error, PAGE_ROWS_MAX, STATEMENT_ROWS_MAX, Store, containing,
     entity::event::{Column, Entity},
     event::{EventRow, from_model},
     fault, read_counter, retention,
@@ -243,18 +243,8 @@ fn condition(filter: &EventFilter) -> Condition {
 
 /// Whether a column contains a text, in upper or lower case.
 fn contains(column: Column, text: &str) -> Condition {
-    let like = |text: &str| {
-        let mut pattern = String::from("%");
-        for c in text.chars() {
-            if matches!(c, '%' | '_' | '\\') {
-                pattern.push('\\');
-            }
-            pattern.push(c);
-        }
-        pattern.push('%');
-        LikeExpr::new(pattern).escape('\\')
-    };
-    let lower: SimpleExpr = Func::lower(Expr::col(column)).into();
     // SQLite's `lower` leaves all but ASCII alone; its LIKE does not look at the case of ASCII.
-    Condition::any().add(lower.like(like(&text.to_lowercase()))).add(Expr::col(column).like(like(text)))
+    Condition::any()
+        .add(containing::contains(column, text))
+        .add(Expr::col(column).like(containing::containing(text)))
 }

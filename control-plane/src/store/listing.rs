@@ -3,13 +3,12 @@
 
 use sea_orm::{
     ColumnTrait as _, Condition, EntityTrait as _, ExprTrait as _, Order, PaginatorTrait as _,
-    QueryFilter as _, QueryOrder as _, QuerySelect as _, Select,
-    sea_query::{Expr, Func, LikeExpr},
+    QueryFilter as _, QueryOrder as _, QuerySelect as _, Select, sea_query::Expr,
 };
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{Error, PAGE_ROWS_MAX, Row, Store, entity, fault};
+use super::{Error, PAGE_ROWS_MAX, Row, Store, containing::contains, entity, fault};
 use entity::integration::{Column, Entity};
 
 /// What a page of integrations is to hold, and in which order.
@@ -120,16 +119,7 @@ impl Listing {
     fn select(&self) -> Select<Entity> {
         let mut query = Entity::find();
         if !self.text.is_empty() {
-            let mut pattern = String::from("%");
-            for c in self.text.to_lowercase().chars() {
-                if matches!(c, '%' | '_' | '\\') {
-                    pattern.push('\\');
-                }
-                pattern.push(c);
-            }
-            pattern.push('%');
-            let like = LikeExpr::new(pattern).escape('\\');
-            query = query.filter(Expr::expr(Func::lower(Expr::col(Column::Name))).like(like));
+            query = query.filter(contains(Column::Name, &self.text));
         }
         if let Some(name) = &self.name {
             query = query.filter(Column::Name.eq(name.as_str()));

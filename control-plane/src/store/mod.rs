@@ -8,6 +8,7 @@ mod audit;
 mod auth;
 mod blocked;
 mod change;
+mod containing;
 mod credentials;
 mod entity;
 mod event;

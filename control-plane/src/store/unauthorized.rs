@@ -9,7 +9,7 @@ use sea_orm::{
     sea_query::{Expr, OnConflict},
 };
 
-use super::{Error, PAGE_ROWS_MAX, STATEMENT_ROWS_MAX, Store, credentials::contains, entity, fault};
+use super::{Error, PAGE_ROWS_MAX, STATEMENT_ROWS_MAX, Store, containing::contains, entity, fault};
 use crate::auth::digest;
 use entity::unauthorized_client::{ActiveModel, Column, Entity, Model};
 
