@@ -4,8 +4,8 @@ use std::{num::NonZeroUsize, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use tbmq_integration::{
-    entity::{AckStrategy, Delivery},
-    pack,
+    entity::{AckStrategy, Delivery, Document},
+    pack::{self, Ordering},
     seal::Keys,
     stats::{InvalidRates, Rates},
 };
@@ -420,7 +420,8 @@ impl Config {
     }
 
     /// How an integration's messages are delivered: its own settings before ours, and ours before its kind's.
-    pub(crate) fn pack(&self, delivery: &Delivery, kind: &dyn SinkKind) -> pack::Settings {
+    pub(crate) fn pack(&self, document: &Document, kind: &dyn SinkKind) -> pack::Settings {
+        let delivery = &document.delivery;
         let ours = &self.queue.integration_msg;
         let strategy = match ours.ack_strategy.r#type {
             StrategyType::SkipAll => AckStrategy::SkipAll,
@@ -428,12 +429,22 @@ impl Config {
         };
         let pause = Duration::from_secs(ours.ack_strategy.pause_between_retries);
         let timeout = Duration::from_millis(ours.pack_processing_timeout);
+        let strategy = delivery.ack_strategy.unwrap_or(strategy);
+        let ordering = match delivery.ordering.unwrap_or_else(|| kind.ordering()) {
+            // Nothing is tried again, and what is under way arrives in order: there is nothing to wait for.
+            Ordering::Key
+                if strategy == AckStrategy::SkipAll && kind.keeps_order(&document.client_configuration) =>
+            {
+                Ordering::None
+            }
+            ordering => ordering,
+        };
         pack::Settings {
-            strategy: delivery.ack_strategy.unwrap_or(strategy),
+            strategy,
             retries: delivery.retries.unwrap_or(ours.ack_strategy.retries),
             pause: delivery.pause_between_retries.unwrap_or(pause),
             attempt_timeout: delivery.pack_processing_timeout.unwrap_or(timeout),
-            ordering: delivery.ordering.unwrap_or_else(|| kind.ordering()),
+            ordering,
             dead_letters: delivery.dead_letter,
             window_messages: ours.window_messages.unwrap_or_else(|| kind.window()).get(),
             window_bytes: ours.window_bytes.get(),
@@ -485,6 +496,11 @@ mod tests {
         sinks::http::Http::new(SinkSettings::default())
     }
 
+    fn document(delivery: Delivery) -> Document {
+        let bare = r#"{"topicFilters":["a"],"clientConfiguration":{}}"#;
+        Document { delivery, ..Document::parse_with(bare, |_| Vec::new()).unwrap() }
+    }
+
     fn served(supported: &str, excluded: &str) -> Result<Vec<&'static str>, Invalid> {
         let mut config = Config::default();
         supported.clone_into(&mut config.service.integrations.supported);
@@ -517,17 +533,17 @@ mod tests {
                 .map(|(name, value)| (name.to_owned(), value.to_owned()));
         let config: Config =
             tbmq_service::config::load_from(&[SETTINGS], None, environment.into_iter()).unwrap();
-        let settings = config.pack(&Delivery::default(), &http());
+        let settings = config.pack(&document(Delivery::default()), &http());
         assert_eq!(settings.strategy, AckStrategy::RetryAll);
         assert_eq!(settings.attempt_timeout, Duration::from_millis(500));
-        assert_eq!((settings.ordering, settings.dead_letters), (pack::Ordering::None, false));
+        assert_eq!((settings.ordering, settings.dead_letters), (Ordering::None, false));
         let own = Delivery {
             ack_strategy: Some(AckStrategy::SkipAll),
             retries: Some(0),
             pause_between_retries: Some(Duration::from_secs(9)),
             pack_processing_timeout: Some(Duration::from_millis(7)),
             poll_interval: Some(Duration::from_millis(3)),
-            ordering: Some(pack::Ordering::Key),
+            ordering: Some(Ordering::Key),
             dead_letter: true,
         };
         let expected = pack::Settings {
@@ -535,13 +551,30 @@ mod tests {
             retries: 0,
             pause: Duration::from_secs(9),
             attempt_timeout: Duration::from_millis(7),
-            ordering: pack::Ordering::Key,
+            ordering: Ordering::Key,
             dead_letters: true,
             ..settings
         };
-        assert_eq!(config.pack(&own, &http()), expected);
+        assert_eq!(config.pack(&document(own.clone()), &http()), expected);
         assert_eq!(config.poll_interval(&own), Duration::from_millis(3));
         assert_eq!(config.poll_interval(&Delivery::default()), Duration::from_secs(1));
+    }
+
+    #[test]
+    fn messages_of_a_key_wait_for_each_other_only_where_one_could_overtake() {
+        let mqtt = sinks::mqtt::Mqtt::new(SinkSettings::default());
+        let config = Config::default();
+        let ordering = |strategy, kind: &dyn SinkKind| {
+            let own = Delivery {
+                ack_strategy: Some(strategy),
+                ordering: Some(Ordering::Key),
+                ..Delivery::default()
+            };
+            config.pack(&document(own), kind).ordering
+        };
+        assert_eq!(ordering(AckStrategy::SkipAll, &mqtt), Ordering::None);
+        assert_eq!(ordering(AckStrategy::RetryAll, &mqtt), Ordering::Key);
+        assert_eq!(ordering(AckStrategy::SkipAll, &http()), Ordering::Key);
     }
 
     #[test]

@@ -169,6 +169,14 @@ pub trait SinkKind: Send + Sync + fmt::Debug {
         Ordering::Key
     }
 
+    /// Whether a sink with this valid configuration brings messages to the remote end in the order of their submission,
+    /// however many are in flight. Where nothing is submitted twice either (`SKIP_ALL`), the messages of a key need not
+    /// wait for each other to keep their order.
+    fn keeps_order(&self, client_configuration: &Map<String, Value>) -> bool {
+        let _ = client_configuration;
+        false
+    }
+
     /// Messages in flight per partition, at most, unless `TBMQ_IE_MSG_WINDOW_MESSAGES` says otherwise: enough to keep the
     /// remote end busy over one round trip.
     fn window(&self) -> NonZeroUsize {

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::{conformance, r#gen, servers, tidy};
+use crate::{conformance, r#gen, instructions, servers, tidy};
 
 /// What the tests that feed damaged packets get of the gate's time; `cargo xtask fuzz` gives them more.
 const FUZZ: [(&str, &str); 2] = [("TBMQ_FUZZ_SECONDS", "45"), ("TBMQ_FUZZ_PACKETS", "1000000")];
@@ -29,6 +29,7 @@ pub(crate) fn run(root: &Path) -> Result<()> {
     });
     gate.step("dependencies", || deny(root, is_ci));
     gate.step("build", || cargo(root, &["build", "--workspace", "--bins", "--quiet"], &[]));
+    gate.step("instructions", || instructions::run(root, false));
     let mut counts = Counts::default();
     gate.step("tests", || {
         counts = test(root, &["test", "--workspace", "--no-fail-fast"], &FUZZ)?;

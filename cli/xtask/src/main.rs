@@ -7,6 +7,7 @@ mod ci;
 mod conformance;
 mod fuzz;
 mod r#gen;
+mod instructions;
 mod servers;
 mod sim;
 mod tidy;
@@ -54,6 +55,13 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
         arguments: Vec<String>,
     },
+    /// Count the instructions of single steps of a message's road with callgrind, and compare them with
+    /// `compose/bench/instructions.txt`.
+    Instructions {
+        /// Write what was counted instead.
+        #[arg(long)]
+        write: bool,
+    },
     /// Simulate a deployment from seeds, with faults: `--seeds 5000 --from 0`, or `--seed N --trace`.
     Sim {
         /// The simulation's own options.
@@ -80,6 +88,7 @@ fn main() -> Result<()> {
         Task::Gen { check } => r#gen::run(&root, check).and_then(|()| conformance::run(&root, check)),
         Task::Servers { install } => servers::run(install),
         Task::Bench { arguments } => bench::run(&root, &arguments),
+        Task::Instructions { write } => instructions::run(&root, write),
         Task::Fuzz(options) => fuzz::run(&root, &options),
         Task::Chaos { arguments } => chaos::run(&root, &arguments),
         Task::Sim { arguments } => sim::run(&root, &arguments),

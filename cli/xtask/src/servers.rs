@@ -20,6 +20,7 @@ const PACKAGES: &[(Test, &str)] = &[
     (|| redis::availability().is_err(), "redis-server"),
     (|| mosquitto::availability().is_err(), "mosquitto-clients"),
     (|| mosquitto::broker_availability().is_err(), "mosquitto"),
+    (|| missing("valgrind"), "valgrind"),
     (toolbox::pip_is_missing, "python3-pip"),
     (toolbox::go_is_missing, "golang-go"),
     (libraries::npm_is_missing, "npm"),

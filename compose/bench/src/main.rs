@@ -6,6 +6,8 @@ mod auth;
 mod bus;
 mod control;
 mod e2e;
+mod far_end;
+mod floor;
 mod mqtt;
 mod neighbour;
 mod page;
@@ -32,7 +34,7 @@ enum What {
     Bus(bus::Options),
     /// A control plane with thousands of integrations: creating, listing, watching and changing them, and its start.
     Control(control::Options),
-    /// MQTT QoS 1 → bus → executor → HTTP, all processes on this machine.
+    /// MQTT QoS 1 → bus → executor → HTTP or Kafka, all processes on this machine.
     E2e(e2e::Options),
     /// The broker alone beside Mosquitto: messages at each quality of service, fan-in and fan-out, connections, matching.
     Mqtt(mqtt::Options),

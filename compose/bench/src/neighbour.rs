@@ -36,8 +36,9 @@ use tokio::{
 };
 
 use crate::{
+    page::median,
     peer::{Peer, Role, Seen},
-    sinks::{assignment, median},
+    sinks::assignment,
 };
 
 #[derive(Args)]

@@ -1,4 +1,4 @@
-//! The page of results, `RESULTS.md`: each benchmark has a section of its own there.
+//! The page of results, `RESULTS.md`: each benchmark has a section of its own there, and medians of its rounds.
 
 use std::{fmt::Display, path::Path};
 
@@ -11,6 +11,17 @@ pub(crate) fn write(file: &Path, heading: &str, section: &dyn Display) -> Result
     std::fs::write(file, page).with_context(|| format!("can't write {}", file.display()))
 }
 
+/// The middle of what is there; without anything: not a number.
+pub(crate) fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_unstable_by(f64::total_cmp);
+    match values.len() {
+        0 => f64::NAN,
+        count if count % 2 == 1 => values[count / 2],
+        count => f64::midpoint(values[count / 2 - 1], values[count / 2]),
+    }
+}
+
 fn replaced(page: &str, heading: &str, section: &str) -> String {
     let (before, rest) = page.split_once(heading).unwrap_or((page, ""));
     let after = rest.find("\n## ").map_or("", |at| &rest[at + 1..]);
@@ -21,6 +32,13 @@ fn replaced(page: &str, heading: &str, section: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_median_is_the_middle_or_between_the_two_in_the_middle() {
+        assert!((median([3.0, 1.0, 2.0].into_iter()) - 2.0).abs() < f64::EPSILON);
+        assert!((median([4.0, 1.0, 2.0, 3.0].into_iter()) - 2.5).abs() < f64::EPSILON);
+        assert!(median(std::iter::empty()).is_nan());
+    }
 
     #[test]
     fn a_section_is_replaced_where_it_stands_and_else_added() {

@@ -94,20 +94,42 @@ impl Wire {
     /// The next packet; `None` when the other end has closed.
     pub(crate) async fn next(&mut self) -> Result<Option<Packet>> {
         loop {
-            if let Some(packet) = codec::decode(&mut self.read, self.version, &Limits::default())? {
-                if let Packet::Connect(connect) = &packet {
-                    self.version = Some(connect.version);
-                }
+            if let Some(packet) = self.buffered()? {
                 return Ok(Some(packet));
             }
-            if !self.write.is_empty() {
-                self.stream.write_all(&self.write).await?;
-                self.write.clear();
-            }
-            self.read.reserve(64 << 10);
-            if self.stream.read_buf(&mut self.read).await? == 0 {
+            self.flush().await?;
+            if self.read_some().await? == 0 {
                 return Ok(None);
             }
         }
+    }
+
+    /// The next packet of what was read.
+    pub(crate) fn buffered(&mut self) -> Result<Option<Packet>> {
+        let packet = codec::decode(&mut self.read, self.version, &Limits::default())?;
+        if let Some(Packet::Connect(connect)) = &packet {
+            self.version = Some(connect.version);
+        }
+        Ok(packet)
+    }
+
+    /// Writes what is queued.
+    pub(crate) async fn flush(&mut self) -> Result<()> {
+        if !self.write.is_empty() {
+            self.stream.write_all(&self.write).await?;
+            self.write.clear();
+        }
+        Ok(())
+    }
+
+    /// Waits for more to read. Cancel-safe.
+    pub(crate) async fn fill(&mut self) -> Result<()> {
+        ensure!(self.read_some().await? > 0, "the broker closed the connection");
+        Ok(())
+    }
+
+    async fn read_some(&mut self) -> Result<usize> {
+        self.read.reserve(64 << 10);
+        Ok(self.stream.read_buf(&mut self.read).await?)
     }
 }

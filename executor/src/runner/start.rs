@@ -61,7 +61,7 @@ async fn start_opened(
 ) -> Result<Started, String> {
     let kind = shared.kind(&desired.kind)?.clone();
     let document = read(&*kind, &target.configuration).map_err(|violations| listed(&violations))?;
-    let settings = shared.config.pack(&document.delivery, &*kind);
+    let settings = shared.config.pack(&document, &*kind);
     let poll_interval = shared.config.poll_interval(&document.delivery);
     let (found, partitions) = locate(&shared, shard, desired.shard_count, poll_interval).await?;
     if settings.dead_letters {

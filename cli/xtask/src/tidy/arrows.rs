@@ -42,6 +42,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("tbmq-proto", &[]),
     ("tbmq-service", &["tbmq-proto"]),
     ("tbmq-sim", &["tbmq-bus", "tbmq-integration", "tbmq-mqtt", "tbmq-proto"]),
+    ("tbmq-steps", &["tbmq-integration", "tbmq-mqtt", "tbmq-proto"]),
     ("tbmqctl", &["tbmq-mqtt", "tbmq-proto"]),
     ("xtask", &["tbmq-harness"]),
 ];

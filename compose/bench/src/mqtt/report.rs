@@ -5,6 +5,7 @@ use std::{fmt, time::Duration};
 use hdrhistogram::Histogram;
 
 use super::{Case, Idle, Measured, Options, Outcome, Storm, matching::Matched};
+use crate::page::median;
 
 /// Begins the section of the page.
 pub(super) const HEADING: &str = "## The MQTT broker";
@@ -53,16 +54,6 @@ pub(super) fn line(outcome: &Outcome) -> String {
         outcome.lost,
         outcome.misplaced
     )
-}
-
-fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_unstable_by(f64::total_cmp);
-    match values.len() {
-        0 => f64::NAN,
-        count if count % 2 == 1 => values[count / 2],
-        count => f64::midpoint(values[count / 2 - 1], values[count / 2]),
-    }
 }
 
 /// The median of the rounds' ratios of the first broker to another.
@@ -237,9 +228,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn medians_are_of_the_middle() {
-        assert!((median([3.0, 1.0, 2.0].into_iter()) - 2.0).abs() < f64::EPSILON);
-        assert!((median([4.0, 1.0, 2.0, 3.0].into_iter()) - 2.5).abs() < f64::EPSILON);
+    fn a_ratio_is_the_median_of_the_rounds() {
         assert!((ratio(&[1.0, 4.0, 9.0], &[2.0, 2.0, 3.0], |one| *one) - 2.0).abs() < f64::EPSILON);
     }
 }

@@ -4,9 +4,6 @@
 //! first arrival at the far end to the last, by the far end's clock, and CPU time over the same stretch. The floor is
 //! measured before each, in the same way, against the same far end.
 
-mod far_end;
-pub(crate) mod floor;
-
 use std::{
     net::SocketAddr,
     sync::Arc,
@@ -30,8 +27,13 @@ use tbmq_harness::{
 use tbmq_proto::control::Integration;
 use tokio::task::{JoinSet, block_in_place};
 
-use self::far_end::{FarEnd, KafkaSettings, Kind};
-use crate::{peer::Seen, wire::Wire};
+use crate::{
+    far_end::{FarEnd, KafkaSettings, Kind},
+    floor,
+    page::median,
+    peer::Seen,
+    wire::Wire,
+};
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -80,7 +82,7 @@ pub(crate) fn assignment(text: &str) -> Result<(String, String), String> {
 }
 
 /// The MQTT topic of a message.
-fn topic(number: u64, topics: u64) -> String {
+pub(crate) fn topic(number: u64, topics: u64) -> String {
     format!("bench/{}", number % topics.max(1))
 }
 
@@ -192,14 +194,6 @@ fn print_section(options: &Options, kinds: &[(Kind, Vec<Figures>)]) {
             median(|figures| figures.floor_peer_us),
         );
     }
-}
-
-/// The middle of what is there, at least one value.
-pub(crate) fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    let upper = values.len() / 2;
-    if values.len() % 2 == 1 { values[upper] } else { f64::midpoint(values[upper - 1], values[upper]) }
 }
 
 /// CPU time of everything that is looked at.
@@ -360,15 +354,4 @@ async fn fill(broker: SocketAddr, first: u64, each: u64, options: &Options) -> R
         result??;
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_median_is_the_middle_or_between_the_two_in_the_middle() {
-        assert!((median([3.0, 1.0, 2.0].into_iter()) - 2.0).abs() < 1e-9);
-        assert!((median([4.0, 1.0, 2.0, 3.0].into_iter()) - 2.5).abs() < 1e-9);
-    }
 }

@@ -128,6 +128,12 @@ impl SinkKind for Kafka {
         NonZeroUsize::new(4_096).expect("4,096 is not 0")
     }
 
+    /// Of each partition that it writes to, unless the client itself may try one batch again behind another.
+    fn keeps_order(&self, client_configuration: &Map<String, Value>) -> bool {
+        let checked = config::read(client_configuration, &self.settings, "").accepted();
+        checked.is_ok_and(|checked| checked.translated.keeps_order())
+    }
+
     fn check(&self, client_configuration: &Map<String, Value>) -> Vec<Violation> {
         config::read(client_configuration, &self.settings, "").violations
     }

@@ -215,6 +215,19 @@ pub(super) struct Translated {
     pub ignored: Vec<String>,
 }
 
+impl Translated {
+    /// Whether records of a partition are written in the order in which they are handed over, as long as the client has
+    /// several requests under way: it retries nothing, or its batches are numbered.
+    pub(super) fn keeps_order(&self) -> bool {
+        let is = |name: &str, value: &str| {
+            self.settings.get(name).is_some_and(|held| held.expose().trim().eq_ignore_ascii_case(value))
+        };
+        is("retries", "0")
+            || is("enable.idempotence", "true")
+            || is("max.in.flight.requests.per.connection", "1")
+    }
+}
+
 /// Translates a configuration, with the problems of all properties by field.
 pub(super) fn translate(config: &Config, executor_id: &str) -> (Translated, Vec<(String, String)>) {
     let mut translation = Translation {
@@ -566,6 +579,22 @@ mod tests {
         let key = rcgen::KeyPair::generate().unwrap();
         let certificate = rcgen::CertificateParams::default().self_signed(&key).unwrap();
         (certificate.pem(), key.serialize_pem())
+    }
+
+    #[test]
+    fn order_is_kept_unless_a_batch_may_be_tried_again_behind_another() {
+        let keeps = |changes: Value| {
+            let mut document = json!({ "bootstrapServers": "a:1", "topic": "t", "acks": "all" });
+            document.as_object_mut().unwrap().append(&mut changes.as_object().unwrap().clone());
+            let config: Config = serde_json::from_value(document).unwrap();
+            translate(&config, "ie").0.keeps_order()
+        };
+        assert!(keeps(json!({})));
+        assert!(!keeps(json!({ "retries": 3 })));
+        assert!(keeps(json!({ "retries": 3, "otherProperties": { "enable.idempotence": "true" } })));
+        let one = json!({ "max.in.flight.requests.per.connection": "1" });
+        assert!(keeps(json!({ "retries": 3, "otherProperties": one })));
+        assert!(!keeps(json!({ "otherProperties": { "retries": "2" } })));
     }
 
     #[test]

@@ -64,6 +64,11 @@ impl SinkKind for Mqtt {
         binder::schema::<config::Config>()
     }
 
+    /// One connection, and what one leaves without an answer is sent anew before anything younger.
+    fn keeps_order(&self, _: &Map<String, Value>) -> bool {
+        true
+    }
+
     fn check(&self, client_configuration: &Map<String, Value>) -> Vec<Violation> {
         config::read(client_configuration, &self.settings).violations
     }

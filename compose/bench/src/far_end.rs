@@ -1,4 +1,4 @@
-//! What the messages arrive at: a counting process, or a second Kafka, whose topic is counted afterwards.
+//! What the messages arrive at: a counting process, or a topic of Kafka that is counted afterwards.
 
 use std::{
     collections::HashSet,
@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use clap::ValueEnum;
+use hdrhistogram::Histogram;
 use serde_json::{Value, json};
 use tbmq_bus::{
     Bus, CleanupPolicy, ReaderConfig, ReaderEvent, Start, TopicPartition, TopicSpec,
@@ -30,7 +31,7 @@ const PATIENCE: Duration = Duration::from_mins(2);
 
 /// Where messages are delivered to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     /// An HTTP server over hyper.
     Http,
     /// A broker that does nothing but acknowledge.
@@ -43,7 +44,7 @@ pub(super) enum Kind {
 
 impl Kind {
     /// The integration's type.
-    pub(super) fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Http => "HTTP",
             Self::Mqtt | Self::Mosquitto => "MQTT",
@@ -52,7 +53,7 @@ impl Kind {
     }
 
     /// Messages that make a measurement of some seconds.
-    pub(super) fn messages(self) -> u64 {
+    pub(crate) fn messages(self) -> u64 {
         match self {
             Self::Http | Self::Mosquitto => 200_000,
             Self::Mqtt => 400_000,
@@ -61,7 +62,7 @@ impl Kind {
     }
 
     /// As it is printed.
-    pub(super) fn title(self) -> &'static str {
+    pub(crate) fn title(self) -> &'static str {
         match self {
             Self::Http => "HTTP",
             Self::Mqtt => "MQTT, counting broker",
@@ -72,14 +73,14 @@ impl Kind {
 }
 
 /// A running far end.
-pub(super) enum FarEnd {
+pub(crate) enum FarEnd {
     Process(Peer),
     Mosquitto { broker: Broker, subscriber: Peer },
     Kafka(Topic),
 }
 
 impl FarEnd {
-    pub(super) async fn start(kind: Kind) -> Result<Self> {
+    pub(crate) async fn start(kind: Kind) -> Result<Self> {
         Ok(match kind {
             Kind::Http => Self::Process(Peer::start(Role::Http).await?),
             Kind::Mqtt => Self::Process(Peer::start(Role::Broker).await?),
@@ -92,12 +93,15 @@ impl FarEnd {
                 let subscriber = Peer::start(Role::Subscriber { broker: broker.address() }).await?;
                 Self::Mosquitto { broker, subscriber }
             }
-            Kind::Kafka => Self::Kafka(Topic::start().await?),
+            Kind::Kafka => {
+                let kafka = tokio::task::spawn_blocking(|| Kafka::start(KafkaOptions::default())).await??;
+                Self::Kafka(Topic::on(Arc::new(kafka)).await?)
+            }
         })
     }
 
     /// Where a client connects to.
-    pub(super) fn address(&self) -> Result<std::net::SocketAddr> {
+    pub(crate) fn address(&self) -> Result<std::net::SocketAddr> {
         match self {
             Self::Process(peer) | Self::Mosquitto { subscriber: peer, .. } => Ok(peer.address()),
             Self::Kafka(topic) => Ok(topic.kafka.bootstrap().parse()?),
@@ -105,7 +109,7 @@ impl FarEnd {
     }
 
     /// The far end's part of an integration's `clientConfiguration`.
-    pub(super) fn client_configuration(&self, kind: Kind, settings: &KafkaSettings) -> Result<Value> {
+    pub(crate) fn client_configuration(&self, kind: Kind, settings: &KafkaSettings) -> Result<Value> {
         let address = self.address()?;
         Ok(match self {
             Self::Kafka(topic) => json!({
@@ -140,7 +144,7 @@ impl FarEnd {
     }
 
     /// The far end's topic is to be a new one, if it has any.
-    pub(super) async fn renew(&mut self) -> Result<()> {
+    pub(crate) async fn renew(&mut self) -> Result<()> {
         match self {
             Self::Kafka(topic) => topic.renew().await,
             Self::Process(_) | Self::Mosquitto { .. } => Ok(()),
@@ -148,29 +152,26 @@ impl FarEnd {
     }
 
     /// Begins a new count: so many messages, whose sequences are not below `first`.
-    pub(super) async fn expect(&mut self, messages: u64, first: u64) -> Result<()> {
+    pub(crate) async fn expect(&mut self, messages: u64, first: u64) -> Result<()> {
         match self {
             Self::Process(peer) | Self::Mosquitto { subscriber: peer, .. } => {
                 peer.expect(messages, first).await
             }
-            Self::Kafka(topic) => {
-                topic.expected = messages;
-                Ok(())
-            }
+            Self::Kafka(topic) => topic.expect(messages, first).await,
         }
     }
 
     /// Waits until the first message has arrived. Returns how many have when this is known: a topic is only looked at now
     /// and then.
-    pub(super) async fn first(&mut self) -> Result<u64> {
+    pub(crate) async fn first(&mut self) -> Result<u64> {
         match self {
             Self::Process(peer) | Self::Mosquitto { subscriber: peer, .. } => peer.first().await.map(|()| 1),
-            Self::Kafka(topic) => topic.grown_to(1).await,
+            Self::Kafka(topic) => topic.grown_to(topic.from + 1).await.map(|end| end - topic.from),
         }
     }
 
     /// Waits until everything has arrived, or nothing comes any more. To be called after [`FarEnd::first`].
-    pub(super) async fn done(&mut self) -> Result<Seen> {
+    pub(crate) async fn done(&mut self) -> Result<Seen> {
         match self {
             Self::Process(peer) | Self::Mosquitto { subscriber: peer, .. } => peer.done().await,
             Self::Kafka(topic) => topic.done().await,
@@ -178,7 +179,7 @@ impl FarEnd {
     }
 
     /// CPU time of what the sink talks to, and of the subscriber beside it.
-    pub(super) fn cpu(&self) -> Result<[Duration; 2]> {
+    pub(crate) fn cpu(&self) -> Result<[Duration; 2]> {
         Ok(match self {
             Self::Process(peer) => [peer.cpu()?, Duration::ZERO],
             Self::Mosquitto { broker, subscriber } => [Usage::of(broker.pid())?.cpu, subscriber.cpu()?],
@@ -189,34 +190,42 @@ impl FarEnd {
 
 /// How a producer is told to work, ours and the bare one.
 #[derive(Clone, Debug, clap::Args)]
-pub(super) struct KafkaSettings {
+pub(crate) struct KafkaSettings {
     /// Acknowledgements that the Kafka sink asks for.
     #[arg(long, default_value = "all")]
-    pub(super) acks: String,
+    pub(crate) acks: String,
     /// How long its records wait for others, ms.
     #[arg(long, default_value_t = 5)]
-    pub(super) linger_ms: u32,
+    pub(crate) linger_ms: u32,
     /// Bytes of its batches.
     #[arg(long, default_value_t = 131_072)]
-    pub(super) batch_size: u32,
+    pub(crate) batch_size: u32,
 }
 
-/// A topic of one partition on a Kafka of its own. Nobody reads it until it has everything.
-pub(super) struct Topic {
-    kafka: Kafka,
+/// A topic of one partition. Nobody reads it until it has everything.
+pub(crate) struct Topic {
+    kafka: Arc<Kafka>,
     bus: Arc<KafkaBus>,
-    pub(super) name: String,
+    pub(crate) name: String,
     number: u32,
+    /// Where the count begins.
+    from: u64,
     expected: u64,
+    /// Sequences below are of an earlier count.
+    first: u64,
 }
 
 impl Topic {
-    async fn start() -> Result<Self> {
-        let kafka = tokio::task::spawn_blocking(|| Kafka::start(KafkaOptions::default())).await??;
+    pub(crate) async fn on(kafka: Arc<Kafka>) -> Result<Self> {
         let bus = KafkaBus::new(KafkaConfig::new(kafka.bootstrap()))?;
-        let mut topic = Self { kafka, bus, name: String::new(), number: 0, expected: 0 };
+        let mut topic = Self { kafka, bus, name: String::new(), number: 0, from: 0, expected: 0, first: 0 };
         topic.renew().await?;
         Ok(topic)
+    }
+
+    /// Its server's address.
+    pub(crate) fn server(&self) -> String {
+        self.kafka.bootstrap()
     }
 
     async fn renew(&mut self) -> Result<()> {
@@ -231,19 +240,29 @@ impl Topic {
             settings: vec![("message.timestamp.type".to_owned(), "LogAppendTime".to_owned())],
         };
         self.bus.admin().create_topic(&spec).await?;
+        self.from = 0;
         Ok(())
+    }
+
+    async fn expect(&mut self, messages: u64, first: u64) -> Result<()> {
+        (self.from, self.expected, self.first) = (self.end().await?, messages, first);
+        Ok(())
+    }
+
+    async fn end(&self) -> Result<u64> {
+        let bounds = self.bus.admin().bounds(&[self.partition()]).await?;
+        Ok(bounds.first().context("no bounds")?.end)
     }
 
     fn partition(&self) -> TopicPartition {
         TopicPartition::new(self.name.as_str(), 0)
     }
 
-    /// Waits until there are so many records, or no more come. Returns how many there are.
+    /// Waits until the topic ends there, or no more records come. Returns where it ends.
     async fn grown_to(&self, records: u64) -> Result<u64> {
         let (mut seen, mut since) = (0, Instant::now());
         loop {
-            let bounds = self.bus.admin().bounds(&[self.partition()]).await?;
-            let end = bounds.first().context("no bounds")?.end;
+            let end = self.end().await?;
             if end != seen {
                 (seen, since) = (end, Instant::now());
             }
@@ -255,7 +274,7 @@ impl Topic {
     }
 
     async fn done(&self) -> Result<Seen> {
-        let mut wanted = self.expected;
+        let mut wanted = self.from + self.expected;
         loop {
             let end = self.grown_to(wanted).await?;
             let seen = self.read(end).await?;
@@ -267,12 +286,15 @@ impl Topic {
         }
     }
 
+    /// What lies there. A latency ends when the server appended the record, by its clock of whole ms.
     async fn read(&self, end: u64) -> Result<Seen> {
         let mut reader = self.bus.reader(ReaderConfig::new("bench-count", None)).await?;
-        reader.add(&self.partition(), Start::Earliest);
-        let (mut different, mut arrived) = (HashSet::new(), 0);
+        reader.add(&self.partition(), Start::Offset(self.from));
+        let (mut different, mut position) = (HashSet::new(), self.from);
+        let mut arrived = 0;
         let mut times: Option<(i64, i64)> = None;
-        while arrived < end {
+        let mut latency_us = Histogram::<u64>::new(3)?;
+        while position < end {
             let event =
                 tokio::time::timeout(PATIENCE, reader.next()).await.context("the sink's topic is silent")?;
             let ReaderEvent::Batch { records, .. } = event else {
@@ -280,22 +302,30 @@ impl Topic {
                 continue;
             };
             for record in records {
-                arrived += 1;
+                position = record.offset + 1;
                 let mark =
                     record.value.as_deref().and_then(Mark::parse).context("a record without a mark")?;
-                different.insert((mark.publisher, mark.sequence));
+                if mark.sequence < self.first {
+                    continue;
+                }
+                arrived += 1;
+                if different.insert((mark.publisher, mark.sequence)) && mark.sent_ns > 0 {
+                    let appended_ns = u64::try_from(record.timestamp_ms)? * 1_000_000;
+                    latency_us.saturating_record(appended_ns.saturating_sub(mark.sent_ns) / 1_000);
+                }
                 let (first, _) = *times.get_or_insert((record.timestamp_ms, record.timestamp_ms));
                 times = Some((first, record.timestamp_ms));
             }
         }
         let (first, last) = times.unwrap_or_default();
+        let ms = |quantile: f64| latency_us.value_at_quantile(quantile) as f64 / 1e3;
         Ok(Seen {
             arrived,
             different: different.len() as u64,
             elapsed: Duration::from_millis((last - first).max(1) as u64),
-            p50_ms: 0.0,
-            p99_ms: 0.0,
-            p999_ms: 0.0,
+            p50_ms: ms(0.5),
+            p99_ms: ms(0.99),
+            p999_ms: ms(0.999),
         })
     }
 }

@@ -14,8 +14,7 @@ use rdkafka::{
     producer::{BaseRecord, DeliveryResult, Producer as _, ProducerContext, ThreadedProducer},
 };
 
-use super::far_end::KafkaSettings;
-use crate::wire::Wire;
+use crate::{far_end::KafkaSettings, wire::Wire};
 
 /// reqwest without what costs and is not needed. Reads the system's certificates.
 pub(crate) fn client() -> Result<reqwest::Client> {
@@ -58,14 +57,14 @@ pub(crate) async fn post(
 
 /// Publishes all payloads at QoS 1 over one connection, so many unacknowledged at a time: a loop over the workspace's codec,
 /// which is what the MQTT sink is built on.
-pub(super) async fn publish(
+pub(crate) async fn publish(
     broker: std::net::SocketAddr,
     payloads: &[Bytes],
     in_flight: usize,
     topics: u64,
 ) -> Result<()> {
     let mut wire = Wire::connect(broker, "bench-floor").await?;
-    let message = |number: u64| (super::topic(number, topics), payloads[number as usize].clone());
+    let message = |number: u64| (crate::sinks::topic(number, topics), payloads[number as usize].clone());
     wire.publish(payloads.len() as u64, in_flight as u64, message).await
 }
 
@@ -96,7 +95,7 @@ impl ProducerContext for Context {
 }
 
 /// Produces all values with librdkafka, as much at a time as it takes, and waits until all are acknowledged. Blocks.
-pub(super) fn produce(servers: &str, topic: &str, values: &[Bytes], settings: &KafkaSettings) -> Result<()> {
+pub(crate) fn produce(servers: &str, topic: &str, values: &[Bytes], settings: &KafkaSettings) -> Result<()> {
     let reports = Arc::new(Reports::default());
     let producer: ThreadedProducer<Context> = ClientConfig::new()
         .set("bootstrap.servers", servers)
