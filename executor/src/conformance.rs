@@ -92,11 +92,6 @@ pub(crate) trait Fixture: Send {
         false
     }
 
-    /// Whether messages with one key arrive in the order in which they were submitted, although none was waited for.
-    fn keeps_order(&self) -> bool {
-        false
-    }
-
     /// Changes the remote end's behaviour.
     async fn behave(&mut self, behaviour: Behaviour);
 
@@ -679,16 +674,38 @@ pub(crate) async fn order_by_key_survives_retries(fixture: &mut impl Fixture) {
         let first = received.iter().copied().filter(|number| number % 3 == key && seen.insert(*number));
         assert!(first.eq((key..MESSAGES).step_by(3)), "key {key}: {received:?}");
     }
-    if fixture.keeps_order() {
-        let mut sink = connected(fixture, &fixture.client_configuration(), 64).await;
-        let burst = (1000..).step_by(3).take(60);
-        submit(&mut *sink, burst.clone());
-        for _ in 0..60 {
-            assert_eq!(answer(&mut *sink).await.1, Outcome::Delivered);
-        }
-        assert!(numbers(fixture).into_iter().filter(|number| *number >= 1000).eq(burst));
-        all_answered(sink).await;
+    if fixture.kind().keeps_order(&fixture.client_configuration()) {
+        bursts_arrive_in_order(fixture).await;
     }
+}
+
+/// Although none was waited for; and also when the remote end goes away in between, unless one is submitted again.
+async fn bursts_arrive_in_order(fixture: &mut impl Fixture) {
+    let mut sink = connected(fixture, &fixture.client_configuration(), 64).await;
+    let burst = (1000..).step_by(3).take(60);
+    submit(&mut *sink, burst.clone());
+    for _ in 0..60 {
+        assert_eq!(answer(&mut *sink).await.1, Outcome::Delivered);
+    }
+    assert!(numbers(fixture).into_iter().filter(|number| *number >= 1000).eq(burst));
+    all_answered(sink).await;
+    let mut sink = impatient(fixture, 64).await;
+    submit(&mut *sink, 2000..2020);
+    for answered in 0..20 {
+        if answered == 5 {
+            fixture.behave(Behaviour::Away).await;
+        } else if answered == 10 {
+            fixture.behave(Behaviour::Confirm).await;
+        }
+        if answered % 5 == 0 && sink.state() == SinkState::Ready {
+            submit(&mut *sink, 2020 + answered..2025 + answered);
+        }
+        answer(&mut *sink).await;
+    }
+    sink.close(SOON).await;
+    let mut seen = BTreeSet::new();
+    let first = numbers(fixture).into_iter().filter(|number| *number >= 2000 && seen.insert(*number));
+    assert!(first.is_sorted(), "{:?}", numbers(fixture));
 }
 
 pub(crate) async fn payloads_of_every_size_and_content_arrive_as_they_are(fixture: &mut impl Fixture) {

@@ -156,10 +156,6 @@ impl Fixture for KafkaFixture {
         true
     }
 
-    fn keeps_order(&self) -> bool {
-        true
-    }
-
     async fn behave(&mut self, behaviour: Behaviour) {
         if behaviour == Behaviour::Hold {
             self.before = self.arrived();

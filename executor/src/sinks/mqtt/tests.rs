@@ -95,10 +95,6 @@ impl Fixture for MqttFixture {
         true
     }
 
-    fn keeps_order(&self) -> bool {
-        true
-    }
-
     async fn behave(&mut self, behaviour: Behaviour) {
         if behaviour == Behaviour::Away {
             self.broker.stop().await;

@@ -214,10 +214,6 @@ impl Fixture for RealFixture {
         true
     }
 
-    fn keeps_order(&self) -> bool {
-        true
-    }
-
     async fn behave(&mut self, behaviour: Behaviour) {
         let mode = match behaviour {
             Behaviour::Confirm => Mode::Passing,
