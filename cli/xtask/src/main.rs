@@ -47,12 +47,11 @@ enum Task {
         #[arg(long)]
         install: bool,
     },
-    /// Measure: `bus` (produce and consume at 1 to 10,000 topics), `mqtt` (the broker alone beside Mosquitto), `e2e` (MQTT
-    /// QoS 1 → HTTP), `control` (the control plane's calls), `scale` (thousands of integrations), `sinks` (a filled message
-    /// topic → HTTP, MQTT, Kafka) or `neighbour` (one of 50 integrations hangs).
+    /// Measure, in release mode: without arguments everything that `compose/bench/RESULTS.md` has sections of its own for;
+    /// or one of `e2e`, `sinks`, `mqtt`, `control`, `bus`, `scale`, `auth`, `neighbour` with that benchmark's own options.
     Bench {
-        /// `bus`, `mqtt`, `e2e`, `control`, `scale`, `sinks` or `neighbour`, with that benchmark's own options.
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+        /// The benchmark and its options.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, default_values = ["all", "--write", "compose/bench/RESULTS.md"])]
         arguments: Vec<String>,
     },
     /// Count the instructions of single steps of a message's road with callgrind, and compare them with

@@ -14,6 +14,7 @@ mod page;
 mod peer;
 mod scale;
 mod sinks;
+mod suite;
 mod wire;
 
 use anyhow::Result;
@@ -28,6 +29,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum What {
+    /// The road of a message (`e2e`), the sinks, the broker, the control plane and the bus, one after the other.
+    All(suite::Options),
     /// A data plane with a million credentials: its start, their memory, and how long clients wait for CONNACK.
     Auth(auth::Options),
     /// Produce and consume through the bus at several numbers of topics.
@@ -55,6 +58,7 @@ enum What {
 #[tokio::main]
 async fn main() -> Result<()> {
     match Cli::parse().what {
+        What::All(options) => suite::run(&options),
         What::Auth(options) => auth::run(options).await,
         What::Bus(options) => bus::run(options).await,
         What::Control(options) => control::run(options).await,

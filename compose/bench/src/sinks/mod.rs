@@ -5,7 +5,9 @@
 //! measured before each, in the same way, against the same far end.
 
 use std::{
+    fmt::Write as _,
     net::SocketAddr,
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -30,7 +32,7 @@ use tokio::task::{JoinSet, block_in_place};
 use crate::{
     far_end::{FarEnd, KafkaSettings, Kind},
     floor,
-    page::median,
+    page::{self, median},
     peer::Seen,
     wire::Wire,
 };
@@ -65,7 +67,13 @@ pub(crate) struct Options {
     settings: Vec<(String, String)>,
     #[command(flatten)]
     kafka: KafkaSettings,
+    /// Writes what was measured into this file, over the section that is there: `compose/bench/RESULTS.md`.
+    #[arg(long)]
+    write: Option<PathBuf>,
 }
+
+/// Begins the section of the page.
+const HEADING: &str = "## From a filled message topic to each kind of sink";
 
 /// Clients that fill the topic.
 const PUBLISHERS: u64 = 4;
@@ -151,34 +159,42 @@ pub(crate) async fn run(options: Options) -> Result<()> {
         medians.push((kind, rounds));
         block_in_place(|| drop(far_end));
     }
-    print_section(&bench.options, &medians);
     block_in_place(|| bench.deployment.drain_all())?;
+    let section = section(&bench.options, &medians)?;
+    println!("\n{section}");
+    if let Some(file) = &bench.options.write {
+        page::write(file, HEADING, &section)?;
+    }
     tokio::task::spawn_blocking(move || drop((bench.kafka, postgres))).await?;
     Ok(())
 }
 
 /// The section for `RESULTS.md`: medians over the rounds.
-fn print_section(options: &Options, kinds: &[(Kind, Vec<Figures>)]) {
+fn section(options: &Options, kinds: &[(Kind, Vec<Figures>)]) -> Result<String> {
     let Options { size, topics, shards, window, rounds, settings, kafka, .. } = options;
     let window = window.map_or("128 (Kafka: 4,096)".to_owned(), |window| window.to_string());
-    println!(
-        "\n## From a filled message topic to each kind of sink\n\n`cargo xtask bench sinks`: messages of {size} bytes on {topics} \
+    let mut text = String::new();
+    writeln!(
+        text,
+        "{HEADING}\n\n`cargo xtask bench sinks`: messages of {size} bytes on {topics} \
          MQTT topics lie in a message topic of {shards} partition(s) before the executor is started. Rates count from the first \
          arrival to the last, CPU µs are per message over the same stretch; medians of {rounds} round(s), each with its floor: reqwest, \
          a loop over the workspace's MQTT codec, or the bare Kafka producer, with the same messages to the same far end. At most {window} \
          messages in flight; the bare Kafka producer alone has no such limit. Kafka: acks {}, linger {} ms, batches of {} bytes, a topic of one \
          partition on a second server. Executor: {settings:?}. Nothing was lost.\n",
         kafka.acks, kafka.linger_ms, kafka.batch_size
-    );
-    println!(
+    )?;
+    writeln!(
+        text,
         "| sink | messages | messages/s | of the floor | executor CPU µs | of the floor | executor peak MiB | far end CPU µs | \
          bus CPU µs | floor: messages/s | client CPU µs | far end CPU µs |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|"
-    );
+    )?;
     for (kind, rounds) in kinds {
         let median = |value: fn(&Figures) -> f64| median(rounds.iter().map(value));
         let subscriber = median(|figures| figures.subscriber_us);
         let beside = if subscriber > 0.0 { format!(" + {subscriber:.1}") } else { String::new() };
-        println!(
+        writeln!(
+            text,
             "| {} | {} | {:.0} | {:.2} | {:.1} | {:.2} | {:.0} | {:.1}{beside} | {:.1} | {:.0} | {:.1} | {:.1} |",
             kind.title(),
             options.messages(*kind),
@@ -192,8 +208,9 @@ fn print_section(options: &Options, kinds: &[(Kind, Vec<Figures>)]) {
             median(|figures| figures.floor_rate),
             median(|figures| figures.floor_us),
             median(|figures| figures.floor_peer_us),
-        );
+        )?;
     }
+    Ok(text)
 }
 
 /// CPU time of everything that is looked at.
