@@ -39,7 +39,7 @@ use tbmq_proto::{
     queue::{PublishMsgProto, ServiceInfo},
     topic::{Catalogue, REVISION_HEADER, Topic},
 };
-use tbmq_service::{admin::Health, identity::Identity, metrics::Metrics};
+use tbmq_service::{admin::Health, identity::Identity, metrics::Metrics, trace::Tracer};
 use tokio::{sync::watch, task::JoinSet};
 use uuid::Uuid;
 
@@ -104,6 +104,8 @@ pub(crate) struct World {
     pub(crate) state: watch::Sender<State>,
     pub(crate) config: Config,
     pub(crate) health: Health,
+    /// Of executors that are started from now on.
+    pub(crate) tracer: Tracer,
     writer: Arc<dyn Writer>,
     revision: std::sync::atomic::AtomicU64,
     _followers: JoinSet<()>,
@@ -131,6 +133,7 @@ impl World {
             state,
             config,
             health: Health::default(),
+            tracer: Tracer::off(),
             writer,
             revision: 0.into(),
             _followers: followers,
@@ -154,6 +157,7 @@ impl World {
             identity: Identity::of("executor", Some(service_id)),
             metrics: Metrics::default(),
             health: self.health.clone(),
+            tracer: self.tracer.clone(),
         }
     }
 
