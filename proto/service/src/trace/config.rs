@@ -481,6 +481,15 @@ mod tests {
     }
 
     #[test]
+    fn every_environment_name_sets_a_key_of_the_tree() {
+        let tree = serde_json::to_value(Tree::default()).unwrap();
+        for setting in OtelConfig::SETTINGS {
+            let pointer = format!("/{}", setting.key.replace('.', "/"));
+            assert!(tree.pointer(&pointer).is_some(), "{}", setting.key);
+        }
+    }
+
+    #[test]
     fn headers_are_not_shown() {
         let config = load(&[("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20x1y2")]).unwrap();
         let shown =
