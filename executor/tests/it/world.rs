@@ -242,7 +242,7 @@ impl World {
     async fn desire_shard(&self, shard: ShardId, shard_count: u32, generation: u64, change: Change) -> u64 {
         let revision = self.revision.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1;
         let desired = Desired { shard, shard_count, kind: kind(), revision, generation, change };
-        let header = tbmq_bus::Header::text(REVISION_HEADER, revision.to_string());
+        let header = Header::text(REVISION_HEADER, revision.to_string());
         let value = wire::encode_desired(&desired);
         let topic = self.catalogue.downlink(&kind());
         self.create_topic(&topic).await;
@@ -330,7 +330,7 @@ impl World {
         self.put(&topic, text.as_bytes(), &message.encode_to_vec(), &headers).await;
     }
 
-    pub(crate) async fn put(&self, topic: &str, key: &[u8], value: &[u8], headers: &[tbmq_bus::Header]) {
+    pub(crate) async fn put(&self, topic: &str, key: &[u8], value: &[u8], headers: &[Header]) {
         let record = Outgoing { partition: None, key: Some(key), value: Some(value), headers };
         tbmq_bus::write(&*self.writer, &self.writer.topic(topic), record).await.unwrap();
     }

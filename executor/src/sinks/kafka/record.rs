@@ -131,7 +131,7 @@ mod tests {
     use serde_json::{Map, Value};
 
     use super::*;
-    use crate::conformance::message;
+    use crate::conformance::{message, traced, traceparent};
 
     /// What Java 17's `"aé€😀".getBytes(charset)` gives.
     #[test]
@@ -157,6 +157,20 @@ mod tests {
         let found: Vec<_> = headers.iter().map(|header| (header.key, header.value.unwrap())).collect();
         assert_eq!(found, [("z", &b"\xfc"[..]), ("a", &b""[..]), ("z", &b"2"[..])]);
         assert!(Records::new(None, [], Charset::Utf8, None).headers(None).is_none());
+    }
+
+    #[test]
+    fn a_traced_message_takes_its_place_along_unless_the_configured_headers_set_one() {
+        let sent = |configured: Option<(&str, &str)>| {
+            let records = Records::new(None, configured, Charset::Utf8, None);
+            let headers = records.headers(traced(3).trace.as_deref()).unwrap();
+            let text = |value: Option<&[u8]>| String::from_utf8(value.unwrap().to_vec()).unwrap();
+            headers.iter().map(|header| format!("{}: {}", header.key, text(header.value))).collect::<Vec<_>>()
+        };
+        let place = format!("traceparent: {}", traceparent(3));
+        assert_eq!(sent(None), [&*place, "tracestate: vendor=x"]);
+        assert_eq!(sent(Some(("a", "1"))), ["a: 1", &*place, "tracestate: vendor=x"]);
+        assert_eq!(sent(Some(("traceparent", "ours"))), ["traceparent: ours"]);
     }
 
     #[test]

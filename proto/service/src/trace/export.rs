@@ -269,9 +269,7 @@ async fn run(queue: Arc<Queue>, delay: Duration, timeout: Duration) {
         loop {
             let (batch, has_more) = queue.take();
             export(&queue, batch, timeout, &mut trouble).await;
-            let is_closing = queue.spans.lock().is_closing;
-            // A part of a batch waits for the next turn.
-            if !has_more || (queue.spans.lock().waiting.len() < queue.batch && !is_closing) {
+            if !has_more {
                 break;
             }
         }
@@ -423,4 +421,94 @@ fn tls(pem: Option<&[u8]>) -> anyhow::Result<rustls::ClientConfig> {
         roots.add(certificate.context("OTEL_EXPORTER_OTLP_CERTIFICATE is no PEM file with certificates")?)?;
     }
     Ok(builder.with_root_certificates(roots).with_no_client_auth())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU64;
+
+    use super::*;
+    use crate::{config::load_from, trace::SpanKind};
+
+    #[derive(Debug, Default, serde::Serialize, serde::Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    struct Tree {
+        otel: OtelConfig,
+    }
+
+    fn config(variables: &[(&str, &str)]) -> OtelConfig {
+        let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        load_from::<Tree>(&[OtelConfig::SETTINGS], None, variables).unwrap().otel
+    }
+
+    /// A counter's value.
+    fn counted(metrics: &Metrics, name: &str) -> u64 {
+        let text = metrics.encode();
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix("_total "));
+        line.map_or(0, |value| value.parse().unwrap())
+    }
+
+    #[tokio::test]
+    async fn what_finds_no_room_is_dropped_and_counted_and_the_end_does_not_wait_for_a_silent_collector() {
+        let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        for protocol in ["grpc", "http/protobuf"] {
+            let endpoint = format!("http://{}", silent.local_addr().unwrap());
+            let mut config = config(&[
+                ("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint),
+                ("OTEL_EXPORTER_OTLP_PROTOCOL", protocol),
+                ("OTEL_EXPORTER_OTLP_TIMEOUT", "60000"),
+                ("OTEL_BSP_SCHEDULE_DELAY", "600000"),
+                ("OTEL_BSP_MAX_QUEUE_SIZE", "4"),
+                ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "4"),
+            ]);
+            config.bsp.export_timeout = NonZeroU64::new(50).unwrap();
+            let metrics = Metrics::default();
+            let traces = Traces::start(&config, &metrics).unwrap();
+            let tracer = traces.tracer("test", "t1").unwrap();
+            // Nothing else runs meanwhile.
+            for _ in 0..7 {
+                drop(tracer.begin("x", SpanKind::Internal, None).unwrap());
+            }
+            assert_eq!(counted(&metrics, "tbmq_trace_spans_dropped"), 3, "{protocol}");
+            let began = Instant::now();
+            traces.finish().await;
+            assert!(began.elapsed() < FLUSH_MAX, "{protocol}: {:?}", began.elapsed());
+            assert_eq!(counted(&metrics, "tbmq_trace_spans_exported"), 0);
+        }
+    }
+
+    #[tokio::test]
+    async fn planes_have_names_of_their_own_unless_one_is_given() {
+        let (traces, recorded) = Traces::record(&OtelConfig::default());
+        drop(traces.tracer("executor", "x").unwrap().begin("a", SpanKind::Internal, None));
+        let named =
+            config(&[("OTEL_SERVICE_NAME", "mine"), ("OTEL_RESOURCE_ATTRIBUTES", "service.name=other")]);
+        let (given, more) = Traces::record(&named);
+        drop(given.tracer("executor", "x").unwrap().begin("a", SpanKind::Internal, None));
+        let names: Vec<_> =
+            recorded.spans().into_iter().chain(more.spans()).map(|span| span.service).collect();
+        assert_eq!(names, ["tbmq-executor".into(), "mine".into()] as [Arc<str>; 2]);
+    }
+
+    #[tokio::test]
+    async fn without_an_endpoint_nothing_is_made() {
+        let traces =
+            Traces::start(&config(&[("OTEL_TRACES_SAMPLER", "always_on")]), &Metrics::default()).unwrap();
+        let tracer = traces.tracer("test", "t1").unwrap();
+        assert!(!tracer.is_on() && tracer.begin("x", SpanKind::Internal, None).is_none());
+        traces.finish().await;
+    }
+
+    #[tokio::test]
+    async fn a_certificate_that_can_not_be_read_is_named() {
+        let config = config(&[
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", "https://collector"),
+            ("OTEL_EXPORTER_OTLP_CERTIFICATE", "/no/such/file"),
+        ]);
+        let error = format!("{:#}", Traces::start(&config, &Metrics::default()).unwrap_err());
+        assert!(
+            error.contains("OTEL_EXPORTER_OTLP_CERTIFICATE") && error.contains("/no/such/file"),
+            "{error}"
+        );
+    }
 }
