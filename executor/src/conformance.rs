@@ -29,6 +29,7 @@ use tbmq_proto::{
     queue::PublishMsgProto,
     topic::Catalogue,
 };
+use tbmq_service::trace::TraceContext;
 use tokio::{
     net::TcpListener,
     task::JoinSet,
@@ -159,7 +160,18 @@ pub(crate) fn message_of(number: u64, payload: Bytes) -> Message {
         timestamp: 1_742_554_969_254,
         ..PublishIntegrationMsgProto::default()
     };
-    Message { publish: Arc::new(publish), partition: 0, offset: number }
+    Message { publish: Arc::new(publish), partition: 0, offset: number, trace: None }
+}
+
+/// As [`message`], as part of a trace.
+pub(crate) fn traced(number: u64) -> Message {
+    let context = TraceContext::parse(&traceparent(number)).expect("a good one");
+    Message { trace: Some(Arc::new(context.with_state(Some("vendor=x")))), ..message(number) }
+}
+
+/// Of [`traced`].
+pub(crate) fn traceparent(number: u64) -> String {
+    format!("00-{:032x}-b7ad6b7169203331-01", number + 1)
 }
 
 /// A context with a window.

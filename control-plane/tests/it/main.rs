@@ -24,6 +24,7 @@ mod store;
 mod support;
 mod tls;
 mod topics;
+mod tracing;
 mod unauthorized;
 mod uplink;
 mod watch;

@@ -19,7 +19,7 @@ use tbmq_proto::{
         node_reply::Reply, node_request,
     },
 };
-use tbmq_service::{admin::Health, identity::Identity, metrics::Metrics};
+use tbmq_service::{admin::Health, identity::Identity, metrics::Metrics, trace::Tracer};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Status, Streaming, transport::Channel};
@@ -29,7 +29,7 @@ use uuid::Uuid;
 use crate::support::{Cluster, ControlPlane, Verdict, eventually, fields, integration, reason};
 
 /// A data plane that looks for its control plane at `control`.
-async fn data_plane(cluster: &Cluster, id: &str, control: SocketAddr) -> tbmq_data_plane::Running {
+pub(crate) async fn data_plane(cluster: &Cluster, id: &str, control: SocketAddr) -> tbmq_data_plane::Running {
     let mut config = tbmq_data_plane::Config::default();
     config.listener.tcp.bind_address = [127, 0, 0, 1].into();
     config.listener.tcp.bind_port = 0;
@@ -43,12 +43,13 @@ async fn data_plane(cluster: &Cluster, id: &str, control: SocketAddr) -> tbmq_da
         identity: Identity::of("data-plane", Some(id)),
         metrics: Metrics::default(),
         health: Health::default(),
+        tracer: Tracer::off(),
         sessions: None,
     };
     tbmq_data_plane::start(config, context).await.unwrap()
 }
 
-fn grpc(plane: &ControlPlane) -> SocketAddr {
+pub(crate) fn grpc(plane: &ControlPlane) -> SocketAddr {
     plane.running.addresses()[0].1
 }
 
@@ -56,7 +57,7 @@ fn mqtt(plane: &tbmq_data_plane::Running) -> SocketAddr {
     plane.addresses()[0].1
 }
 
-async fn five(plane: &tbmq_data_plane::Running, id: &str) -> Client {
+pub(crate) async fn five(plane: &tbmq_data_plane::Running, id: &str) -> Client {
     Client::connect(mqtt(plane), id, ProtocolVersion::V5).await.unwrap()
 }
 
@@ -115,7 +116,7 @@ async fn nodes(plane: &ControlPlane) -> Vec<Node> {
     plane.nodes.clone().list_nodes(ListNodesRequest {}).await.unwrap().into_inner().nodes
 }
 
-async fn registered(plane: &ControlPlane, id: &str) {
+pub(crate) async fn registered(plane: &ControlPlane, id: &str) {
     let is = |node: &Node| node.service_id == id && node.session && node.system_info.is_some();
     eventually("the data plane has a session", async || nodes(plane).await.iter().any(is)).await;
 }

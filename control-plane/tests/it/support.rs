@@ -32,7 +32,12 @@ use tbmq_proto::{
     topic::{Catalogue, REVISION_HEADER},
     wire::{AppliedPosition, KindAnnouncement, NodeApplied, OwnerClaim, Role},
 };
-use tbmq_service::{admin::Health, identity::Identity, metrics::Metrics};
+use tbmq_service::{
+    admin::Health,
+    identity::Identity,
+    metrics::Metrics,
+    trace::{Recorded, Traces, config::OtelConfig},
+};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tonic::{Code, Status, transport::Channel};
@@ -48,6 +53,7 @@ pub(crate) struct Cluster {
     pub(crate) bus: Arc<MemoryBus>,
     pub(crate) catalogue: Catalogue,
     pub(crate) folder: TempDir,
+    traces: Traces,
 }
 
 pub(crate) struct ControlPlane {
@@ -66,7 +72,14 @@ impl Cluster {
             bus: MemoryBus::new(),
             catalogue: Catalogue::new("test."),
             folder: tempfile::tempdir().unwrap(),
+            traces: Traces::off(),
         }
+    }
+
+    /// One whose spans are kept.
+    pub(crate) fn traced() -> (Self, Recorded) {
+        let (traces, recorded) = Traces::record(&OtelConfig::default());
+        (Self { traces, ..Self::new() }, recorded)
     }
 
     pub(crate) async fn control_plane(&self, id: &str) -> ControlPlane {
@@ -102,6 +115,7 @@ impl Cluster {
             identity: Identity::of("control-plane", Some(id)),
             metrics: metrics.clone(),
             health: Health::default(),
+            tracer: self.traces.tracer("control-plane", id).unwrap(),
         };
         let running = Box::pin(tbmq_control_plane::start(config, context)).await.unwrap();
         let (_, address) = running.addresses()[0];

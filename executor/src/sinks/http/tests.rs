@@ -27,7 +27,7 @@ use super::{
     server::{Received, Reply, Server},
 };
 use crate::{
-    conformance::{Behaviour, Fixture, SECRET, answer, context, message},
+    conformance::{Behaviour, Fixture, SECRET, answer, context, message, traced, traceparent},
     sink::{Message, Outcome, Sink, SinkKind},
     sinks::{SinkSettings, credentials, egress::Egress},
 };
@@ -163,6 +163,25 @@ async fn a_request_looks_like_tbmqs() {
         received.body,
         r#"{"payload":"Nw==","topicName":"topic/1","clientId":"client","eventType":"PUBLISH_MSG","qos":1,"retain":false,"tbmqIeNode":"ie","tbmqNode":"node","ts":1742554969254,"props":{},"metadata":{"integrationName":"under test"}}"#
     );
+}
+
+#[tokio::test]
+async fn a_traced_message_takes_its_place_along_unless_the_configured_headers_set_one() {
+    let server = Server::start(|_| Reply::of(200)).await;
+    let sent = async |changes: Value, message: Message| {
+        let mut sink = sink(&server.url("/x"), changes).await;
+        assert_eq!(outcome(&mut *sink, message).await, Outcome::Delivered);
+        let headers = server.received().pop().unwrap().headers;
+        ["traceparent", "tracestate"].map(|name| {
+            let all: Vec<_> =
+                headers.get_all(name).iter().map(|value| value.to_str().unwrap().to_owned()).collect();
+            all.join("|")
+        })
+    };
+    assert_eq!(sent(json!({}), traced(3)).await, [traceparent(3), "vendor=x".to_owned()]);
+    assert_eq!(sent(json!({}), message(3)).await, ["", ""]);
+    let own = json!({ "headers": { "Traceparent": "ours" } });
+    assert_eq!(sent(own, traced(3)).await, ["ours", ""]);
 }
 
 #[tokio::test]

@@ -3,9 +3,10 @@
 use std::fmt;
 
 use bytes::Bytes;
-use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::message::{Header, Headers as _, OwnedHeaders};
 use schemars::JsonSchema;
 use serde::Deserialize;
+use tbmq_service::trace::{TRACEPARENT, TRACESTATE, TraceContext};
 
 use crate::{
     sink::{Message, payload},
@@ -95,9 +96,17 @@ impl Records {
         self.key.as_deref()
     }
 
-    /// The same for each record.
-    pub(super) fn headers(&self) -> Option<OwnedHeaders> {
-        self.headers.clone()
+    /// The configured ones, and the place of the attempt in its trace unless they set one.
+    pub(super) fn headers(&self, trace: Option<&TraceContext>) -> Option<OwnedHeaders> {
+        let Some(trace) = trace else { return self.headers.clone() };
+        let headers = self.headers.clone().unwrap_or_default();
+        if headers.iter().any(|header| [TRACEPARENT, TRACESTATE].contains(&header.key)) {
+            return Some(headers);
+        }
+        let traced = trace
+            .fields()
+            .fold(headers, |headers, (key, text)| headers.insert(Header { key, value: Some(&text) }));
+        Some(traced)
     }
 
     pub(super) fn value(&self, message: &Message) -> Bytes {
@@ -119,11 +128,10 @@ impl Records {
 
 #[cfg(test)]
 mod tests {
-    use rdkafka::message::Headers as _;
     use serde_json::{Map, Value};
 
     use super::*;
-    use crate::conformance::message;
+    use crate::conformance::{message, traced, traceparent};
 
     /// What Java 17's `"aé€😀".getBytes(charset)` gives.
     #[test]
@@ -145,10 +153,24 @@ mod tests {
     #[test]
     fn headers_keep_their_order_and_may_be_empty() {
         let records = Records::new(None, [("z", "ü"), ("a", ""), ("z", "2")], Charset::Latin1, None);
-        let headers = records.headers().unwrap();
+        let headers = records.headers(None).unwrap();
         let found: Vec<_> = headers.iter().map(|header| (header.key, header.value.unwrap())).collect();
         assert_eq!(found, [("z", &b"\xfc"[..]), ("a", &b""[..]), ("z", &b"2"[..])]);
-        assert!(Records::new(None, [], Charset::Utf8, None).headers().is_none());
+        assert!(Records::new(None, [], Charset::Utf8, None).headers(None).is_none());
+    }
+
+    #[test]
+    fn a_traced_message_takes_its_place_along_unless_the_configured_headers_set_one() {
+        let sent = |configured: Option<(&str, &str)>| {
+            let records = Records::new(None, configured, Charset::Utf8, None);
+            let headers = records.headers(traced(3).trace.as_deref()).unwrap();
+            let text = |value: Option<&[u8]>| String::from_utf8(value.unwrap().to_vec()).unwrap();
+            headers.iter().map(|header| format!("{}: {}", header.key, text(header.value))).collect::<Vec<_>>()
+        };
+        let place = format!("traceparent: {}", traceparent(3));
+        assert_eq!(sent(None), [&*place, "tracestate: vendor=x"]);
+        assert_eq!(sent(Some(("a", "1"))), ["a: 1", &*place, "tracestate: vendor=x"]);
+        assert_eq!(sent(Some(("traceparent", "ours"))), ["traceparent: ours"]);
     }
 
     #[test]

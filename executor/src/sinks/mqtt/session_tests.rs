@@ -538,3 +538,17 @@ proptest! {
         prop_assert_eq!((0..=room).filter(|_| world.submit(1)).count(), room);
     }
 }
+
+#[test]
+fn a_traced_message_takes_its_place_along_to_a_broker_of_mqtt_5() {
+    let sent = |version, message: Message| {
+        let publish = publisher(version).publish(&message, &peer(1)).unwrap();
+        let pairs = publish.properties.user_properties();
+        pairs.map(|(name, value)| format!("{name}: {value}")).collect::<Vec<_>>()
+    };
+    let traced = || conformance::traced(3);
+    let told = format!("traceparent: {}", conformance::traceparent(3));
+    assert_eq!(sent(5, traced()), [&*told, "tracestate: vendor=x"]);
+    assert!(sent(4, traced()).is_empty());
+    assert!(sent(5, message(3, 1)).is_empty());
+}

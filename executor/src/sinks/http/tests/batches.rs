@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::{Http, HttpFixture, Received, Reply, Server, configuration, messages, sink};
 use crate::{
-    conformance::{Behaviour, Fixture, answer, message, message_of},
+    conformance::{Behaviour, Fixture, answer, message, message_of, traced, traceparent},
     sink::{Outcome, SinkKind},
 };
 
@@ -216,4 +216,20 @@ async fn keys_are_the_same_for_the_same_messages_only() {
         alone.ends_with("-tbmq.msg.ie.00000000-0000-0000-0000-000000000001-0-9-1742554969254"),
         "{alone}"
     );
+}
+
+#[tokio::test]
+async fn a_batch_has_the_place_of_its_first_message_that_is_traced() {
+    let server = Server::start(|_| Reply::of(200)).await;
+    let batch = json!({ "batch": { "format": "JSON_ARRAY", "maxCount": 3, "maxDelayMs": 60_000 } });
+    let mut sink = sink(&server.url("/hook"), batch).await;
+    for (ticket, message) in (1..).zip([message(1), traced(2), traced(3)]) {
+        sink.submit(message, ticket).unwrap();
+    }
+    for _ in 0..3 {
+        assert_eq!(answer(&mut *sink).await.1, Outcome::Delivered);
+    }
+    let received = messages(&server);
+    assert_eq!(received.len(), 1);
+    assert_eq!(received[0].headers["traceparent"], traceparent(2));
 }
