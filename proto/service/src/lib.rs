@@ -10,6 +10,7 @@
 //! * [`drain`]: the one signal to stop taking work.
 //! * [`tls`], [`file`](mod@file): certificates that are read again when their files change.
 //! * [`system`]: the load of the machine.
+//! * [`trace`]: OpenTelemetry traces: what travels, settings, spans and their export.
 #![warn(missing_docs)]
 
 pub mod admin;
@@ -26,3 +27,4 @@ pub mod system;
 pub mod telemetry;
 pub mod time;
 pub mod tls;
+pub mod trace;
