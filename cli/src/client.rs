@@ -41,6 +41,8 @@ pub(crate) struct Target {
     pub(crate) timeout: Duration,
     /// The value of the header `authorization`.
     authorization: Option<MetadataValue<Ascii>>,
+    /// The trace that the caller is part of, by the header that tells it.
+    trace: Vec<(&'static str, MetadataValue<Ascii>)>,
     tls: Option<ClientTlsConfig>,
 }
 
@@ -85,8 +87,20 @@ impl TryFrom<&Settings> for Target {
         } else {
             None
         };
-        Ok(Self { server: server.clone(), timeout: settings.timeout, authorization, tls })
+        let trace = trace(|name| std::env::var(name).ok());
+        Ok(Self { server: server.clone(), timeout: settings.timeout, authorization, trace, tls })
     }
+}
+
+/// The trace that is told by `TRACEPARENT` and `TRACESTATE`, as CI systems and wrappers do. What makes no sense is the
+/// server's to leave out.
+fn trace(variable: impl Fn(&str) -> Option<String>) -> Vec<(&'static str, MetadataValue<Ascii>)> {
+    let known = [("TRACEPARENT", "traceparent"), ("TRACESTATE", "tracestate")];
+    let told = known.into_iter().map_while(|(variable_name, header)| {
+        let value = variable(variable_name)?.trim().parse().ok()?;
+        Some((header, value))
+    });
+    told.collect()
 }
 
 impl Target {
@@ -102,6 +116,9 @@ impl Target {
         let mut request = Request::new(message);
         if let Some(authorization) = &self.authorization {
             request.metadata_mut().insert("authorization", authorization.clone());
+        }
+        for (name, value) in &self.trace {
+            request.metadata_mut().insert(*name, value.clone());
         }
         request
     }
@@ -393,6 +410,25 @@ mod tests {
     fn a_secret_is_not_shown_by_debug() {
         let target = Target::try_from(&settings("https://localhost", Some("sesame"))).unwrap();
         assert!(!format!("{target:?} {:?}", target.request(())).contains("sesame"));
+    }
+
+    #[test]
+    fn a_trace_is_passed_on_when_the_environment_tells_one() {
+        let told = |variables: &'static [(&str, &str)]| {
+            let find = |name: &str| variables.iter().find(|(known, _)| *known == name);
+            let found = trace(|name| find(name).map(|(_, value)| (*value).to_owned()));
+            found
+                .into_iter()
+                .map(|(name, value)| format!("{name}: {}", value.to_str().unwrap()))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(
+            told(&[("TRACEPARENT", "00-a-b-01 "), ("TRACESTATE", "x=y")]),
+            ["traceparent: 00-a-b-01", "tracestate: x=y"]
+        );
+        assert_eq!(told(&[("TRACEPARENT", "00-a-b-01")]), ["traceparent: 00-a-b-01"]);
+        assert!(told(&[("TRACESTATE", "x=y")]).is_empty());
+        assert!(told(&[]).is_empty());
     }
 
     #[tokio::test]

@@ -60,6 +60,7 @@ use tbmq_proto::{ids::ServiceId, topic::Catalogue};
 use tbmq_service::{
     admin::{Component, Health},
     identity::Identity,
+    trace::Tracer,
 };
 use tokio::{sync::watch, task::JoinSet};
 
@@ -87,6 +88,8 @@ pub struct Context {
     pub metrics: tbmq_service::metrics::Metrics,
     /// The process's health.
     pub health: Health,
+    /// What makes the control plane's spans.
+    pub tracer: Tracer,
 }
 
 /// A running control plane.

@@ -40,6 +40,7 @@ fn check(config: &Config, shell: &ShellConfig) -> Result<(), Misconfigured> {
 }
 
 async fn start(config: Config, shell: Shell) -> anyhow::Result<Plane> {
+    let tracer = shell.traces.tracer("control-plane", &shell.identity.service_id)?;
     let context = Context {
         bus: KafkaBus::new(kafka(&shell.kafka)?)?,
         catalogue: Catalogue::new(shell.kafka.kafka_prefix.clone()),
@@ -47,6 +48,7 @@ async fn start(config: Config, shell: Shell) -> anyhow::Result<Plane> {
         identity: shell.identity,
         metrics: shell.metrics,
         health: shell.health,
+        tracer,
     };
     tbmq_control_plane::start(config, context).await.map(Plane)
 }

@@ -12,7 +12,7 @@ use tbmq_proto::{
     ids::{IntegrationId, Kind, ServiceId},
     topic::{Catalogue, DOWNLINK_PARTITIONS, Topic},
 };
-use tbmq_service::{drain::Drain, identity::Identity};
+use tbmq_service::{drain::Drain, identity::Identity, trace::Tracer};
 use tokio::sync::Notify;
 
 use crate::{
@@ -56,6 +56,7 @@ pub(crate) struct Plane {
     pub(crate) validator: Validator,
     pub(crate) metrics: Metrics,
     pub(crate) access: Arc<Access>,
+    pub(crate) tracer: Tracer,
     pub(crate) drain: Drain,
     pub(crate) faults: Faults,
     /// There may be dirty marks.
@@ -96,6 +97,7 @@ impl Plane {
                 context.catalogue.clone(),
                 store.vault().clone(),
                 metrics.clone(),
+                context.tracer.clone(),
             ),
             changes: Changes::new(
                 config.control.watchers_max.get(),
@@ -113,9 +115,10 @@ impl Plane {
             nodes: Nodes::new(),
             claims: Claims::default(),
             commands: Commands::new(metrics.clone()),
-            peers: Peers::default(),
+            peers: Peers::new(context.tracer.clone()),
             metrics,
             access,
+            tracer: context.tracer,
             drain: Drain::new(),
             faults,
             dirty: Notify::new(),

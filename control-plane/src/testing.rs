@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, num::NonZeroU32, path::Path, sync::Arc};
 
 use tbmq_bus::memory::MemoryBus;
 use tbmq_proto::{ids::IntegrationId, topic::Catalogue};
-use tbmq_service::{admin::Health, identity::Identity};
+use tbmq_service::{admin::Health, identity::Identity, trace::Tracer};
 
 use crate::{
     Config, Context,
@@ -28,6 +28,7 @@ pub(crate) async fn plane(folder: &Path, bus: &Arc<MemoryBus>, id: &str) -> Arc<
         identity: Identity::of("control-plane", Some(id)),
         metrics: tbmq_service::metrics::Metrics::default(),
         health: Health::default(),
+        tracer: Tracer::off(),
     };
     let metrics = Metrics::default();
     let access = Arc::new(Access::open(&config.control, id, &store, &metrics).await.unwrap());

@@ -8,13 +8,14 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use tbmq_bus::{CompletionQueue, Outgoing, Writer};
+use tbmq_bus::{CompletionQueue, Header, Outgoing, Writer};
 use tbmq_integration::{
     Millis,
     validation::{End, ExchangeId, Step, TooManyPending, Validations},
     wire::{self, ValidationReply, ValidationRequest},
 };
 use tbmq_proto::topic::Catalogue;
+use tbmq_service::trace::{self, Span, SpanKind, Tracer, bounded};
 use tokio::sync::{Notify, oneshot};
 use uuid::Uuid;
 
@@ -35,6 +36,7 @@ pub(crate) struct Validator {
     catalogue: Catalogue,
     vault: Arc<Vault>,
     metrics: Metrics,
+    tracer: Tracer,
 }
 
 struct State {
@@ -48,11 +50,13 @@ struct State {
 struct Caller {
     request: ValidationRequest,
     answer: Option<oneshot::Sender<End>>,
+    /// From the question to the answer, if who asks is traced.
+    span: Option<Span>,
 }
 
 /// What the driver's loop is to write.
 enum Write {
-    Request(ValidationRequest),
+    Request(ValidationRequest, Vec<Header>),
     Tombstone(String, Uuid),
 }
 
@@ -69,6 +73,7 @@ impl Validator {
         catalogue: Catalogue,
         vault: Arc<Vault>,
         metrics: Metrics,
+        tracer: Tracer,
     ) -> Self {
         let state =
             State { machine: Validations::new(limit), callers: BTreeMap::new(), tombstones: VecDeque::new() };
@@ -79,6 +84,7 @@ impl Validator {
             catalogue,
             vault,
             metrics,
+            tracer,
         }
     }
 
@@ -94,12 +100,13 @@ impl Validator {
         patience: Duration,
     ) -> Result<End, TooManyPending> {
         let (answer, answered) = oneshot::channel();
+        let span = self.begin(&request);
         let exchange = {
             let mut state = self.state.lock();
             let exchange = state.machine.request(self.now(), Uuid::new_v4(), patience).inspect_err(|_| {
                 self.metrics.validations_refused.inc();
             })?;
-            state.callers.insert(exchange, Caller { request, answer: Some(answer) });
+            state.callers.insert(exchange, Caller { request, answer: Some(answer), span });
             exchange
         };
         self.metrics.validations.inc();
@@ -107,6 +114,20 @@ impl Validator {
         let _cancel = Cancel { validator: self, exchange };
         // The machine lets every exchange leave, so the sender is dropped only with the whole process.
         Ok(answered.await.unwrap_or(End::Expired))
+    }
+
+    /// The span of an exchange, below that of the call that it is for.
+    fn begin(&self, request: &ValidationRequest) -> Option<Span> {
+        if !self.tracer.is_on() {
+            return None;
+        }
+        let mut span = self.tracer.follow("validation", SpanKind::Producer, &trace::current()?)?;
+        span.set("messaging.system", "kafka");
+        span.set("messaging.operation.name", "validation");
+        span.set("messaging.operation.type", "send");
+        span.set("tbmq.integration.id", request.integration.to_string());
+        span.set("tbmq.integration.kind", request.kind.as_str().to_owned());
+        Some(span)
     }
 
     /// Takes a reply from the notifications topic.
@@ -132,7 +153,7 @@ impl Validator {
             let mut full = false;
             for write in writes {
                 let (kind, id, value) = match &write {
-                    Write::Request(request) => match self.vault.sealed(request) {
+                    Write::Request(request, _) => match self.vault.sealed(request) {
                         Ok(sealed) => {
                             (request.kind.as_str(), request.id, Some(wire::encode_request(&sealed)))
                         }
@@ -153,7 +174,10 @@ impl Validator {
                     partition: None,
                     key: Some(key.as_bytes()),
                     value: value.as_deref(),
-                    headers: &[],
+                    headers: match &write {
+                        Write::Request(_, headers) => headers,
+                        Write::Tombstone(..) => &[],
+                    },
                 };
                 next_ticket += 1;
                 match writer.submit(handle, record, next_ticket, &completions) {
@@ -164,7 +188,7 @@ impl Validator {
                     Err(error) => {
                         full = true;
                         match write {
-                            Write::Request(request) => self.failed(request.id, &error.to_string()),
+                            Write::Request(request, _) => self.failed(request.id, &error.to_string()),
                             Write::Tombstone(kind, id) => self.keep_tombstone(kind, id),
                         }
                     }
@@ -227,12 +251,13 @@ impl Validator {
             match step {
                 Step::Send { exchange, request, deadline } => {
                     let Some(caller) = state.callers.get(&exchange) else { continue };
-                    writes.push(Write::Request(ValidationRequest {
+                    let request = ValidationRequest {
                         id: request,
                         created_ms: now_ms,
                         deadline_ms: now_ms + deadline.since(now).as_millis() as i64,
                         ..caller.request.clone()
-                    }));
+                    };
+                    writes.push(Write::Request(request, headers(caller.span.as_ref())));
                 }
                 Step::Withdraw { exchange, request } => {
                     let Some(caller) = state.callers.get(&exchange) else { continue };
@@ -242,7 +267,11 @@ impl Validator {
                     if end == End::Expired {
                         self.metrics.validations_expired.inc();
                     }
-                    let answer = state.callers.remove(&exchange).and_then(|caller| caller.answer);
+                    let caller = state.callers.remove(&exchange);
+                    let (answer, span) = caller.map_or((None, None), |caller| (caller.answer, caller.span));
+                    if let Some(span) = span {
+                        ended(span, &end);
+                    }
                     // Nobody listens when the caller has gone away.
                     if let Some(answer) = answer {
                         answer.send(end).ok();
@@ -251,6 +280,25 @@ impl Validator {
             }
         }
         (writes, state.machine.next_deadline())
+    }
+}
+
+/// What a request carries of its trace.
+fn headers(span: Option<&Span>) -> Vec<Header> {
+    let fields = span.into_iter().flat_map(|span| span.context().fields());
+    fields.map(|(name, text)| Header::text(name, text)).collect()
+}
+
+fn ended(mut span: Span, end: &End) {
+    match end {
+        End::Answered(reply) => {
+            span.set("tbmq.executor.id", reply.executor.clone());
+            if let Some(error) = &reply.error {
+                span.fail("refused", bounded(error).to_owned());
+            }
+        }
+        End::Expired => span.fail("expired", "nobody answered in time, or the caller went away"),
+        End::Undelivered(reason) => span.fail("undelivered", bounded(reason).to_owned()),
     }
 }
 

@@ -24,6 +24,7 @@ use tbmq_service::{
     identity::{Identity, Superseded},
     shell::Misconfigured,
     system::Meter,
+    trace::Tracer,
 };
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -58,6 +59,7 @@ pub mod session_records;
 pub mod session_store;
 mod subscriptions;
 mod sys;
+mod traced;
 mod worker;
 
 use auth::Auth;
@@ -103,6 +105,8 @@ pub struct Context {
     pub metrics: tbmq_service::metrics::Metrics,
     /// The process's health; the plane adds its components.
     pub health: Health,
+    /// What makes the plane's spans.
+    pub tracer: Tracer,
     /// A folder where sessions are kept, and what they survive there; absent, and without Redis, they end with the
     /// process.
     pub sessions: Option<(PathBuf, Durability)>,
@@ -162,6 +166,7 @@ pub async fn start(config: Config, context: Context) -> anyhow::Result<Running> 
         Known { router: router.clone(), retained: retained.clone(), auth: auth.clone() },
         sessions,
         metrics.clone(),
+        context.tracer.clone(),
     );
     // Bad endpoints are told before anything is served.
     let control_planes = &config.control.grpc;

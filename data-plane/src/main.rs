@@ -21,6 +21,7 @@ fn check(_: &Config, shell: &ShellConfig) -> Result<(), Misconfigured> {
 }
 
 async fn start(config: Config, shell: Shell) -> anyhow::Result<Running> {
+    let tracer = shell.traces.tracer("data-plane", &shell.identity.service_id)?;
     let context = Context {
         bus: KafkaBus::new(kafka(&shell.kafka)?)?,
         catalogue: Catalogue::new(shell.kafka.kafka_prefix.clone()),
@@ -28,6 +29,7 @@ async fn start(config: Config, shell: Shell) -> anyhow::Result<Running> {
         identity: shell.identity,
         metrics: shell.metrics,
         health: shell.health,
+        tracer,
         sessions: None,
     };
     tbmq_data_plane::start(config, context).await

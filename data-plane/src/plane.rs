@@ -14,7 +14,7 @@ use std::{
 use parking_lot::Mutex;
 use tbmq_bus::Writer;
 use tbmq_mqtt::session::{End, Limits, Options};
-use tbmq_service::drain::Drain;
+use tbmq_service::{drain::Drain, trace::Tracer};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::TaskTracker;
 
@@ -51,6 +51,7 @@ pub(crate) struct Plane {
     /// Unless sessions end with the process.
     pub(crate) recorder: Option<Recorder>,
     pub(crate) writer: Arc<dyn Writer>,
+    pub(crate) tracer: Tracer,
     pub(crate) service_id: Arc<str>,
     /// Records of one connection on their way to the bus.
     pub(crate) in_flight_max: usize,
@@ -77,6 +78,7 @@ impl Plane {
         known: Known,
         sessions: Sessions,
         metrics: Metrics,
+        tracer: Tracer,
     ) -> Arc<Self> {
         let mqtt = &config.mqtt;
         let workers = match mqtt.workers {
@@ -101,6 +103,7 @@ impl Plane {
             router,
             retained,
             writer,
+            tracer,
             service_id,
             in_flight_max: usize::from(mqtt.max_in_flight_msgs.get()).max(1) * 4,
             in_flight_bytes_max: mqtt.in_flight_bytes_max.get(),

@@ -456,7 +456,7 @@ fn decode_filters(value: Bytes) -> Result<Vec<RecordedFilter>, String> {
 pub(crate) mod tests {
     use tbmq_bus::{Bus as _, memory::MemoryBus, spec_of};
     use tbmq_proto::topic::{Catalogue, Topic};
-    use tbmq_service::{admin::Health, identity::Identity};
+    use tbmq_service::{admin::Health, identity::Identity, trace::Tracer};
 
     use super::*;
 
@@ -468,6 +468,7 @@ pub(crate) mod tests {
             identity: Identity::of("data-plane", Some("node-1")),
             metrics: tbmq_service::metrics::Metrics::default(),
             health: Health::default(),
+            tracer: Tracer::off(),
             sessions: None,
         }
     }

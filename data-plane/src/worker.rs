@@ -22,6 +22,7 @@ use crate::{
     retained::Retained,
     route::{Matches, Route},
     session_store::Seq,
+    traced::Sending,
 };
 
 /// How exact deadlines are.
@@ -82,11 +83,20 @@ pub(crate) struct Worker {
 #[derive(Debug)]
 struct Flight {
     mailbox: Arc<Mailbox>,
-    number: Option<u64>,
     bytes: usize,
     route: Arc<Route>,
+    of: Of,
+}
+
+/// What a record is of.
+#[derive(Debug)]
+pub(crate) struct Of {
+    /// The publish.
+    pub(crate) number: Option<u64>,
     /// The topic, when it is the record of a retained message.
-    retained: Option<Text>,
+    pub(crate) retained: Option<Text>,
+    /// The record's span, if the publish is traced.
+    pub(crate) trace: Option<Box<Sending>>,
 }
 
 impl Worker {
@@ -143,14 +153,18 @@ impl Worker {
         route: &Arc<Route>,
         record: Outgoing<'_>,
         mailbox: &Arc<Mailbox>,
-        number: Option<u64>,
-        retained: Option<Text>,
+        of: Of,
     ) -> Result<usize, SubmitError> {
         let bytes = record.key.map_or(0, <[u8]>::len) + record.value.map_or(0, <[u8]>::len);
         let mut flights = self.flights.lock();
         let entry = flights.vacant_entry();
-        writer.submit(route.topic(), record, entry.key() as u64, &self.completions)?;
-        entry.insert(Flight { mailbox: mailbox.clone(), number, bytes, route: route.clone(), retained });
+        if let Err(error) = writer.submit(route.topic(), record, entry.key() as u64, &self.completions) {
+            if let Some(sending) = of.trace {
+                sending.refused(error);
+            }
+            return Err(error);
+        }
+        entry.insert(Flight { mailbox: mailbox.clone(), bytes, route: route.clone(), of });
         Ok(bytes)
     }
 
@@ -237,14 +251,18 @@ impl Worker {
         let now_ms = clock.now().monotonic_ms;
         let mut written = 0;
         for (flight, result) in flights.drain(..) {
-            flight.route.settled(&result, now_ms, metrics);
+            let Flight { mailbox, bytes, route, of } = flight;
+            route.settled(&result, now_ms, metrics);
+            if let Some(sending) = of.trace {
+                sending.settled(&result);
+            }
             let result = match result {
                 Ok(()) => {
                     written += 1;
                     Ok(())
                 }
                 Err(error) => {
-                    if let Some(topic) = &flight.retained {
+                    if let Some(topic) = &of.retained {
                         retained.refused(topic);
                     }
                     metrics.refused(match error {
@@ -252,14 +270,13 @@ impl Worker {
                         Error::UnknownTopic(_) => Refusal::UnknownTopic,
                         Error::Fenced(_) | Error::Refused(_) => Refusal::Other,
                     });
-                    if flight.number.is_none() {
+                    if of.number.is_none() {
                         metrics.dropped(Dropped::BusRefused);
                     }
                     Err(ReasonCode::UnspecifiedError)
                 }
             };
-            let Flight { mailbox, number, bytes, .. } = flight;
-            mailbox.settle(Outcome::Record { number, bytes, result });
+            mailbox.settle(Outcome::Record { number: of.number, bytes, result });
         }
         metrics.records_written.inc_by(written);
     }

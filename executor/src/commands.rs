@@ -8,10 +8,12 @@ use tbmq_integration::{
     wire::{self, RequestType, Stage, Target, ValidationReply, ValidationRequest},
 };
 use tbmq_proto::ids::{ServiceId, ShardId};
+use tbmq_service::trace::{Span, SpanKind, TraceContext, Tracer, bounded};
 use tokio::{
     sync::{Semaphore, mpsc},
     task::JoinSet,
 };
+use tracing::Instrument as _;
 
 use crate::{
     executor::Shared,
@@ -22,8 +24,15 @@ use crate::{
 /// Where requests are put. Clones share it.
 #[derive(Clone, Debug)]
 pub(crate) struct Commands {
-    queue: mpsc::Sender<ValidationRequest>,
-    refused: mpsc::Sender<ValidationRequest>,
+    queue: mpsc::Sender<Asked>,
+    refused: mpsc::Sender<Asked>,
+}
+
+/// A request, and its span if it is traced, which ends with the answer.
+#[derive(Debug)]
+struct Asked {
+    request: ValidationRequest,
+    span: Option<Span>,
 }
 
 impl Commands {
@@ -38,15 +47,30 @@ impl Commands {
     }
 
     /// Takes a request; does not wait. One too many is answered with an error.
-    pub(crate) fn put(&self, shared: &Shared, request: ValidationRequest) {
+    pub(crate) fn put(&self, shared: &Shared, request: ValidationRequest, parent: Option<&TraceContext>) {
         if is_expired(&request) {
             shared.metrics.commands_expired.inc();
-        } else if let Err(error) = self.queue.try_send(request) {
+            return;
+        }
+        let span = parent.and_then(|parent| begin(&shared.tracer, &request, parent));
+        if let Err(error) = self.queue.try_send(Asked { request, span }) {
             shared.metrics.commands_refused.inc();
             // Even more than that: silence, and the control plane asks another executor.
             self.refused.try_send(error.into_inner()).ok();
         }
     }
+}
+
+/// The span of a request, from its arrival to its answer.
+fn begin(tracer: &Tracer, request: &ValidationRequest, parent: &TraceContext) -> Option<Span> {
+    let mut span = tracer.follow("validate", SpanKind::Consumer, parent)?;
+    span.set("messaging.system", "kafka");
+    span.set("messaging.operation.name", "validate");
+    span.set("messaging.operation.type", "process");
+    span.set("tbmq.integration.id", request.integration.to_string());
+    span.set("tbmq.integration.kind", request.kind.as_str().to_owned());
+    span.set("tbmq.validation.id", request.id.to_string());
+    Some(span)
 }
 
 #[derive(Debug, Default)]
@@ -65,8 +89,8 @@ impl Verdict {
 async fn work(
     shared: Arc<Shared>,
     writer: Arc<dyn Writer>,
-    mut queued: mpsc::Receiver<ValidationRequest>,
-    mut refusals: mpsc::Receiver<ValidationRequest>,
+    mut queued: mpsc::Receiver<Asked>,
+    mut refusals: mpsc::Receiver<Asked>,
 ) {
     let slots = Arc::new(Semaphore::new(shared.config.integrations.manage.command_threads_count.get()));
     let mut workers = JoinSet::new();
@@ -77,32 +101,34 @@ async fn work(
                     tracing::error!(%error, "a command's worker ended");
                 }
             }
-            Some(request) = refusals.recv() => {
-                let text = "the executor has too many validations waiting; try again";
-                reply(&shared, &*writer, &request, Verdict::refused(text)).await;
-            }
+            Some(asked) = refusals.recv() => refuse(&shared, &*writer, asked).await,
             slot = slots.clone().acquire_owned() => {
                 let Ok(slot) = slot else { return };
-                let request = tokio::select! {
-                    request = queued.recv() => request,
-                    Some(request) = refusals.recv() => {
-                        let text = "the executor has too many validations waiting; try again";
-                        reply(&shared, &*writer, &request, Verdict::refused(text)).await;
+                let asked = tokio::select! {
+                    asked = queued.recv() => asked,
+                    Some(asked) = refusals.recv() => {
+                        refuse(&shared, &*writer, asked).await;
                         continue;
                     }
                 };
-                let Some(request) = request else { return };
+                let Some(asked) = asked else { return };
                 let (shared, writer) = (shared.clone(), writer.clone());
+                let logged = asked.span.as_ref().map_or_else(tracing::Span::none, |span| span.context().log_span());
                 workers.spawn(async move {
-                    answer(&shared, &*writer, request).await;
+                    answer(&shared, &*writer, asked).await;
                     drop(slot);
-                });
+                }.instrument(logged));
             }
         }
     }
 }
 
-async fn answer(shared: &Arc<Shared>, writer: &dyn Writer, request: ValidationRequest) {
+async fn refuse(shared: &Shared, writer: &dyn Writer, Asked { request, span }: Asked) {
+    let verdict = Verdict::refused("the executor has too many validations waiting; try again");
+    reply(shared, writer, &request, verdict, span).await;
+}
+
+async fn answer(shared: &Arc<Shared>, writer: &dyn Writer, Asked { request, span }: Asked) {
     // Checked on receipt as well; it may have waited.
     if is_expired(&request) {
         shared.metrics.commands_expired.inc();
@@ -110,14 +136,14 @@ async fn answer(shared: &Arc<Shared>, writer: &dyn Writer, request: ValidationRe
     }
     let judging = tokio::spawn({
         let (shared, request) = (shared.clone(), request.clone());
-        async move { judge(&shared, &request).await }
+        async move { judge(&shared, &request).await }.in_current_span()
     });
     // A kind that panics still gets an answer out.
     let verdict = judging.await.unwrap_or_else(|error| {
         tracing::error!(%error, kind = %request.kind, "a check ended by itself");
         Verdict::refused("the check failed inside the executor; its log says why")
     });
-    reply(shared, writer, &request, verdict).await;
+    reply(shared, writer, &request, verdict, span).await;
 }
 
 async fn judge(shared: &Shared, request: &ValidationRequest) -> Verdict {
@@ -180,7 +206,16 @@ async fn judge_opened(shared: &Shared, request: &ValidationRequest, target: Targ
     }
 }
 
-async fn reply(shared: &Shared, writer: &dyn Writer, request: &ValidationRequest, verdict: Verdict) {
+async fn reply(
+    shared: &Shared,
+    writer: &dyn Writer,
+    request: &ValidationRequest,
+    verdict: Verdict,
+    mut span: Option<Span>,
+) {
+    if let (Some(span), Some(error)) = (&mut span, &verdict.error) {
+        span.fail("refused", bounded(error).to_owned());
+    }
     let Ok(control_plane) = request.reply_to.parse::<ServiceId>() else {
         shared.metrics.bad_record("downlink");
         tracing::warn!(request = %request.id, reply_to = request.reply_to, "a request names no control plane");

@@ -164,7 +164,7 @@ pub(crate) fn message_of(number: u64, payload: Bytes) -> Message {
         timestamp: 1_742_554_969_254,
         ..PublishIntegrationMsgProto::default()
     };
-    Message { publish: Arc::new(publish), partition: 0, offset: number }
+    Message { publish: Arc::new(publish), partition: 0, offset: number, trace: None }
 }
 
 /// A context with a window.

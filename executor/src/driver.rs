@@ -39,6 +39,7 @@ use crate::{
     lease::Lease,
     owners::{self, Claims},
     runner::{Order, Shard},
+    traced,
 };
 
 /// The first and the longest pause between two attempts to reach the bus.
@@ -519,6 +520,11 @@ impl Driver {
         let result =
             restoration.record(record.offset, record.key.as_deref(), record.value.as_ref(), revision);
         match result {
+            Ok(Some(Step::Answer(request))) => {
+                let shared = &self.group.shared;
+                let parent = if shared.tracer.is_on() { traced::parent(&record) } else { None };
+                self.group.commands.put(shared, request, parent.as_ref());
+            }
             Ok(Some(step)) => self.step(partition.partition, step),
             Ok(None) => {}
             Err(error) => {
@@ -559,7 +565,7 @@ impl Driver {
 
     fn step(&mut self, partition: u32, step: Step) {
         match step {
-            Step::Answer(request) => self.group.commands.put(&self.group.shared, request),
+            Step::Answer(request) => self.group.commands.put(&self.group.shared, request, None),
             Step::Withdraw(shard) => {
                 let owned = self.owned.get(&partition);
                 if let Some(handle) = owned.and_then(|owned| owned.shards.get(&shard)) {

@@ -14,7 +14,7 @@ use tbmq_proto::{
     ids::{IntegrationId, Kind, ServiceId},
     topic::{Catalogue, Topic},
 };
-use tbmq_service::identity::Identity;
+use tbmq_service::{identity::Identity, trace::Tracer};
 use tokio::sync::{Notify, Semaphore};
 
 use crate::{
@@ -45,6 +45,7 @@ pub(crate) struct Shared {
     pub(crate) limiter: Option<Mutex<ErrorLimiter>>,
     pub(crate) clock: Clock,
     pub(crate) lookup: Lookup,
+    pub(crate) tracer: Tracer,
     /// Integrations that connect at a time.
     pub(crate) connects: Semaphore,
     pub(crate) owners: Owners,

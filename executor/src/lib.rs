@@ -10,6 +10,7 @@
 //! | `lookup` | message topics and what is committed for them, for many shards in one call |
 //! | `messages` | the one reader of all message topics, and their commits |
 //! | `commands` | validation requests and connection checks |
+//! | `traced` | spans of messages and attempts |
 //! | `redact` | keeps secrets out of what sinks say |
 //! | `uplink`, `announce`, `system_info` | events; what lives, what was applied, which kinds are served; the machine's load |
 //! | [`sink`], [`sinks`] | the contract of a kind of integration, and the kinds |
@@ -31,6 +32,7 @@ use tbmq_service::{
     admin::Health,
     drain::Drain,
     identity::{Identity, Superseded},
+    trace::Tracer,
 };
 use tokio::{sync::Semaphore, task::JoinSet};
 
@@ -65,6 +67,7 @@ mod runner;
 pub mod sink;
 pub mod sinks;
 mod system_info;
+mod traced;
 mod uplink;
 
 /// Integrations that the limit on error events remembers as told.
@@ -88,6 +91,8 @@ pub struct Context {
     pub metrics: tbmq_service::metrics::Metrics,
     /// The process's health.
     pub health: Health,
+    /// What makes the executor's spans.
+    pub tracer: Tracer,
 }
 
 /// A running executor. Dropping it ends it at once, as a crash would.
@@ -125,7 +130,7 @@ pub async fn start_with(
 ) -> anyhow::Result<Running> {
     config.check_values()?;
     let keys = config.keys()?;
-    let Context { bus, catalogue, replication_factor, identity, metrics, health } = context;
+    let Context { bus, catalogue, replication_factor, identity, metrics, health, tracer } = context;
     let service_id: ServiceId = identity.service_id.parse()?;
     let names: Vec<_> = kinds.iter().map(|kind| kind.name()).collect();
     let served = config.served(&names)?;
@@ -190,6 +195,7 @@ pub async fn start_with(
         limiter,
         clock: Clock::new(),
         lookup,
+        tracer,
         connects,
         owners,
         newer: incarnation::Newer::default(),

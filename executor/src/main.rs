@@ -22,6 +22,7 @@ fn check(config: &Config, shell: &ShellConfig) -> Result<(), Misconfigured> {
 }
 
 async fn start(config: Config, shell: Shell) -> anyhow::Result<Running> {
+    let tracer = shell.traces.tracer("executor", &shell.identity.service_id)?;
     let context = Context {
         bus: KafkaBus::new(kafka(&shell.kafka)?)?,
         catalogue: Catalogue::new(shell.kafka.kafka_prefix.clone()),
@@ -29,6 +30,7 @@ async fn start(config: Config, shell: Shell) -> anyhow::Result<Running> {
         identity: shell.identity,
         metrics: shell.metrics,
         health: shell.health,
+        tracer,
     };
     tbmq_executor::start(config, context).await
 }

@@ -21,6 +21,7 @@ use tbmq_integration::{
     wire::{Stage, Target},
 };
 use tbmq_proto::{ids::ShardId, integration::PublishIntegrationMsgProto};
+use tbmq_service::trace::TraceContext;
 
 /// The driver's number for a submitted message; it comes back with the outcome.
 pub type Ticket = u64;
@@ -34,6 +35,8 @@ pub struct Message {
     pub partition: u32,
     /// See `partition`.
     pub offset: u64,
+    /// The attempt's place in its trace, to be passed on if the remote end can take it; `None`: it is not traced.
+    pub trace: Option<Arc<TraceContext>>,
 }
 
 /// The sink has no room; it will wake the task of the last `poll_outcome` when it has.

@@ -6,6 +6,7 @@
 //! | [`process`] | our own binaries: start, addresses, kill -9, drain, CPU time and memory |
 //! | [`client`] | an MQTT client over the workspace's codec that remembers what was acknowledged |
 //! | [`http_sink`] | an HTTP server that records what arrives |
+//! | [`collector`] | a collector of OpenTelemetry that keeps the spans it is sent |
 //! | [`port`] | a TCP port that is closed and opened again |
 //! | [`proxy`] | a TCP proxy that goes down, swallows, cuts and refuses |
 //! | [`toolbox`] | Python's gRPC packages and grpcurl, for the examples in `clients/` |
@@ -17,6 +18,7 @@
 #![allow(clippy::print_stderr, reason = "test infrastructure speaks on stderr")]
 
 pub mod client;
+pub mod collector;
 pub mod guard;
 pub mod http_sink;
 pub mod kafka;

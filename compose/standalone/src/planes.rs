@@ -159,6 +159,7 @@ macro_rules! context {
             identity: identity($role, $roles, $shell)?,
             metrics: $shell.metrics.clone(),
             health: $shell.health.scoped($role),
+            tracer: $shell.traces.tracer($role, &identity($role, $roles, $shell)?.service_id)?,
         }
     };
 }

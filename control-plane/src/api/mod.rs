@@ -31,6 +31,7 @@ mod stats;
 mod status;
 mod stream;
 mod token;
+mod traced;
 mod unauthorized;
 mod watch;
 

@@ -41,7 +41,7 @@ use tbmq_proto::{
     },
     ids::IntegrationId,
 };
-use tbmq_service::{admin::Health, identity::Identity, metrics::Metrics};
+use tbmq_service::{admin::Health, identity::Identity, metrics::Metrics, trace::Tracer};
 use tokio::sync::{Notify, watch};
 use tonic::{Code, Status, transport::Channel};
 use uuid::Uuid;
@@ -139,6 +139,7 @@ impl Lone {
             identity: Identity::of("control-plane", Some("cp1")),
             metrics: Metrics::default(),
             health: Health::default(),
+            tracer: Tracer::off(),
         };
         let (address, started) = mpsc::sync_channel(1);
         let stop = Arc::new(Notify::new());

@@ -19,7 +19,7 @@ use tbmq_proto::{
         node_reply::Reply, node_request,
     },
 };
-use tbmq_service::{admin::Health, identity::Identity, metrics::Metrics};
+use tbmq_service::{admin::Health, identity::Identity, metrics::Metrics, trace::Tracer};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Status, Streaming, transport::Channel};
@@ -43,6 +43,7 @@ async fn data_plane(cluster: &Cluster, id: &str, control: SocketAddr) -> tbmq_da
         identity: Identity::of("data-plane", Some(id)),
         metrics: Metrics::default(),
         health: Health::default(),
+        tracer: Tracer::off(),
         sessions: None,
     };
     tbmq_data_plane::start(config, context).await.unwrap()

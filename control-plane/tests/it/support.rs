@@ -32,7 +32,7 @@ use tbmq_proto::{
     topic::{Catalogue, REVISION_HEADER},
     wire::{AppliedPosition, KindAnnouncement, NodeApplied, OwnerClaim, Role},
 };
-use tbmq_service::{admin::Health, identity::Identity, metrics::Metrics};
+use tbmq_service::{admin::Health, identity::Identity, metrics::Metrics, trace::Tracer};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tonic::{Code, Status, transport::Channel};
@@ -102,6 +102,7 @@ impl Cluster {
             identity: Identity::of("control-plane", Some(id)),
             metrics: metrics.clone(),
             health: Health::default(),
+            tracer: Tracer::off(),
         };
         let running = Box::pin(tbmq_control_plane::start(config, context)).await.unwrap();
         let (_, address) = running.addresses()[0];

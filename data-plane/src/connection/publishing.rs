@@ -7,6 +7,7 @@ use tbmq_mqtt::{
     packet::{Qos, ReasonCode},
     session::{Delivery, Message, Now},
 };
+use tbmq_service::trace::Span;
 
 use super::Connection;
 use crate::{
@@ -15,7 +16,8 @@ use crate::{
     queues::{Full, Keep, Ticket},
     record, retained,
     route::{Route, Router},
-    worker::Scratch,
+    traced::{self, Sending},
+    worker::{Of, Scratch},
 };
 
 /// A message of which the bus took not all records.
@@ -25,12 +27,15 @@ pub(super) struct Stalled {
     pub(super) routes: Vec<Arc<Route>>,
     /// Records submitted so far.
     pub(super) records: u32,
+    /// Of the publish, if it is traced.
+    pub(super) trace: Option<Arc<Span>>,
 }
 
 impl Connection {
     pub(super) fn publish(&mut self, now: Now, number: Option<u64>, message: Message, scratch: &mut Scratch) {
         let plane = self.plane.clone();
         plane.metrics.published.inc();
+        let trace = traced::publish(&plane.tracer, &message);
         let mut shared = None;
         let mut retaining = None;
         if message.retain && plane.limits.retain_available {
@@ -68,12 +73,13 @@ impl Connection {
         }
         let mut routes = std::mem::take(&mut scratch.matches.routes);
         if self.stalled.is_empty() {
-            if let Some(stalled) = self.submit(now, number, message, &mut routes, records, scratch) {
+            let stalled = Stalled { number, message, routes: Vec::new(), records, trace };
+            if let Some(stalled) = self.submit(now, stalled, &mut routes, scratch) {
                 self.stalled.push_back(stalled);
             }
         } else {
             let (message, routes) = (message.detached(), std::mem::take(&mut routes));
-            self.stalled.push_back(Stalled { number, message, routes, records });
+            self.stalled.push_back(Stalled { number, message, routes, records, trace });
         }
         routes.clear();
         scratch.matches.routes = routes;
@@ -131,13 +137,12 @@ impl Connection {
     fn submit(
         &mut self,
         now: Now,
-        number: Option<u64>,
-        message: Message,
+        publish: Stalled,
         routes: &mut Vec<Arc<Route>>,
-        mut records: u32,
         scratch: &mut Scratch,
     ) -> Option<Stalled> {
         let plane = self.plane.clone();
+        let Stalled { number, message, mut records, trace, .. } = publish;
         scratch.record.clear();
         for (index, route) in routes.iter().enumerate() {
             if !route.admits(now.monotonic_ms) {
@@ -145,7 +150,7 @@ impl Connection {
                 self.refuse(number, ReasonCode::UnspecifiedError, Refusal::Probing);
                 continue;
             }
-            match self.submit_one(now, number, &message, route, &mut scratch.record) {
+            match self.submit_one(now, number, &message, route, trace.as_ref(), &mut scratch.record) {
                 Ok(bytes) => {
                     records += 1;
                     self.in_flight += 1;
@@ -163,7 +168,7 @@ impl Connection {
                     let routes = routes.split_off(index);
                     let message = message.detached();
                     self.worker.await_room(&self.mailbox);
-                    return Some(Stalled { number, message, routes, records });
+                    return Some(Stalled { number, message, routes, records, trace });
                 }
             }
         }
@@ -180,9 +185,11 @@ impl Connection {
         number: Option<u64>,
         message: &Message,
         route: &Arc<Route>,
+        trace: Option<&Arc<Span>>,
         record: &mut Vec<u8>,
     ) -> Result<usize, SubmitError> {
         let plane = &self.plane;
+        let sending = trace.map(|publish| Sending::begin(publish, route.topic().name()));
         if route.is_for_retained() {
             let written = plane.retained.record(message, route.purpose, now.epoch_ms);
             let topic = Some(message.topic.detached());
@@ -191,17 +198,22 @@ impl Connection {
                 route,
                 written.outgoing(),
                 &self.mailbox,
-                number,
-                topic,
+                Of { number, retained: topic, trace: sending },
             );
         }
         if record.is_empty() {
             let common_name = self.common_names.first().map(|name| &**name);
             record::encode(message, common_name, &plane.service_id, now.epoch_ms, record);
         }
-        let outgoing =
-            Outgoing { partition: None, key: Some(message.topic.bytes()), value: Some(record), headers: &[] };
-        self.worker.submit(&*plane.writer, route, outgoing, &self.mailbox, number, None)
+        let headers = sending.as_ref().map_or_else(Vec::new, |sending| sending.headers());
+        let outgoing = Outgoing {
+            partition: None,
+            key: Some(message.topic.bytes()),
+            value: Some(record),
+            headers: &headers,
+        };
+        let of = Of { number, retained: None, trace: sending };
+        self.worker.submit(&*plane.writer, route, outgoing, &self.mailbox, of)
     }
 
     fn refuse(&mut self, number: Option<u64>, reason: ReasonCode, refusal: Refusal) {
@@ -213,9 +225,9 @@ impl Connection {
     }
 
     pub(super) fn retry(&mut self, now: Now, scratch: &mut Scratch) {
-        while let Some(stalled) = self.stalled.pop_front() {
-            let Stalled { number, message, mut routes, records } = stalled;
-            if let Some(still) = self.submit(now, number, message, &mut routes, records, scratch) {
+        while let Some(mut stalled) = self.stalled.pop_front() {
+            let mut routes = std::mem::take(&mut stalled.routes);
+            if let Some(still) = self.submit(now, stalled, &mut routes, scratch) {
                 self.stalled.push_front(still);
                 return;
             }

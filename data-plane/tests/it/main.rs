@@ -86,4 +86,6 @@ mod takeover;
 #[cfg(test)]
 mod tls;
 #[cfg(test)]
+mod tracing;
+#[cfg(test)]
 mod web_socket;

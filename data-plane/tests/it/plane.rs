@@ -14,7 +14,7 @@ use tbmq_proto::{
     queue::{ClientSubscriptionsProto, SubscriptionOptionsProto, TopicSubscriptionProto},
     topic::{Catalogue, REVISION_HEADER, Topic},
 };
-use tbmq_service::{admin::Health, identity::Identity, metrics::Metrics};
+use tbmq_service::{admin::Health, identity::Identity, metrics::Metrics, trace::Tracer};
 
 use crate::bus::TestBus;
 
@@ -42,6 +42,7 @@ pub(crate) fn context(bus: &Arc<TestBus>) -> Context {
         identity: Identity::of("data-plane", Some("node-1")),
         metrics: Metrics::default(),
         health: Health::default(),
+        tracer: Tracer::off(),
         sessions: None,
     }
 }
@@ -53,6 +54,10 @@ impl Plane {
 
     pub(crate) async fn with(bus: Arc<TestBus>, config: Config) -> Self {
         let context = context(&bus);
+        Self::within(bus, config, context).await
+    }
+
+    pub(crate) async fn within(bus: Arc<TestBus>, config: Config, context: Context) -> Self {
         let (metrics, health) = (context.metrics.clone(), context.health.clone());
         let running = start(config, context).await.unwrap();
         let address = running.addresses()[0].1;

@@ -95,6 +95,8 @@ pub struct Item<M> {
     pub message: M,
     /// Why it is not to be submitted at all, if so: it is given up on at once.
     pub unfit: Option<Box<Unfit>>,
+    /// Whether [`Sighting`]s of it are wanted.
+    pub is_watched: bool,
 }
 
 /// Why a record can't be delivered, whatever the sink.
@@ -166,6 +168,22 @@ pub enum Notice {
         /// First offset that is there.
         to: u64,
     },
+}
+
+/// What became of a watched message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Sighting {
+    /// An attempt failed, or the message can't be delivered at all.
+    Failed {
+        /// A word for metrics.
+        class: &'static str,
+        /// What happened.
+        text: String,
+        /// Whether another attempt follows.
+        is_retried: bool,
+    },
+    /// It has left; nothing comes after that.
+    Left(Exit),
 }
 
 /// What keeps another pack away.
@@ -265,6 +283,7 @@ pub struct Partition<M> {
     confirmed: u64,
     late: u64,
     notices: VecDeque<Notice>,
+    sightings: VecDeque<(M, Sighting)>,
     letters: VecDeque<DeadLetter<M>>,
 }
 
@@ -282,6 +301,7 @@ struct Entry<M> {
     attempts: u32,
     /// When it was taken, then when its first attempt began.
     first: Millis,
+    is_watched: bool,
     state: State,
     message: Option<M>,
 }
@@ -300,12 +320,18 @@ enum State {
     Left(Exit),
 }
 
+/// How a message left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Exit {
+pub enum Exit {
+    /// The remote end confirmed.
     Delivered,
+    /// No attempt could have succeeded.
     Rejected,
+    /// Given up as the strategy says, or not fit to be submitted.
     Skipped,
+    /// Given up for any reason, and written to the dead letters.
     DeadLettered,
+    /// Too old.
     Expired,
 }
 
@@ -353,6 +379,7 @@ impl<M: Clone> Partition<M> {
             confirmed: 0,
             late: 0,
             notices: VecDeque::new(),
+            sightings: VecDeque::new(),
             letters: VecDeque::new(),
         }
     }
@@ -380,6 +407,7 @@ impl<M: Clone> Partition<M> {
                 gap: 0,
                 attempts: 0,
                 first: now,
+                is_watched: item.is_watched,
                 state: State::Ready,
                 message: Some(item.message),
             };
@@ -657,6 +685,11 @@ impl<M: Clone> Partition<M> {
         self.notices.pop_front()
     }
 
+    /// What became of the next watched message. To be drained after each input; empty unless [`Item::is_watched`].
+    pub fn poll_sighting(&mut self) -> Option<(M, Sighting)> {
+        self.sightings.pop_front()
+    }
+
     /// The next message that is to be written elsewhere. To be drained after each input; empty unless
     /// [`Settings::dead_letters`].
     pub fn poll_dead_letter(&mut self) -> Option<DeadLetter<M>> {
@@ -704,6 +737,7 @@ impl<M: Clone> Partition<M> {
             pack.failed_rounds = round;
             self.processor.failed_iterations += 1;
         }
+        self.sight_failure(number, &failure, true);
         let Failure { class, text } = failure;
         self.notices.push_back(Notice::Failed { offset, class, text, is_retried: true });
     }
@@ -713,6 +747,7 @@ impl<M: Clone> Partition<M> {
         let (offset, pack, round) = (entry.offset, entry.pack, entry.attempts);
         let pack = self.pack(pack);
         pack.given_up_in = pack.given_up_in.max(round);
+        self.sight_failure(number, &failure, false);
         let (class, text) = (failure.class, failure.text.clone());
         self.notices.push_back(Notice::Failed { offset, class, text, is_retried: false });
         self.part(now, number, failure, exit);
@@ -728,8 +763,20 @@ impl<M: Clone> Partition<M> {
         pack.last_round = pack.last_round.max(1);
         pack.given_up_in = pack.given_up_in.max(1);
         let Unfit { class, text } = unfit;
-        self.notices.push_back(Notice::Unfit { offset, class, text: text.clone() });
-        self.part(now, number, Failure { class, text }, Exit::Skipped);
+        let failure = Failure { class, text };
+        self.sight_failure(number, &failure, false);
+        self.notices.push_back(Notice::Unfit { offset, class, text: failure.text.clone() });
+        self.part(now, number, failure, Exit::Skipped);
+    }
+
+    fn sight_failure(&mut self, number: u64, failure: &Failure, is_retried: bool) {
+        let entry = self.entry(number);
+        if !entry.is_watched {
+            return;
+        }
+        let message = entry.message.clone().expect("a message is kept until it has left");
+        let sighting = Sighting::Failed { class: failure.class, text: failure.text.clone(), is_retried };
+        self.sightings.push_back((message, sighting));
     }
 
     /// It has no attempts left: it leaves, now or once its dead letter is written.
@@ -757,8 +804,11 @@ impl<M: Clone> Partition<M> {
         self.settled.count(exit);
         let entry = self.entry(number);
         entry.state = State::Left(exit);
-        entry.message = None;
-        let (key, weight, pack) = (entry.key, entry.weight, entry.pack);
+        let (key, weight, pack, is_watched) = (entry.key, entry.weight, entry.pack, entry.is_watched);
+        let message = entry.message.take();
+        if is_watched {
+            self.sightings.extend(message.map(|message| (message, Sighting::Left(exit))));
+        }
         self.bytes -= weight;
         self.unsettled -= 1;
         if let Some(key) = key

@@ -1,5 +1,7 @@
 //! What is told of messages that were not delivered.
 
+use std::sync::Arc;
+
 use tbmq_bus::TopicPartition;
 use tbmq_integration::{
     pack::Notice,
@@ -10,8 +12,10 @@ use tbmq_proto::{
     integration::{ErrorEvent, native_event::Body},
 };
 
+use tracing::field::display;
+
 use super::running::Lane;
-use crate::{executor::Shared, uplink::Teller};
+use crate::{executor::Shared, traced::Traced, uplink::Teller};
 
 /// Tells what a lane has noticed, within the limit on error events; returns the text of the last attempt that failed.
 pub(super) fn tell_notices(
@@ -21,6 +25,7 @@ pub(super) fn tell_notices(
     revision: u64,
     teller: &Teller,
     lane: &mut Lane,
+    traced: &[Arc<Traced>],
 ) -> Option<String> {
     let mut last_failure = None;
     while let Some(notice) = lane.pack.poll_notice() {
@@ -32,11 +37,15 @@ pub(super) fn tell_notices(
         let (offset, event) = event_of(lane.registration.partition(), notice);
         let admission = shared.admit(shard.integration);
         let partition = lane.registration.partition();
+        let context = traced.iter().find(|trace| trace.offset == offset).map(|trace| trace.context());
+        let trace_id = context.as_ref().map(|context| display(context.trace_id()));
+        let span_id = context.as_ref().map(|context| display(context.span_id()));
         // The log of what is given up on is limited as the events are.
         if is_final && admission != Admission::Suppress {
-            tracing::warn!(%shard, %partition, offset, error = event.error, "not delivered");
+            tracing::warn!(%shard, %partition, offset, error = event.error, trace_id, span_id, "not delivered");
         } else {
-            tracing::debug!(%shard, %partition, offset, error = event.error, is_final, "not delivered");
+            let error = &event.error;
+            tracing::debug!(%shard, %partition, offset, error, is_final, trace_id, span_id, "not delivered");
         }
         let event = match admission {
             Admission::Pass => event,

@@ -33,7 +33,7 @@ use self::{
     running::{Lane, Running, Wake, progress},
     start::{Started, start},
 };
-use crate::{executor::Shared, lease::Lease, metrics::Tracked, uplink::Teller};
+use crate::{executor::Shared, lease::Lease, metrics::Tracked, traced, uplink::Teller};
 
 /// What the driver wants of a shard: only the latest counts.
 #[derive(Clone, Debug, Default)]
@@ -199,6 +199,12 @@ impl Actor {
             ..CommitMetadata::default()
         };
         let settings = started.settings;
+        let origin = traced::Origin {
+            tracer: shared.tracer.clone(),
+            shard: self.shard.id,
+            kind: self.shard.kind.clone(),
+            group: shared.catalogue.messages_group().into(),
+        };
         let mut lanes = Vec::with_capacity(started.partitions.len());
         for (index, (partition, start, before)) in started.partitions.into_iter().enumerate() {
             let pack = pack::Partition::new(settings.clone(), index as u8);
@@ -210,6 +216,7 @@ impl Actor {
                 before,
                 ordering: settings.ordering,
                 keeps_records: settings.dead_letters,
+                origin: origin.clone(),
                 credits: 0,
                 limited: None,
                 told: Processor::default(),
@@ -314,6 +321,7 @@ impl Actor {
             if settled_before != settled {
                 shared.metrics.settled(self.shard.id.integration, &settled_before, &settled);
             }
+            let traced = lane.sight();
             let failure = events::tell_notices(
                 shared,
                 self.shard.id,
@@ -321,6 +329,7 @@ impl Actor {
                 running.revision,
                 &self.shard.teller,
                 lane,
+                &traced,
             );
             if failure.is_some() {
                 running.last_failure = failure;

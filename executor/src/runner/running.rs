@@ -13,7 +13,7 @@ use prost::Message as _;
 use tbmq_bus::{Record, TopicPartition};
 use tbmq_integration::{
     Millis,
-    pack::{self, Answer, Item, Limit, Unfit},
+    pack::{self, Answer, Item, Limit, Sighting, Unfit},
     stall::{self, Stall},
     stats::Processor,
     wire::Totals,
@@ -29,6 +29,7 @@ use crate::{
     lease::Lease,
     messages::{Delivery, Progress, Registration},
     sink::{Message, Outcome, Sink, SinkState},
+    traced::{Origin, Traced},
 };
 
 /// Answers of a sink that are taken per wake, so that one shard does not hold a thread.
@@ -71,6 +72,7 @@ pub(super) struct Lane {
     pub(super) before: Totals,
     pub(super) ordering: pack::Ordering,
     pub(super) keeps_records: bool,
+    pub(super) origin: Origin,
     /// Deliveries taken since the last pump.
     pub(super) credits: usize,
     /// The limit that keeps more away.
@@ -87,6 +89,7 @@ pub(super) struct Held {
     message: Option<Message>,
     /// The record that it came in, if it may become a dead letter.
     pub(super) record: Option<Arc<Record>>,
+    trace: Option<Arc<Traced>>,
 }
 
 pub(super) enum Wake {
@@ -227,8 +230,12 @@ impl Running {
                     self.is_leaseless = true;
                     return;
                 }
-                let message = held.message.clone().expect("what can't be understood is not submitted");
+                let mut message = held.message.clone().expect("what can't be understood is not submitted");
+                message.trace = held.trace.as_ref().map(|trace| trace.attempt(ticket));
                 if self.sink.submit(message, ticket).is_err() {
+                    if let Some(trace) = &held.trace {
+                        trace.not_attempted();
+                    }
                     self.is_blocked = true;
                     return;
                 }
@@ -301,15 +308,29 @@ impl Lane {
         self.registration.settled(Progress { position, totals, oldest_ms: self.pack.oldest_ms() });
     }
 
+    /// Has the spans of traced messages told what became of them. Returns those of which an attempt failed.
+    pub(super) fn sight(&mut self) -> Vec<Arc<Traced>> {
+        let mut failed = Vec::new();
+        while let Some((held, sighting)) = self.pack.poll_sighting() {
+            let Some(trace) = held.trace else { continue };
+            if matches!(sighting, Sighting::Failed { .. }) {
+                failed.push(trace.clone());
+            }
+            trace.saw(sighting);
+        }
+        failed
+    }
+
     /// Takes a delivery; `Err`: the topic is gone.
     fn take(&mut self, now: Millis, delivery: Delivery, shared: &Shared) -> Result<(), String> {
         match delivery {
             Delivery::Records(records) => {
                 let partition = self.registration.partition();
                 let (ordering, keeps_records) = (self.ordering, self.keeps_records);
-                let items = records
-                    .into_iter()
-                    .map(|record| item(record, partition, ordering, keeps_records, shared));
+                let items = records.into_iter().map(|record| {
+                    let trace = self.origin.arrived(&record, partition);
+                    item(record, partition, ordering, keeps_records, trace, shared)
+                });
                 self.pack.take(now, items);
             }
             Delivery::End(position) => self.pack.reached(position),
@@ -333,6 +354,7 @@ fn item(
     partition: &TopicPartition,
     ordering: pack::Ordering,
     keeps_record: bool,
+    trace: Option<Arc<Traced>>,
     shared: &Shared,
 ) -> Item<Held> {
     let (message, unfit) = match readable(&record, partition, shared) {
@@ -350,7 +372,9 @@ fn item(
     let expires_at_ms = message.as_ref().map_or(0, |message| message.publish.expires_at_ms);
     let (offset, weight, timestamp_ms) = (record.offset, record.weight(), record.timestamp_ms);
     let record = keeps_record.then(|| Arc::new(record));
-    Item { offset, key, weight, timestamp_ms, expires_at_ms, message: Held { message, record }, unfit }
+    let is_watched = trace.is_some();
+    let message = Held { message, record, trace };
+    Item { offset, key, weight, timestamp_ms, expires_at_ms, message, unfit, is_watched }
 }
 
 /// The message of a record, if it can be understood and is within the limits.
@@ -380,7 +404,8 @@ fn readable(record: &Record, partition: &TopicPartition, shared: &Shared) -> Res
     if headers > headers_max {
         return Err(beyond("message-headers", headers, headers_max));
     }
-    Ok(Message { publish: Arc::new(publish), partition: partition.partition, offset: record.offset })
+    let (publish, partition) = (Arc::new(publish), partition.partition);
+    Ok(Message { publish, partition, offset: record.offset, trace: None })
 }
 
 fn answer(outcome: Outcome) -> Answer {

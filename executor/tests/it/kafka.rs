@@ -192,7 +192,7 @@ fn message(payload: impl Into<bytes::Bytes>) -> Message {
         publish_msg_proto: Some(publish),
         ..PublishIntegrationMsgProto::default()
     };
-    Message { publish: Arc::new(publish), partition: 0, offset: 0 }
+    Message { publish: Arc::new(publish), partition: 0, offset: 0, trace: None }
 }
 
 fn context() -> SinkContext {

@@ -12,4 +12,6 @@ mod ownership;
 #[cfg(test)]
 mod secrets;
 #[cfg(test)]
+mod tracing;
+#[cfg(test)]
 mod world;

@@ -72,7 +72,7 @@ fn message(number: u64, qos: i32) -> Message {
         publish_msg_proto: Some(publish),
         ..PublishIntegrationMsgProto::default()
     };
-    Message { publish: Arc::new(publish), partition: 0, offset: number }
+    Message { publish: Arc::new(publish), partition: 0, offset: number, trace: None }
 }
 
 async fn answer(sink: &mut dyn Sink) -> (Ticket, Outcome) {

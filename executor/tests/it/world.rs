@@ -11,8 +11,8 @@ use async_trait::async_trait;
 use prost::Message as _;
 use serde_json::{Map, Value, json};
 use tbmq_bus::{
-    Bus, Commit, Outgoing, Reader, ReaderConfig, ReaderEvent, Start, TopicPartition, Writer, WriterConfig,
-    memory::MemoryBus, spec_of,
+    Bus, Commit, Header, Outgoing, Reader, ReaderConfig, ReaderEvent, Start, TopicPartition, Writer,
+    WriterConfig, memory::MemoryBus, spec_of,
 };
 use tbmq_executor::{
     Config, Running,
@@ -39,7 +39,7 @@ use tbmq_proto::{
     queue::{PublishMsgProto, ServiceInfo},
     topic::{Catalogue, REVISION_HEADER, Topic},
 };
-use tbmq_service::{admin::Health, identity::Identity, metrics::Metrics};
+use tbmq_service::{admin::Health, identity::Identity, metrics::Metrics, trace::Tracer};
 use tokio::{sync::watch, task::JoinSet};
 use uuid::Uuid;
 
@@ -58,6 +58,8 @@ pub(crate) struct State {
     /// Why connecting fails.
     pub(crate) refuse: Option<String>,
     pub(crate) connects: Vec<(IntegrationId, Map<String, Value>)>,
+    /// The places in traces that attempts were handed over with: offset and `traceparent`.
+    pub(crate) traced: Vec<(u64, String)>,
     wakers: Vec<Waker>,
 }
 
@@ -104,6 +106,8 @@ pub(crate) struct World {
     pub(crate) state: watch::Sender<State>,
     pub(crate) config: Config,
     pub(crate) health: Health,
+    /// Of executors that are started from now on.
+    pub(crate) tracer: Tracer,
     writer: Arc<dyn Writer>,
     revision: std::sync::atomic::AtomicU64,
     _followers: JoinSet<()>,
@@ -131,6 +135,7 @@ impl World {
             state,
             config,
             health: Health::default(),
+            tracer: Tracer::off(),
             writer,
             revision: 0.into(),
             _followers: followers,
@@ -154,6 +159,7 @@ impl World {
             identity: Identity::of("executor", Some(service_id)),
             metrics: Metrics::default(),
             health: self.health.clone(),
+            tracer: self.tracer.clone(),
         }
     }
 
@@ -274,10 +280,25 @@ impl World {
     }
 
     async fn send(&self, request: ValidationRequest) -> Uuid {
+        self.send_with(request, &[]).await
+    }
+
+    /// Asks as part of a trace; the answer is seen in [`State::replies`].
+    pub(crate) async fn ask_traced(
+        &self,
+        request_type: RequestType,
+        client: &Value,
+        traceparent: &str,
+    ) -> Uuid {
+        let request = request(request_type, document(client, &json!({})), 0);
+        self.send_with(request, &[Header::text("traceparent", traceparent)]).await
+    }
+
+    async fn send_with(&self, request: ValidationRequest, headers: &[Header]) -> Uuid {
         let topic = self.catalogue.downlink(&kind());
         self.create_topic(&topic).await;
         let value = wire::encode_request(&request);
-        self.put(&topic.name, request.id.to_string().as_bytes(), &value, &[]).await;
+        self.put(&topic.name, request.id.to_string().as_bytes(), &value, headers).await;
         request.id
     }
 
@@ -297,6 +318,16 @@ impl World {
                 PublishIntegrationMsgProto { publish_msg_proto: Some(publish), ..Default::default() };
             self.put(&topic, key, &message.encode_to_vec(), &[]).await;
         }
+    }
+
+    /// As [`World::publish`], as part of a trace.
+    pub(crate) async fn publish_traced(&self, id: IntegrationId, text: &str, traceparent: &str) {
+        let publish =
+            PublishMsgProto { payload: text.to_owned().into(), topic_name: "t".into(), ..Default::default() };
+        let message = PublishIntegrationMsgProto { publish_msg_proto: Some(publish), ..Default::default() };
+        let headers = [Header::text("traceparent", traceparent), Header::text("tracestate", "vendor=x")];
+        let topic = self.catalogue.messages(id, 1).name;
+        self.put(&topic, text.as_bytes(), &message.encode_to_vec(), &headers).await;
     }
 
     pub(crate) async fn put(&self, topic: &str, key: &[u8], value: &[u8], headers: &[tbmq_bus::Header]) {
@@ -440,6 +471,10 @@ impl Sink for TestSink {
     fn submit(&mut self, message: Message, ticket: Ticket) -> Result<(), Busy> {
         if self.queue.len() >= 10 {
             return Err(Busy);
+        }
+        if let Some(trace) = &message.trace {
+            let handed = (message.offset, trace.traceparent());
+            self.state.send_modify(|state| state.traced.push(handed));
         }
         self.queue.push_back((ticket, message));
         Ok(())

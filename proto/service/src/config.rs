@@ -472,6 +472,7 @@ fn is_secret(key: &str) -> bool {
     let last = key.rsplit('.').next().unwrap_or_default();
     // An URL may hold a password.
     ["password", "secret", "token", "url", "config"].iter().any(|word| last.contains(word))
+        || last == "headers"
         || key.starts_with("secrets.key")
 }
 

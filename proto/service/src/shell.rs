@@ -54,6 +54,7 @@ use crate::{
     identity::Identity,
     metrics::Metrics,
     telemetry::{self, LogConfig},
+    trace::{Traces, config::OtelConfig},
 };
 
 /// A program that runs in the shell.
@@ -84,6 +85,8 @@ pub struct Shell {
     pub metrics: Metrics,
     /// The process's health.
     pub health: Health,
+    /// The process's traces.
+    pub traces: Traces,
     /// Begins on SIGINT, SIGTERM, or when the program fails.
     pub drain: Drain,
 }
@@ -116,7 +119,7 @@ impl Misconfigured {
 }
 
 /// The part of the configuration that the shell itself uses.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct ShellConfig {
     /// Id and type.
@@ -125,12 +128,14 @@ pub struct ShellConfig {
     pub server: AdminConfig,
     /// Logs.
     pub log: LogConfig,
+    /// OpenTelemetry.
+    pub otel: OtelConfig,
     /// The bus.
     pub queue: QueueConfig,
 }
 
 impl ShellConfig {
-    /// Environment names, beside those of [`LogConfig`] and [`KafkaSettings`].
+    /// Environment names, beside those of [`LogConfig`], [`OtelConfig`] and [`KafkaSettings`].
     pub const SETTINGS: &'static [Setting] = &[
         Setting { env: "TB_SERVICE_ID", key: "service.id" },
         Setting { env: "TB_SERVICE_TYPE", key: "service.type" },
@@ -273,7 +278,10 @@ fn configured<A: Args, C>(
     arguments: &Arguments<A>,
     load: impl FnOnce(&mut Loader, &A) -> C,
 ) -> Result<(ShellConfig, C), config::Error> {
-    let mut loader = Loader::open(arguments.config.as_deref(), std::env::vars())?;
+    // OpenTelemetry wants its empty variables to be as if they were absent.
+    let variables =
+        std::env::vars().filter(|(name, value)| !name.starts_with("OTEL_") || !value.trim().is_empty());
+    let mut loader = Loader::open(arguments.config.as_deref(), variables)?;
     let command = Arguments::<A>::command();
     let names: Vec<_> = command
         .get_arguments()
@@ -282,9 +290,12 @@ fn configured<A: Args, C>(
     loader.knows(&names.iter().map(String::as_str).collect::<Vec<_>>());
     let mut defaults = ShellConfig::default();
     defaults.server.port = program.admin_port;
-    let shell = loader.load(defaults, &[ShellConfig::SETTINGS, LogConfig::SETTINGS, KafkaSettings::SETTINGS]);
+    let settings =
+        [ShellConfig::SETTINGS, LogConfig::SETTINGS, OtelConfig::SETTINGS, KafkaSettings::SETTINGS];
+    let shell = loader.load(defaults, &settings);
     let config = load(&mut loader, &arguments.own);
     let warnings = loader.finish()?;
+    shell.otel.check()?;
     telemetry::init(&shell.log)?;
     for warning in warnings {
         tracing::warn!("{warning}");
@@ -301,12 +312,16 @@ where
     R: Running,
     F: Future<Output = anyhow::Result<R>>,
 {
+    let metrics = Metrics::default();
+    let traces = Traces::start(&config.otel, &metrics)
+        .map_err(|error| Misconfigured::new(format!("traces can't be exported: {error:#}")))?;
     let shell = Shell {
         identity: Identity::of(program.role, config.service.id.as_deref()),
         service: config.service,
         kafka: config.queue.kafka,
-        metrics: Metrics::default(),
+        metrics,
         health: Health::default(),
+        traces: traces.clone(),
         drain: Drain::new(),
     };
     let uses_kafka = shell.kafka.servers().is_some();
@@ -357,6 +372,7 @@ where
         () = running.drain() => tracing::info!("stopped"),
         () = drain::signalled() => tracing::warn!("stopped before the drain was done"),
     }
+    traces.finish().await;
     failure.map_or(Ok(()), Err).context("stopped after a failure")
 }
 

@@ -22,4 +22,5 @@ mod several;
 mod sinks;
 mod stats;
 mod storm;
+mod tracing;
 mod twins;

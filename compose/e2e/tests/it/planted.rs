@@ -23,7 +23,7 @@ use tbmq_proto::{
     ids::IntegrationId,
     topic::Catalogue,
 };
-use tbmq_service::{admin::Health, config, identity::Identity, metrics::Metrics};
+use tbmq_service::{admin::Health, config, identity::Identity, metrics::Metrics, trace::Tracer};
 use tempfile::TempDir;
 
 use tbmq_e2e::{
@@ -68,6 +68,7 @@ macro_rules! context {
             identity: Identity::of($role, Some(concat!("test-", $role))),
             metrics: $metrics,
             health: Health::default(),
+            tracer: Tracer::off(),
         }
     };
 }

@@ -22,6 +22,7 @@ fn item(offset: u64) -> Item<u64> {
         expires_at_ms: 0,
         message: offset,
         unfit: None,
+        is_watched: false,
     }
 }
 

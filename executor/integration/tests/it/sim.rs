@@ -528,6 +528,7 @@ impl Running {
             expires_at_ms: 0,
             message: offset,
             unfit: None,
+            is_watched: false,
         };
         self.partition.take(now, (from..to).map(item));
         self.read = to;

@@ -230,7 +230,7 @@ mod tests {
             ..Default::default()
         };
         let publish = PublishIntegrationMsgProto { publish_msg_proto: Some(publish), ..Default::default() };
-        Message { publish: Arc::new(publish), partition: 0, offset: 0 }
+        Message { publish: Arc::new(publish), partition: 0, offset: 0, trace: None }
     }
 
     fn body(

@@ -12,6 +12,7 @@ use reqwest::{
 };
 use rustls::ClientConfig;
 use serde_json::{Map, Value, json};
+use tbmq_service::trace::{TRACEPARENT, TRACESTATE, TraceContext};
 use tokio::time::{Instant, timeout_at};
 use url::Url;
 
@@ -118,12 +119,27 @@ impl Resolve for Guarded {
     }
 }
 
+/// Adds a place in a trace, unless the configured headers set one.
+fn trace_headers(headers: &mut HeaderMap, trace: &TraceContext) {
+    if headers.contains_key(TRACEPARENT) || headers.contains_key(TRACESTATE) {
+        return;
+    }
+    for (name, text) in trace.fields() {
+        // What was read as a tracestate has no character that a header can't hold.
+        if let Ok(value) = HeaderValue::try_from(text) {
+            headers.insert(name, value);
+        }
+    }
+}
+
 /// What a request carries besides the configured headers.
 #[derive(Debug, Default)]
 pub(super) struct Load {
     pub body: Option<Body>,
     /// The value of `Idempotency-Key`.
     pub key: Option<HeaderValue>,
+    /// Of the first message that is traced.
+    pub trace: Option<Arc<TraceContext>>,
 }
 
 /// An endpoint as all requests of an integration see it.
@@ -179,6 +195,9 @@ impl Endpoint {
         *request.headers_mut() = self.headers.clone();
         if let Some(key) = load.key {
             request.headers_mut().insert(idempotency::HEADER, key);
+        }
+        if let Some(trace) = load.trace {
+            trace_headers(request.headers_mut(), &trace);
         }
         if let Some(Body { bytes, content_type }) = load.body {
             if let Some(content_type) = content_type {

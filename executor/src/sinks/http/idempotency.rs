@@ -26,7 +26,7 @@ impl Keys {
     /// The key of a message: integration id, topic, partition, offset, and the time when it was published: in a topic
     /// that was made anew offsets begin again.
     pub(super) fn text(&self, message: &Message) -> String {
-        let Message { publish, partition, offset } = message;
+        let Message { publish, partition, offset, .. } = message;
         format!("{}-{}-{partition}-{offset}-{}", self.integration, self.topic, publish.timestamp)
     }
 

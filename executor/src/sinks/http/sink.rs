@@ -5,6 +5,7 @@ use std::{
     fmt,
     num::NonZeroUsize,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, Waker},
     time::Duration,
 };
@@ -12,6 +13,7 @@ use std::{
 use ::http::header;
 use async_trait::async_trait;
 use futures_util::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
+use tbmq_service::trace::TraceContext;
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 use super::{
@@ -67,6 +69,7 @@ struct Waiting {
 pub(super) struct Item {
     bytes: bytes::Bytes,
     key: Option<String>,
+    trace: Option<Arc<TraceContext>>,
 }
 
 impl AsRef<[u8]> for Item {
@@ -127,7 +130,8 @@ impl HttpSink {
     /// What the request of a message carries, or the rejection of the message.
     fn load(&self, message: &Message) -> Result<Load, Outcome> {
         let body = self.bodies.as_ref().map(|bodies| bodies.body(message)).transpose()?;
-        Ok(Load { body, key: self.keys.as_ref().map(|keys| keys.of(message)) })
+        let key = self.keys.as_ref().map(|keys| keys.of(message));
+        Ok(Load { body, key, trace: message.trace.clone() })
     }
 
     /// Takes a request, or what needs none.
@@ -246,7 +250,7 @@ impl BatchSink for HttpSink {
     fn item(&self, message: &Message) -> Result<Item, Outcome> {
         let bytes = self.bodies.as_ref().map(|bodies| bodies.part(message)).transpose()?;
         let key = self.keys.as_ref().map(|keys| keys.text(message));
-        Ok(Item { bytes: bytes.unwrap_or_default(), key })
+        Ok(Item { bytes: bytes.unwrap_or_default(), key, trace: message.trace.clone() })
     }
 
     fn submit_batch(&mut self, items: &[Item], ticket: Ticket, since: Instant) -> Result<(), Busy> {
@@ -257,6 +261,7 @@ impl BatchSink for HttpSink {
         let body: Option<Body> = self.bodies.as_ref().map(|bodies| bodies.join(parts));
         let names: Vec<&str> = items.iter().filter_map(|item| item.key.as_deref()).collect();
         let key = self.keys.as_ref().map(|keys| keys.of_all(&names));
-        self.take(Ok(Load { body, key }), ticket, since)
+        let trace = items.iter().find_map(|item| item.trace.clone());
+        self.take(Ok(Load { body, key, trace }), ticket, since)
     }
 }

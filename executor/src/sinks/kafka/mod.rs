@@ -250,7 +250,7 @@ impl Sink for KafkaSink {
         if let Some(key) = self.records.key() {
             record = record.key(key);
         }
-        if let Some(headers) = self.records.headers() {
+        if let Some(headers) = self.records.headers(message.trace.as_deref()) {
             record = record.headers(headers);
         }
         match self.producer.send(record) {

@@ -3,9 +3,10 @@
 use std::fmt;
 
 use bytes::Bytes;
-use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::message::{Header, Headers as _, OwnedHeaders};
 use schemars::JsonSchema;
 use serde::Deserialize;
+use tbmq_service::trace::{TRACEPARENT, TRACESTATE, TraceContext};
 
 use crate::{
     sink::{Message, payload},
@@ -95,9 +96,17 @@ impl Records {
         self.key.as_deref()
     }
 
-    /// The same for each record.
-    pub(super) fn headers(&self) -> Option<OwnedHeaders> {
-        self.headers.clone()
+    /// The configured ones, and the place of the attempt in its trace unless they set one.
+    pub(super) fn headers(&self, trace: Option<&TraceContext>) -> Option<OwnedHeaders> {
+        let Some(trace) = trace else { return self.headers.clone() };
+        let headers = self.headers.clone().unwrap_or_default();
+        if headers.iter().any(|header| [TRACEPARENT, TRACESTATE].contains(&header.key)) {
+            return Some(headers);
+        }
+        let traced = trace
+            .fields()
+            .fold(headers, |headers, (key, text)| headers.insert(Header { key, value: Some(&text) }));
+        Some(traced)
     }
 
     pub(super) fn value(&self, message: &Message) -> Bytes {
@@ -119,7 +128,6 @@ impl Records {
 
 #[cfg(test)]
 mod tests {
-    use rdkafka::message::Headers as _;
     use serde_json::{Map, Value};
 
     use super::*;
@@ -145,10 +153,10 @@ mod tests {
     #[test]
     fn headers_keep_their_order_and_may_be_empty() {
         let records = Records::new(None, [("z", "ü"), ("a", ""), ("z", "2")], Charset::Latin1, None);
-        let headers = records.headers().unwrap();
+        let headers = records.headers(None).unwrap();
         let found: Vec<_> = headers.iter().map(|header| (header.key, header.value.unwrap())).collect();
         assert_eq!(found, [("z", &b"\xfc"[..]), ("a", &b""[..]), ("z", &b"2"[..])]);
-        assert!(Records::new(None, [], Charset::Utf8, None).headers().is_none());
+        assert!(Records::new(None, [], Charset::Utf8, None).headers(None).is_none());
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use tbmq_mqtt::{
-    codec::property::{Properties, PropertyId},
+    codec::property::{Properties, PropertiesBuilder, PropertyId},
     packet::{ConnAck, ProtocolVersion, Publish, Qos, Text},
     topic,
 };
@@ -87,6 +87,15 @@ impl Publisher {
         self.qos.unwrap_or_else(own).min(peer.qos_max)
     }
 
+    /// The place of the attempt in its trace, for an MQTT 5 broker.
+    fn properties(&self, message: &Message) -> Properties {
+        let Some(trace) = message.trace.as_ref().filter(|_| self.version.is_v5()) else {
+            return Properties::NONE;
+        };
+        let properties = PropertiesBuilder::new();
+        trace.fields().fold(properties, |properties, (name, text)| properties.user(name, &text)).build()
+    }
+
     /// The PUBLISH of a message, without a packet id.
     ///
     /// # Errors
@@ -118,7 +127,7 @@ impl Publisher {
             retain: retain && peer.retains,
             topic,
             packet_id: None,
-            properties: Properties::NONE,
+            properties: self.properties(message),
             payload,
         })
     }

@@ -64,6 +64,18 @@ impl TraceContext {
         self
     }
 
+    /// From the fields that are looked up by name: [`TRACEPARENT`] and [`TRACESTATE`].
+    pub fn read<T: AsRef<str>>(field: impl Fn(&str) -> Option<T>) -> Option<Self> {
+        let context = Self::parse(field(TRACEPARENT)?.as_ref())?;
+        Some(context.with_state(field(TRACESTATE).as_ref().map(AsRef::as_ref)))
+    }
+
+    /// The fields by which it travels, with their names.
+    pub fn fields(&self) -> impl Iterator<Item = (&'static str, String)> {
+        let state = self.state().map(|state| (TRACESTATE, state.to_owned()));
+        std::iter::once((TRACEPARENT, self.traceparent())).chain(state)
+    }
+
     /// The context of a span below this one.
     #[must_use]
     pub fn child(&self, span_id: SpanId) -> Self {
@@ -88,6 +100,11 @@ impl TraceContext {
     /// The `tracestate`, if there is one.
     pub fn state(&self) -> Option<&str> {
         self.state.as_deref()
+    }
+
+    /// What gives log lines their `trace_id` and `span_id`, for as long as they are written within it.
+    pub fn log_span(&self) -> tracing::Span {
+        tracing::info_span!("traced", trace_id = %self.trace_id, span_id = %self.span_id)
     }
 
     /// The `traceparent`, version 00.
