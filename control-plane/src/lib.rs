@@ -33,6 +33,7 @@ pub mod config;
 mod driver;
 pub mod fault;
 mod jobs;
+mod lag;
 mod metrics;
 mod nodes;
 mod peers;
@@ -102,6 +103,11 @@ pub struct Running {
     component: Component,
 }
 
+/// What a control plane measures.
+pub fn describe_metrics(registry: &mut tbmq_service::metrics::Registry) {
+    metrics::Metrics::register(registry);
+}
+
 /// Starts a control plane: migrates the store, creates the common topics, reads what nodes and executors have
 /// announced, then serves. Waits for the store, and up to 60 s for the bus.
 ///
@@ -143,10 +149,17 @@ async fn launch(config: Config, context: Context, faults: Faults) -> anyhow::Res
     for kind in store.kinds().await? {
         vault.learn(&kind);
     }
-    let metrics = context.metrics.register(metrics::Metrics::register);
+    let registry = context.metrics.clone();
+    let metrics = registry.register(metrics::Metrics::register);
     let access = Access::open(&config.control, &context.identity.service_id, &store, &metrics).await?;
     let plane = Arc::new(Plane::new(config, context, service_id, store, Arc::new(access), metrics, faults));
 
+    let looked_at = Arc::downgrade(&plane);
+    registry.before_reading(move || {
+        if let Some(plane) = looked_at.upgrade() {
+            plane.metrics.look(&plane);
+        }
+    });
     let started = Instant::now();
     let replies_from = loop {
         match prepare(&plane).await {
@@ -228,6 +241,13 @@ async fn launch(config: Config, context: Context, faults: Faults) -> anyhow::Res
         let plane = plane.clone();
         async move {
             api::drift::follow(plane).await;
+            Ok(())
+        }
+    });
+    tasks.spawn({
+        let plane = plane.clone();
+        async move {
+            api::lagging::follow(plane).await;
             Ok(())
         }
     });

@@ -1,13 +1,40 @@
 //! What the control plane measures.
 
-use std::time::Duration;
+use std::{sync::atomic::AtomicU64, time::Duration};
 
 use prometheus_client::{
-    encoding::{EncodeLabelSet, EncodeLabelValue},
-    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
-    registry::{Registry, Unit},
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::Unit,
+};
+use tbmq_service::{
+    label_values,
+    metrics::{Durations, Label, Registry},
 };
 use tonic::Code;
+
+use crate::{lag::Lags, plane::Plane};
+
+/// gRPC's codes, as they are counted.
+const CODES: [&str; 17] = [
+    "Ok",
+    "Cancelled",
+    "Unknown",
+    "InvalidArgument",
+    "DeadlineExceeded",
+    "NotFound",
+    "AlreadyExists",
+    "PermissionDenied",
+    "ResourceExhausted",
+    "FailedPrecondition",
+    "Aborted",
+    "OutOfRange",
+    "Unimplemented",
+    "Internal",
+    "Unavailable",
+    "DataLoss",
+    "Unauthenticated",
+];
 
 /// Counters and gauges of the control plane.
 #[derive(Clone, Debug, Default)]
@@ -70,13 +97,55 @@ pub(crate) struct Metrics {
     pub(crate) tls_reload_failures: Counter,
     /// TLS handshakes that failed.
     pub(crate) handshakes_failed: Counter,
+    /// Validations, from the question to its end.
+    pub(crate) validation: Family<ValidationEnd, Durations>,
+    /// Validations that have no answer yet.
+    pub(crate) validations_pending: Gauge,
+    /// How far integrations are behind; on the control plane that holds the lease.
+    pub(crate) lags: Lags,
+    /// Changes that are not on the bus yet; on the control plane that holds the lease.
+    pub(crate) relay_backlog: Gauge,
+    /// Age of the oldest of them.
+    pub(crate) relay_backlog_age: Gauge<f64, AtomicU64>,
+    /// Connections to the database.
+    pub(crate) sql_connections: Family<SqlConnection, Gauge>,
+    /// As many as there may be.
+    pub(crate) sql_connections_max: Gauge,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct ValidationEnd {
+    pub(crate) outcome: Validated,
+}
+
+label_values! {
+    /// How a validation ended.
+    pub(crate) enum Validated {
+        Accepted,
+        Rejected,
+        Expired,
+        Undelivered,
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct SqlConnection {
+    pub(crate) state: SqlState,
+}
+
+label_values! {
+    /// What a connection to the database does.
+    pub(crate) enum SqlState {
+        Idle,
+        Used,
+    }
 }
 
 /// What is counted of gRPC calls.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Calls {
     ended: Family<CallEnd, Counter>,
-    seconds: Family<CallMethod, Histogram>,
+    seconds: Family<CallMethod, Durations>,
     shed: Family<CallShed, Counter>,
 }
 
@@ -96,23 +165,12 @@ struct CallShed {
     class: CallClass,
 }
 
-/// Which limit a call was refused at.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-pub(crate) enum CallClass {
-    Read,
-    Write,
-    Check,
-}
-
-impl Default for Calls {
-    fn default() -> Self {
-        Self {
-            ended: Family::default(),
-            seconds: Family::new_with_constructor(|| {
-                Histogram::new([0.001, 0.005, 0.02, 0.1, 0.5, 1.0, 5.0, 30.0])
-            }),
-            shed: Family::default(),
-        }
+label_values! {
+    /// Which limit a call was refused at.
+    pub(crate) enum CallClass {
+        Read,
+        Write,
+        Check,
     }
 }
 
@@ -122,7 +180,7 @@ impl Calls {
         let method = method.trim_start_matches('/').to_owned();
         let end = CallEnd { method: method.clone(), code: format!("{code:?}") };
         self.ended.get_or_create(&end).inc();
-        self.seconds.get_or_create(&CallMethod { method }).observe(elapsed.as_secs_f64());
+        self.seconds.get_or_create(&CallMethod { method }).observe(elapsed);
     }
 
     /// A call was refused.
@@ -131,10 +189,27 @@ impl Calls {
     }
 
     fn register(&self, registry: &mut Registry) {
-        registry.register("tbmq_control_calls", "gRPC calls by method and code", self.ended.clone());
-        let seconds = self.seconds.clone();
-        registry.register_with_unit("tbmq_control_call", "Time of gRPC calls", Unit::Seconds, seconds);
-        registry.register("tbmq_control_calls_shed", "gRPC calls refused at a limit", self.shed.clone());
+        let method =
+            || Label::bounded("method", "methods of the services that are served; others are `unknown`");
+        registry.family(
+            "tbmq_control_calls",
+            "gRPC calls by method and code",
+            vec![method(), Label::closed("code", &CODES[..])],
+            self.ended.clone(),
+        );
+        registry.family_with_unit(
+            "tbmq_control_call",
+            "Time of gRPC calls; of streams, until they begin",
+            Unit::Seconds,
+            vec![method()],
+            self.seconds.clone(),
+        );
+        registry.family(
+            "tbmq_control_calls_shed",
+            "gRPC calls refused at a limit",
+            vec![Label::closed("class", CallClass::NAMES)],
+            self.shed.clone(),
+        );
     }
 }
 
@@ -175,14 +250,18 @@ impl Metrics {
         counter("jwks_failures", "Failed reads of the JWT key set", &metrics.jwks_failures);
         counter("tls_reload_failures", "Changed certificates not usable", &metrics.tls_reload_failures);
         counter("handshakes_failed", "Failed TLS handshakes", &metrics.handshakes_failed);
-        registry.register(
+        let key =
+            || Label::bounded("key", "ids of the keys of secrets that are or were configured, and `none`");
+        registry.family(
             "tbmq_control_sealed_integrations",
             "Integrations whose secrets are sealed, by key",
+            vec![key()],
             metrics.sealed.clone(),
         );
-        registry.register(
+        registry.family(
             "tbmq_control_sealed_providers",
             "Authentication providers whose secrets are sealed, by key",
+            vec![key()],
             metrics.sealed_providers.clone(),
         );
         registry.register(
@@ -193,6 +272,59 @@ impl Metrics {
         registry.register("tbmq_control_watchers", "Open watches", metrics.watchers.clone());
         registry.register("tbmq_control_leading", "1 while holding the lease", metrics.leading.clone());
         metrics.calls.register(registry);
+        metrics.register_work(registry);
+        metrics.lags.register(registry);
         metrics
+    }
+
+    /// Looks up what is not kept.
+    pub(crate) fn look(&self, plane: &Plane) {
+        self.validations_pending.set(plane.validator.pending() as i64);
+        let pool = plane.store.pool();
+        let idle = pool.idle.min(pool.open);
+        self.sql_connections.get_or_create(&SqlConnection { state: SqlState::Idle }).set(idle as i64);
+        self.sql_connections
+            .get_or_create(&SqlConnection { state: SqlState::Used })
+            .set((pool.open - idle) as i64);
+        self.sql_connections_max.set(pool.max as i64);
+    }
+
+    fn register_work(&self, registry: &mut Registry) {
+        registry.family_with_unit(
+            "tbmq_control_validation",
+            "From asking executors to validate, or to check a connection, to the end of that",
+            Unit::Seconds,
+            vec![Label::closed("outcome", Validated::NAMES)],
+            self.validation.clone(),
+        );
+        registry.register(
+            "tbmq_control_validations_pending",
+            "Validations that have no answer yet",
+            self.validations_pending.clone(),
+        );
+        registry.register(
+            "tbmq_control_relay_backlog",
+            "Changes in SQL that are not on the bus yet, those of who may connect included; on the control plane that \
+             holds the lease",
+            self.relay_backlog.clone(),
+        );
+        registry.register_with_unit(
+            "tbmq_control_relay_backlog_age",
+            "Age of the oldest change of an integration that is not on the bus yet; on the control plane that holds \
+             the lease",
+            Unit::Seconds,
+            self.relay_backlog_age.clone(),
+        );
+        registry.family(
+            "tbmq_control_sql_connections",
+            "Open connections to the database",
+            vec![Label::closed("state", SqlState::NAMES)],
+            self.sql_connections.clone(),
+        );
+        registry.register(
+            "tbmq_control_sql_connections_max",
+            "Connections to the database that there may be",
+            self.sql_connections_max.clone(),
+        );
     }
 }

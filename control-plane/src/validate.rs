@@ -21,7 +21,7 @@ use uuid::Uuid;
 
 use crate::{
     fault::{Faults, Point},
-    metrics::Metrics,
+    metrics::{Metrics, Validated, ValidationEnd},
     vault::Vault,
 };
 
@@ -113,7 +113,21 @@ impl Validator {
         self.changed.notify_one();
         let _cancel = Cancel { validator: self, exchange };
         // The machine lets every exchange leave, so the sender is dropped only with the whole process.
-        Ok(answered.await.unwrap_or(End::Expired))
+        let began = Instant::now();
+        let end = answered.await.unwrap_or(End::Expired);
+        let outcome = match &end {
+            End::Answered(reply) if reply.error.is_none() => Validated::Accepted,
+            End::Answered(_) => Validated::Rejected,
+            End::Expired => Validated::Expired,
+            End::Undelivered(_) => Validated::Undelivered,
+        };
+        self.metrics.validation.get_or_create(&ValidationEnd { outcome }).observe(began.elapsed());
+        Ok(end)
+    }
+
+    /// Validations that have no answer yet.
+    pub(crate) fn pending(&self) -> usize {
+        self.state.lock().machine.pending()
     }
 
     /// The span of an exchange, below that of the call that it is for.

@@ -15,6 +15,7 @@ use std::{
     pin::pin,
     sync::{Arc, atomic::Ordering},
     task::{Context, Poll},
+    time::Instant,
 };
 
 use bytes::BytesMut;
@@ -47,11 +48,13 @@ mod durable;
 mod leaving;
 mod limiting;
 mod publishing;
+mod waits;
 
 pub(crate) use authentication::Guest;
 use durable::Durable;
 pub(crate) use durable::KeptWill;
 use publishing::Stalled;
+use waits::Waits;
 
 /// Reads of one turn, so that a busy client leaves time for the others.
 const READS_PER_TURN: usize = 4;
@@ -114,6 +117,10 @@ pub(crate) struct Connection {
     farewell: Option<Farewell>,
     /// The process ends, or another session has the connection.
     is_over: bool,
+    /// It counts as one with a will.
+    has_will: bool,
+    /// Publishes whose acknowledgement is timed.
+    waits: Waits,
 }
 
 #[derive(Default)]
@@ -207,10 +214,13 @@ impl Connection {
             armed_ms: None,
             farewell: None,
             is_over: false,
+            has_will: false,
+            waits: Waits::default(),
         }
     }
 
     fn link(&mut self, link: Link) {
+        self.waits.clear();
         self.common_names.clone_from(&link.peer.common_names);
         self.limits = link.limits.clone();
         self.link = Some(link);
@@ -231,6 +241,7 @@ impl Connection {
             }
             std::future::poll_fn(|cx| self.poll(cx)).await;
             self.worker.leave(self.mailbox.number, self.armed_ms);
+            self.tell_whether_it_has_a_will(false);
             let is_durable = self.is_durable();
             let (dropped, visitor) = if is_durable { self.mailbox.abandon() } else { self.mailbox.close() };
             self.plane.metrics.dropped_by(Dropped::Disconnected, dropped);
@@ -250,6 +261,7 @@ impl Connection {
         let now = self.plane.clock.now();
         let worker = self.worker.clone();
         let mut scratch = worker.scratch();
+        scratch.turn = Some(Instant::now());
         self.mailbox.register(cx.waker());
         self.take_mail(now, &mut scratch);
         let has_more = self.take_deliveries(now, &mut scratch);
@@ -264,6 +276,7 @@ impl Connection {
         self.tell_store();
         self.tell_will(now);
         self.count_packets(&mut scratch);
+        self.measure();
         worker.give_scratch(scratch);
         self.hold(now);
         self.arm(now);

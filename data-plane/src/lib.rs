@@ -126,6 +126,11 @@ pub struct Running {
     stop_applied: CancellationToken,
 }
 
+/// What a data plane measures.
+pub fn describe_metrics(registry: &mut tbmq_service::metrics::Registry) {
+    metrics::Metrics::default().register(registry);
+}
+
 /// Starts the data plane. Waits until the filters of all integrations are known, which needs the bus, and opens the
 /// listeners then.
 ///
@@ -168,6 +173,12 @@ pub async fn start(config: Config, context: Context) -> anyhow::Result<Running> 
         metrics.clone(),
         context.tracer.clone(),
     );
+    let looked_at = Arc::downgrade(&plane);
+    context.metrics.before_reading(move || {
+        if let Some(plane) = looked_at.upgrade() {
+            plane.metrics.look(&plane);
+        }
+    });
     // Bad endpoints are told before anything is served.
     let control_planes = &config.control.grpc;
     node_session::NodeSession::new(plane.clone(), context.identity.clone(), Vec::new(), control_planes)

@@ -32,6 +32,8 @@ pub(crate) struct Link {
     /// What was written may still be held by the stream.
     must_flush: bool,
     connections: Gauge,
+    /// Of those over TLS, if it is one.
+    tls_connections: Option<Gauge>,
     _place: Place,
 }
 
@@ -52,7 +54,11 @@ impl Link {
         let Arrival { stream, peer, limits, since: _, place } = arrival;
         let connections = metrics.connections.clone();
         connections.inc();
-        Self { stream, peer, limits, must_flush: false, connections, _place: place }
+        let tls_connections = stream.is_tls().then(|| metrics.tls_connections.clone());
+        if let Some(tls_connections) = &tls_connections {
+            tls_connections.inc();
+        }
+        Self { stream, peer, limits, must_flush: false, connections, tls_connections, _place: place }
     }
 
     /// Writes what there is, and takes it out of `output` as it goes.
@@ -94,5 +100,8 @@ impl Link {
 impl Drop for Link {
     fn drop(&mut self) {
         self.connections.dec();
+        if let Some(tls_connections) = &self.tls_connections {
+            tls_connections.dec();
+        }
     }
 }

@@ -1,16 +1,22 @@
 //! What the data plane counts. Labels come from closed sets; never a client or a topic.
 
+use std::sync::atomic::Ordering;
+
 use prometheus_client::{
-    encoding::{EncodeLabelSet, EncodeLabelValue},
+    encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family, gauge::Gauge},
-    registry::Registry,
+    registry::Unit,
 };
 use tbmq_mqtt::{
     packet::{Packet, ReasonCode},
     session,
 };
+use tbmq_service::{
+    label_values,
+    metrics::{Durations, Label, Registry},
+};
 
-use crate::auth;
+use crate::{auth, plane::Plane};
 
 /// Why a connection ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -18,21 +24,22 @@ pub(crate) struct EndLabel {
     reason: End,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-enum End {
-    Client,
-    Network,
-    Refused,
-    ConnectTimeout,
-    KeepAlive,
-    TakenOver,
-    Protocol,
-    PublishRefused,
-    SlowConsumer,
-    ShuttingDown,
-    Moved,
-    Administrative,
-    NotAuthorized,
+label_values! {
+    enum End {
+        Client,
+        Network,
+        Refused,
+        ConnectTimeout,
+        KeepAlive,
+        TakenOver,
+        Protocol,
+        PublishRefused,
+        SlowConsumer,
+        ShuttingDown,
+        Moved,
+        Administrative,
+        NotAuthorized,
+    }
 }
 
 impl From<session::End> for EndLabel {
@@ -62,35 +69,21 @@ pub(crate) struct DropLabel {
     pub(crate) reason: Drop,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-pub(crate) enum Drop {
-    TooLarge,
-    Expired,
-    DelayedTooLong,
-    InvalidTopic,
-    NotAuthorized,
-    QueueFull,
-    Disconnected,
-    BusRefused,
-    /// No member of a shared subscription had room.
-    NoMember,
-    /// More than a rate limit allows.
-    RateLimit,
-}
-
-impl Drop {
-    const ALL: [Self; 10] = [
-        Self::TooLarge,
-        Self::Expired,
-        Self::DelayedTooLong,
-        Self::InvalidTopic,
-        Self::NotAuthorized,
-        Self::QueueFull,
-        Self::Disconnected,
-        Self::BusRefused,
-        Self::NoMember,
-        Self::RateLimit,
-    ];
+label_values! {
+    pub(crate) enum Drop {
+        TooLarge,
+        Expired,
+        DelayedTooLong,
+        InvalidTopic,
+        NotAuthorized,
+        QueueFull,
+        Disconnected,
+        BusRefused,
+        /// No member of a shared subscription had room.
+        NoMember,
+        /// More than a rate limit allows.
+        RateLimit,
+    }
 }
 
 impl From<session::Dropped> for DropLabel {
@@ -113,15 +106,16 @@ pub(crate) struct RefusalLabel {
     pub(crate) reason: Refusal,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-pub(crate) enum Refusal {
-    TopicFull,
-    Unavailable,
-    UnknownTopic,
-    Probing,
-    StoreFull,
-    BusFull,
-    Other,
+label_values! {
+    pub(crate) enum Refusal {
+        TopicFull,
+        Unavailable,
+        UnknownTopic,
+        Probing,
+        StoreFull,
+        BusFull,
+        Other,
+    }
 }
 
 /// What a client wanted more of than it may have.
@@ -130,34 +124,35 @@ pub(crate) struct LimitLabel {
     pub(crate) limit: Limit,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-pub(crate) enum Limit {
-    /// Bytes of a packet (`…_NETTY_MAX_PAYLOAD_SIZE`).
-    PacketBytes,
-    /// Unacknowledged publishes of a 5.0 client (`MQTT_MAX_IN_FLIGHT_MSGS`).
-    ReceiveMaximum,
-    /// Topic aliases (`MQTT_TOPIC_ALIAS_MAX`).
-    TopicAliases,
-    /// Topic filters (`TBMQ_MQTT_SUBSCRIPTIONS_CLIENT_MAX`).
-    Subscriptions,
-    /// Messages that a client publishes (`MQTT_INCOMING_RATE_LIMITS_CLIENT_CONFIG`).
-    IncomingRate,
-    /// Messages to a client (`MQTT_OUTGOING_RATE_LIMITS_CLIENT_CONFIG`).
-    OutgoingRate,
-    /// Messages of all clients (`MQTT_TOTAL_RATE_LIMITS_CONFIG`).
-    TotalRate,
-    /// Messages put into queues (`MQTT_DEVICE_PERSISTED_MSGS_RATE_LIMITS_CONFIG`).
-    DevicePersistedRate,
-    /// Bytes that a client sends (`TBMQ_MQTT_INCOMING_BYTES_RATE_LIMIT`).
-    IncomingBytes,
-    /// Connections of the node (`TBMQ_MQTT_CONNECTION_RATE_LIMIT`).
-    ConnectionRate,
-    /// Connections from an address (`TBMQ_MQTT_ADDRESS_CONNECTION_RATE_LIMIT`).
-    AddressConnectionRate,
-    /// Connections at a time from an address (`TBMQ_MQTT_ADDRESS_CONNECTIONS_MAX`).
-    AddressConnections,
-    /// Lasting sessions of APPLICATION clients (`MQTT_APPLICATION_CLIENTS_LIMIT`).
-    ApplicationClients,
+label_values! {
+    pub(crate) enum Limit {
+        /// Bytes of a packet (`…_NETTY_MAX_PAYLOAD_SIZE`).
+        PacketBytes,
+        /// Unacknowledged publishes of a 5.0 client (`MQTT_MAX_IN_FLIGHT_MSGS`).
+        ReceiveMaximum,
+        /// Topic aliases (`MQTT_TOPIC_ALIAS_MAX`).
+        TopicAliases,
+        /// Topic filters (`TBMQ_MQTT_SUBSCRIPTIONS_CLIENT_MAX`).
+        Subscriptions,
+        /// Messages that a client publishes (`MQTT_INCOMING_RATE_LIMITS_CLIENT_CONFIG`).
+        IncomingRate,
+        /// Messages to a client (`MQTT_OUTGOING_RATE_LIMITS_CLIENT_CONFIG`).
+        OutgoingRate,
+        /// Messages of all clients (`MQTT_TOTAL_RATE_LIMITS_CONFIG`).
+        TotalRate,
+        /// Messages put into queues (`MQTT_DEVICE_PERSISTED_MSGS_RATE_LIMITS_CONFIG`).
+        DevicePersistedRate,
+        /// Bytes that a client sends (`TBMQ_MQTT_INCOMING_BYTES_RATE_LIMIT`).
+        IncomingBytes,
+        /// Connections of the node (`TBMQ_MQTT_CONNECTION_RATE_LIMIT`).
+        ConnectionRate,
+        /// Connections from an address (`TBMQ_MQTT_ADDRESS_CONNECTION_RATE_LIMIT`).
+        AddressConnectionRate,
+        /// Connections at a time from an address (`TBMQ_MQTT_ADDRESS_CONNECTIONS_MAX`).
+        AddressConnections,
+        /// Lasting sessions of APPLICATION clients (`MQTT_APPLICATION_CLIENTS_LIMIT`).
+        ApplicationClients,
+    }
 }
 
 impl Limit {
@@ -183,12 +178,13 @@ pub(crate) struct HandshakeLabel {
     reason: Handshake,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-pub(crate) enum Handshake {
-    Proxy,
-    Tls,
-    WebSocket,
-    TimedOut,
+label_values! {
+    pub(crate) enum Handshake {
+        Proxy,
+        Tls,
+        WebSocket,
+        TimedOut,
+    }
 }
 
 /// The data plane's metrics.
@@ -244,6 +240,59 @@ pub(crate) struct Metrics {
     pub(crate) node_requests: Counter,
     pub(crate) node_requests_refused: Counter,
     pub(crate) peers: Gauge,
+    pub(crate) tls_connections: Gauge,
+    pub(crate) last_wills: Gauge,
+    /// From reading a PUBLISH at QoS 1 or 2 to handing its PUBACK or PUBREC to the socket.
+    pub(crate) puback: Durations,
+    looked_up: LookedUp,
+}
+
+/// What is looked up when metrics are read: under TBMQ's names where it has one.
+#[derive(Clone, Debug, Default)]
+struct LookedUp {
+    connected_sessions: Gauge,
+    all_sessions: Gauge,
+    subscriptions: Gauge,
+    retained: Gauge,
+    tree_size: Gauge,
+    retained_topics: Gauge,
+    bus_in_flight_bytes: Gauge,
+    bus_in_flight_records: Gauge,
+    published: Family<[(&'static str, &'static str); 1], Counter>,
+}
+
+/// What TBMQ counts of what is handed to the bus.
+const PUBLISHED: [&str; 3] = ["totalMsgs", "successfulMsgs", "failedMsgs"];
+
+impl LookedUp {
+    fn gauges(&self) -> [(&'static str, &'static str, &Gauge); 8] {
+        [
+            ("connectedSessions", "Sessions with a connection", &self.connected_sessions),
+            ("allClientSessions", "Sessions, with and without a connection", &self.all_sessions),
+            ("clientSubscriptions", "Subscriptions of clients, shared ones included", &self.subscriptions),
+            ("retainedMessages", "Topics with a retained message, those of $SYS included", &self.retained),
+            (
+                "subscriptionTopicTrieSize",
+                "Pairs of subscriber and filter in the tree: of clients, groups and integrations",
+                &self.tree_size,
+            ),
+            (
+                "retainMsgTrieSize",
+                "Names of topics in the map of retained messages, those that are being removed included",
+                &self.retained_topics,
+            ),
+            (
+                "tbmq_mqtt_bus_in_flight_bytes",
+                "Bytes of messages that the bus has not confirmed",
+                &self.bus_in_flight_bytes,
+            ),
+            (
+                "tbmq_mqtt_bus_in_flight_records",
+                "Records of messages that the bus has not confirmed",
+                &self.bus_in_flight_records,
+            ),
+        ]
+    }
 }
 
 impl Metrics {
@@ -383,8 +432,61 @@ impl Metrics {
         ]
     }
 
+    /// Looks up what is not kept.
+    pub(crate) fn look(&self, plane: &Plane) {
+        let looked_up = &self.looked_up;
+        for (gauge, value) in [
+            (&looked_up.connected_sessions, plane.registry.len()),
+            (&looked_up.all_sessions, plane.registry.sessions()),
+            (&looked_up.subscriptions, plane.router.subscriptions()),
+            (&looked_up.retained, plane.retained.len()),
+            (&looked_up.tree_size, plane.router.tree_size()),
+            (&looked_up.retained_topics, plane.retained.topics()),
+            (&looked_up.bus_in_flight_bytes, plane.writer.in_flight_bytes()),
+            (&looked_up.bus_in_flight_records, plane.in_flight()),
+        ] {
+            gauge.set(value as i64);
+        }
+        let refused: u64 = Refusal::ALL
+            .iter()
+            .map(|reason| self.records_refused.get_or_create(&RefusalLabel { reason: *reason }).get())
+            .sum();
+        let written = self.records_written.get();
+        // What was not submitted was refused, too.
+        let counts = [self.records_submitted.get().max(written + refused), written, refused];
+        for (name, count) in PUBLISHED.into_iter().zip(counts) {
+            let counter = looked_up.published.get_or_create(&[("statsName", name)]);
+            counter.inner().store(count, Ordering::Relaxed);
+        }
+    }
+
     /// Registers all of them.
     pub(crate) fn register(&self, registry: &mut Registry) {
+        for (name, help, gauge) in self.looked_up.gauges() {
+            registry.register(name, help, gauge.clone());
+        }
+        registry.register(
+            "connectedSslSessions",
+            "Connections over TLS, secure WebSocket included",
+            self.tls_connections.clone(),
+        );
+        registry.register(
+            "lastWillClients",
+            "Sessions with a will that may still be published",
+            self.last_wills.clone(),
+        );
+        registry.family(
+            "incomingPublishMsg_published",
+            "Records of messages handed to the bus, confirmed by it, refused or not kept",
+            vec![Label::closed("statsName", &PUBLISHED[..])],
+            self.looked_up.published.clone(),
+        );
+        registry.register_with_unit(
+            "tbmq_mqtt_puback",
+            "From reading a PUBLISH at QoS 1 or 2 to handing its PUBACK or PUBREC to the socket",
+            Unit::Seconds,
+            self.puback.clone(),
+        );
         for (name, help, counter) in self.counters().into_iter().chain(self.session_counters()) {
             registry.register(name, help, counter.clone());
         }
@@ -400,21 +502,34 @@ impl Metrics {
             "Sessions without a connection",
             self.sessions_parked.clone(),
         );
-        registry.register("tbmq_mqtt_connections_ended", "Connections that ended", self.ended.clone());
-        registry.register(
+        registry.family(
+            "tbmq_mqtt_connections_ended",
+            "Connections that ended",
+            vec![Label::closed("reason", End::NAMES)],
+            self.ended.clone(),
+        );
+        registry.family(
             "tbmq_mqtt_client_limits_reached",
             "Times that clients wanted more than they may have, each message or connection once",
+            vec![Label::closed("limit", Limit::NAMES)],
             self.client_limits_reached.clone(),
         );
-        registry.register(
+        registry.family(
             "tbmq_mqtt_handshakes_failed",
             "Connections that did not come as far as MQTT",
+            vec![Label::closed("reason", Handshake::NAMES)],
             self.handshakes_failed.clone(),
         );
-        registry.register("tbmq_mqtt_messages_dropped", "Messages dropped", self.dropped.clone());
-        registry.register(
+        registry.family(
+            "tbmq_mqtt_messages_dropped",
+            "Messages that were not delivered, by why",
+            vec![Label::closed("reason", Drop::NAMES)],
+            self.dropped.clone(),
+        );
+        registry.family(
             "tbmq_mqtt_records_refused",
             "Records not kept by the bus",
+            vec![Label::closed("reason", Refusal::NAMES)],
             self.records_refused.clone(),
         );
         registry.register(

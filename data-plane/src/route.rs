@@ -186,6 +186,11 @@ impl Router {
         self.subscriptions.load(Ordering::Relaxed)
     }
 
+    /// Pairs of subscriber and filter.
+    pub(crate) fn tree_size(&self) -> usize {
+        self.tree.read().len()
+    }
+
     /// Shared subscriptions that have members.
     pub(crate) fn groups(&self) -> usize {
         self.groups.lock().len()

@@ -53,6 +53,8 @@ impl Clock {
 /// Space that a connection needs while it is worked on, and not when it is idle.
 #[derive(Debug, Default)]
 pub(crate) struct Scratch {
+    /// When the turn began.
+    pub(crate) turn: Option<Instant>,
     pub(crate) mail: Mail,
     pub(crate) effects: Vec<Effect>,
     pub(crate) working: Vec<Effect>,

@@ -110,6 +110,11 @@ impl std::fmt::Debug for Running {
     }
 }
 
+/// What an executor measures.
+pub fn describe_metrics(registry: &mut tbmq_service::metrics::Registry) {
+    Metrics::register(registry);
+}
+
 /// Starts an executor with all kinds of [`sinks`]. Does not wait for the bus to be reachable.
 ///
 /// # Errors
@@ -139,7 +144,8 @@ pub async fn start_with(
         .into_iter()
         .map(|kind| Ok((kind.name().parse::<Kind>()?, Served::new(kind))))
         .collect::<anyhow::Result<BTreeMap<_, _>>>()?;
-    let metrics = metrics.register(Metrics::register);
+    let registry = metrics;
+    let metrics = registry.register(Metrics::register);
     metrics.serve(&served);
 
     let client = |what: &str| catalogue.client_id(what, &service_id);
@@ -201,6 +207,13 @@ pub async fn start_with(
         newer: incarnation::Newer::default(),
         applied: Applied::default(),
         config,
+    });
+    let looked_at = Arc::downgrade(&shared);
+    registry.before_reading(move || {
+        if let Some(shared) = looked_at.upgrade() {
+            shared.metrics.uplink_backlog.set(shared.uplink.waiting() as i64);
+            shared.metrics.bus_in_flight_bytes.set(shared.writer.in_flight_bytes() as i64);
+        }
     });
     let (commands, working) = Commands::new(shared.clone(), writer.clone());
     services.spawn(working);
@@ -326,7 +339,7 @@ async fn print_statistics(shared: Arc<Shared>) {
         ticks.tick().await;
         tracing::info!("----------------------------------------------------------------");
         for line in shared.metrics.lines(shared.uplink.waiting()) {
-            tracing::info!("{line}");
+            tracing::info!(target: tbmq_service::telemetry::EVERY_LINE, "{line}");
         }
     }
 }

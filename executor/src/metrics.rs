@@ -10,10 +10,16 @@ use parking_lot::Mutex;
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family, gauge::Gauge},
-    registry::Registry,
+    registry::Unit,
 };
 use tbmq_integration::{pack::Settled, stats::Processor};
 use tbmq_proto::ids::IntegrationId;
+use tbmq_service::{
+    metrics::{Durations, Label, Registry},
+    trace::TraceContext,
+};
+
+use crate::sink::Outcome;
 
 /// What is counted per kind: the label, and TBMQ's word in the log.
 const ACTIVITIES: [(&str, &str); 4] =
@@ -21,6 +27,51 @@ const ACTIVITIES: [(&str, &str); 4] =
 
 /// What is counted of the uplink.
 const PUBLISHED: [&str; 3] = ["totalMsgs", "successfulMsgs", "failedMsgs"];
+
+/// What an attempt can come to.
+const ANSWERS: [&str; 3] = ["delivered", "retry", "rejected"];
+
+/// How a message can leave.
+const OUTCOMES: [&str; 5] = ["delivered", "rejected", "skipped", "dead-lettered", "expired"];
+
+/// Topics of which records may be skipped.
+const TOPICS: [&str; 4] = ["downlink", "kinds", "msg", "owner"];
+
+/// Limits that may be reached.
+const LIMITS: [&str; 7] = [
+    "connects",
+    "budget-bytes",
+    "window-messages",
+    "window-bytes",
+    "held-messages",
+    "message-bytes",
+    "message-headers",
+];
+
+/// Words of sinks for what went wrong; others count as the last one.
+const CLASSES: [&str; 21] = [
+    "authentication",
+    "authorization",
+    "broker",
+    "configuration",
+    "connect",
+    "connection",
+    "content-type",
+    "disconnected",
+    "egress",
+    "limit",
+    "payload",
+    "refused",
+    "resolve",
+    "response",
+    "size",
+    "status",
+    "timeout",
+    "tls",
+    "topic",
+    "unreadable",
+    "other",
+];
 
 /// Labels of `integration_stats_counter` and `integration_stats_gauge`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -44,6 +95,15 @@ struct ClassLabels {
     r#type: String,
     class: &'static str,
 }
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct AttemptLabels {
+    r#type: String,
+    outcome: &'static str,
+}
+
+/// By integration.
+type IntegrationLabels = [(&'static str, String); 1];
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct LimitLabels {
@@ -84,6 +144,15 @@ pub(crate) struct Metrics {
     pub(crate) dead_letters_refused: Counter,
     settled: Family<SettledLabels, Counter>,
     restore_ms: Family<[(&'static str, String); 1], Gauge>,
+    attempts: Family<AttemptLabels, Durations>,
+    deliveries: Family<[(&'static str, String); 1], Durations>,
+    in_flight: Family<IntegrationLabels, Gauge>,
+    waiting: Family<IntegrationLabels, Gauge>,
+    unaccounted: Family<IntegrationLabels, Gauge>,
+    /// Events that are not written yet.
+    pub(crate) uplink_backlog: Gauge,
+    /// Bytes of records that the bus has not confirmed.
+    pub(crate) bus_in_flight_bytes: Gauge,
 }
 
 /// What the log lines are made of.
@@ -126,72 +195,180 @@ impl Drop for Tracked {
 impl Metrics {
     pub(crate) fn register(registry: &mut Registry) -> Self {
         let metrics = Self::default();
+        metrics.register_tbmqs(registry);
+        metrics.register_messages(registry);
         let m = &metrics;
-        registry.register("integration_stats_counter", "Starts, stops and messages", m.stats.clone());
-        registry.register("integration_stats_gauge", "Integrations by state", m.states.clone());
-        registry.register("ie_uplink_published", "Events written to the uplink", m.published.clone());
-        registry.register("integrationProcessor", "Message processing by integration", m.processor.clone());
         registry.register("tbmq_executor_held_bytes", "Bytes of messages in hand", m.held_bytes.clone());
-        registry.register("tbmq_executor_bad_records", "Records skipped", m.bad_records.clone());
-        let counters = [
-            ("tbmq_executor_error_events_suppressed", "Over the rate limit", &m.error_events_suppressed),
-            ("tbmq_executor_events_dropped", "Events dropped, the buffer being full", &m.events_dropped),
-            ("tbmq_executor_late_answers", "Answers of sinks after their timeout", &m.late_answers),
-            ("tbmq_executor_expired_messages", "Too old, or removed by retention", &m.expired_messages),
-            ("tbmq_executor_commits_failed", "Commits that the bus did not take", &m.commits_failed),
-            ("tbmq_executor_commands_refused", "Requests over the queue's limit", &m.commands_refused),
-            ("tbmq_executor_commands_expired", "Requests past their deadline", &m.commands_expired),
-            ("tbmq_executor_panics", "Integrations that were started anew", &m.restarts_after_panic),
+        registry.family(
+            "tbmq_executor_bad_records",
+            "Records that can't be understood and are skipped",
+            vec![Label::closed("topic", &TOPICS[..])],
+            m.bad_records.clone(),
+        );
+        registry.family(
+            "tbmq_executor_limits_reached",
+            "Times that a limit was reached",
+            vec![Label::closed("limit", &LIMITS[..])],
+            m.limits_reached.clone(),
+        );
+        registry.family(
+            "tbmq_executor_restore_milliseconds",
+            "From the last assignment until all configuration was known",
+            vec![kind()],
+            m.restore_ms.clone(),
+        );
+        registry.register(
+            "tbmq_executor_uplink_backlog",
+            "Events that are not written to the uplink yet",
+            m.uplink_backlog.clone(),
+        );
+        registry.register(
+            "tbmq_executor_bus_in_flight_bytes",
+            "Bytes of events and dead letters that the bus has not confirmed",
+            m.bus_in_flight_bytes.clone(),
+        );
+        for (name, help, counter) in m.counters() {
+            registry.register(name, help, counter.clone());
+        }
+        metrics
+    }
+
+    fn counters(&self) -> [(&'static str, &'static str, &Counter); 12] {
+        [
+            (
+                "tbmq_executor_error_events_suppressed",
+                "Error events that are not written, being over the rate limit",
+                &self.error_events_suppressed,
+            ),
+            ("tbmq_executor_events_dropped", "Events dropped, the buffer being full", &self.events_dropped),
+            ("tbmq_executor_late_answers", "Answers of sinks after their timeout", &self.late_answers),
+            (
+                "tbmq_executor_expired_messages",
+                "Messages that were too old, or removed by retention",
+                &self.expired_messages,
+            ),
+            ("tbmq_executor_commits_failed", "Commits that the bus did not take", &self.commits_failed),
+            (
+                "tbmq_executor_commands_refused",
+                "Validation requests over the queue's limit",
+                &self.commands_refused,
+            ),
+            (
+                "tbmq_executor_commands_expired",
+                "Validation requests past their deadline",
+                &self.commands_expired,
+            ),
+            (
+                "tbmq_executor_panics",
+                "Integrations that were started anew after a panic",
+                &self.restarts_after_panic,
+            ),
             (
                 "tbmq_executor_lease_renewals_failed",
                 "Renewals that the group did not take",
-                &m.renewals_failed,
+                &self.renewals_failed,
             ),
             (
                 "tbmq_executor_superseded_claims",
                 "Partitions that another executor claimed",
-                &m.superseded_claims,
+                &self.superseded_claims,
             ),
             (
                 "tbmq_executor_dead_letters_repeated",
                 "Dead letters that the bus did not take at once",
-                &m.dead_letters_repeated,
+                &self.dead_letters_repeated,
             ),
             (
                 "tbmq_executor_dead_letters_refused",
                 "Dead letters that the bus will never take; their messages are skipped",
-                &m.dead_letters_refused,
+                &self.dead_letters_refused,
             ),
-        ];
-        registry.register(
+        ]
+    }
+
+    /// TBMQ's own (spec §8).
+    fn register_tbmqs(&self, registry: &mut Registry) {
+        let activities: Vec<&'static str> = ACTIVITIES.iter().map(|(name, _)| *name).collect();
+        let state = || Label::closed("state", &["success", "failed"][..]);
+        registry.family(
+            "integration_stats_counter",
+            "Starts and stops of integrations, messages that were forwarded or failed; msgDownlink stays 0",
+            vec![Label::closed("name", activities), state(), kind()],
+            self.stats.clone(),
+        );
+        registry.family(
+            "integration_stats_gauge",
+            "Integrations of this executor that are started, or have failed",
+            vec![Label::closed("name", &["start"][..]), state(), kind()],
+            self.states.clone(),
+        );
+        registry.family(
+            "ie_uplink_published",
+            "Events and service info written to the uplink",
+            vec![Label::closed("statsName", &PUBLISHED[..])],
+            self.published.clone(),
+        );
+        let counters: Vec<&'static str> =
+            Processor::default().named().into_iter().map(|(name, _)| name).collect();
+        registry.family(
+            "integrationProcessor",
+            "Attempts by what they came to, and rounds of packs",
+            vec![Label::integration("integrationId"), Label::closed("statsName", counters)],
+            self.processor.clone(),
+        );
+    }
+
+    fn register_messages(&self, registry: &mut Registry) {
+        registry.family(
             "tbmq_executor_settled_messages",
             "Messages that have left their partition, by how they did",
-            m.settled.clone(),
+            vec![Label::integration("integration"), Label::closed("outcome", &OUTCOMES[..])],
+            self.settled.clone(),
         );
-        registry.register(
+        registry.family(
             "tbmq_executor_failed_attempts",
             "Attempts that failed, by class",
-            m.failed_attempts.clone(),
+            vec![kind(), Label::closed("class", &CLASSES[..])],
+            self.failed_attempts.clone(),
         );
-        registry.register(
-            "tbmq_executor_limits_reached",
-            "Times that a limit was reached",
-            m.limits_reached.clone(),
-        );
-        registry.register(
+        registry.family(
             "tbmq_executor_stalled_integrations",
             "Integrations through which nothing gets at present",
-            m.stalled.clone(),
+            vec![kind()],
+            self.stalled.clone(),
         );
-        registry.register(
-            "tbmq_executor_restore_milliseconds",
-            "From the last assignment until all configuration was known",
-            m.restore_ms.clone(),
+        registry.family_with_unit(
+            "tbmq_executor_attempt",
+            "From handing a message to the sink to the sink's answer; attempts that time out are not in it",
+            Unit::Seconds,
+            vec![kind(), Label::closed("outcome", &ANSWERS[..])],
+            self.attempts.clone(),
         );
-        for (name, help, counter) in counters {
-            registry.register(name, help, counter.clone());
-        }
-        metrics
+        registry.family_with_unit(
+            "tbmq_executor_delivery",
+            "From PUBLISH, as the data plane's clock says, to the confirmation of the remote end, in steps of 1 ms",
+            Unit::Seconds,
+            vec![kind()],
+            self.deliveries.clone(),
+        );
+        registry.family(
+            "tbmq_executor_in_flight_messages",
+            "Messages that were handed to the sink and have no answer",
+            vec![Label::integration("integration")],
+            self.in_flight.clone(),
+        );
+        registry.family(
+            "tbmq_executor_waiting_messages",
+            "Messages in hand that wait for their attempt, for another one of their key, or for their dead letter",
+            vec![Label::integration("integration")],
+            self.waiting.clone(),
+        );
+        registry.family(
+            "tbmq_executor_unaccounted_messages",
+            "Messages taken that are neither settled nor in flight nor waiting; must be 0",
+            vec![Label::integration("integration")],
+            self.unaccounted.clone(),
+        );
     }
 
     /// Makes the series of these kinds, all of them 0.
@@ -228,6 +405,7 @@ impl Metrics {
     }
 
     pub(crate) fn failed_attempt(&self, kind: &str, class: &'static str) {
+        let class = if CLASSES.contains(&class) { class } else { "other" };
         self.failed_attempts.get_or_create(&ClassLabels { r#type: kind.to_owned(), class }).inc();
     }
 
@@ -326,7 +504,25 @@ impl Metrics {
         lines
     }
 
+    /// What times the attempts of sinks of a kind.
+    pub(crate) fn timings(&self, kind: &str) -> Timings {
+        let attempts = ANSWERS.map(|outcome| {
+            self.attempts.get_or_create_owned(&AttemptLabels { r#type: kind.to_owned(), outcome })
+        });
+        Timings { attempts, delivery: self.deliveries.get_or_create_owned(&[("type", kind.to_owned())]) }
+    }
+
+    /// What a shard of this integration has in hand, nothing yet.
+    pub(crate) fn in_hand(&self, integration: IntegrationId) -> InHand {
+        let labels = integration_labels(integration);
+        let gauges = [&self.in_flight, &self.waiting, &self.unaccounted];
+        InHand { gauges: gauges.map(|family| family.get_or_create_owned(&labels)), told: [0; 3] }
+    }
+
     fn forget(&self, integration: IntegrationId) {
+        for family in [&self.in_flight, &self.waiting, &self.unaccounted] {
+            family.remove(&integration_labels(integration));
+        }
         for (name, _) in Processor::default().named() {
             self.processor.remove(&processor_labels(integration, name));
         }
@@ -336,15 +532,76 @@ impl Metrics {
     }
 }
 
+/// Times what sinks of one kind do.
+#[derive(Clone, Debug)]
+pub(crate) struct Timings {
+    attempts: [Durations; ANSWERS.len()],
+    delivery: Durations,
+}
+
+impl Timings {
+    /// An attempt was answered so long after it began, and so long after the message was published.
+    pub(crate) fn answered(
+        &self,
+        outcome: &Outcome,
+        attempt: Duration,
+        since_publish: Duration,
+        trace: Option<&TraceContext>,
+    ) {
+        let [delivered, retry, rejected] = &self.attempts;
+        match outcome {
+            Outcome::Delivered => {
+                delivered.observe_traced(attempt, trace);
+                self.delivery.observe_traced(since_publish, trace);
+            }
+            Outcome::Retry { .. } => retry.observe_traced(attempt, trace),
+            Outcome::Rejected { .. } => rejected.observe_traced(attempt, trace),
+        }
+    }
+}
+
+/// What a shard has in hand: its part of its integration's gauges, as long as it lives.
+#[derive(Debug)]
+pub(crate) struct InHand {
+    gauges: [Gauge; 3],
+    told: [i64; 3],
+}
+
+impl InHand {
+    /// It has so many now, of so many that were taken.
+    pub(crate) fn tell(&mut self, taken: u64, settled: u64, in_flight: usize, unsettled: usize) {
+        let (in_flight, unsettled) = (in_flight as i64, unsettled as i64);
+        self.set([in_flight, unsettled - in_flight, taken as i64 - settled as i64 - unsettled]);
+    }
+
+    fn set(&mut self, now: [i64; 3]) {
+        for ((gauge, told), now) in self.gauges.iter().zip(&mut self.told).zip(now) {
+            if *told != now {
+                gauge.inc_by(now - *told);
+                *told = now;
+            }
+        }
+    }
+}
+
+impl Drop for InHand {
+    fn drop(&mut self) {
+        self.set([0; 3]);
+    }
+}
+
+fn integration_labels(integration: IntegrationId) -> IntegrationLabels {
+    [("integration", integration.to_string())]
+}
+
+fn kind() -> Label {
+    Label::bounded("type", "kinds of integrations that the executor serves: `HTTP`, `MQTT`, `KAFKA`")
+}
+
 fn outcomes(settled: &Settled) -> [(&'static str, u64); 5] {
     let Settled { delivered, rejected, skipped, dead_lettered, expired } = *settled;
-    [
-        ("delivered", delivered),
-        ("rejected", rejected),
-        ("skipped", skipped),
-        ("dead-lettered", dead_lettered),
-        ("expired", expired),
-    ]
+    let counts = [delivered, rejected, skipped, dead_lettered, expired];
+    std::array::from_fn(|index| (OUTCOMES[index], counts[index]))
 }
 
 fn labels(name: &'static str, is_success: bool, kind: &str) -> StatsLabels {
@@ -357,7 +614,7 @@ fn processor_labels(integration: IntegrationId, name: &'static str) -> Processor
 
 #[cfg(test)]
 mod tests {
-    use prometheus_client::encoding::text::encode;
+    use tbmq_service::metrics;
     use uuid::Uuid;
 
     use super::*;
@@ -366,23 +623,17 @@ mod tests {
         IntegrationId(Uuid::from_u128(n))
     }
 
-    fn exported(registry: &Registry) -> String {
-        let mut text = String::new();
-        encode(&mut text, registry).unwrap();
-        text
-    }
-
     fn processed(total: u64) -> Processor {
         Processor { total, successful: total, successful_iterations: 1, ..Processor::default() }
     }
 
     #[test]
     fn the_series_have_tbmqs_names_from_the_start() {
-        let mut registry = Registry::default();
-        let metrics = Metrics::register(&mut registry);
+        let registry = metrics::Metrics::default();
+        let metrics = registry.register(Metrics::register);
         metrics.serve(&["HTTP"]);
         metrics.processor(id(1), &Processor::default(), &processed(3));
-        let text = exported(&registry);
+        let text = registry.encode();
         for line in [
             r#"integration_stats_counter_total{name="start",state="success",type="HTTP"} 0"#,
             r#"integration_stats_counter_total{name="stop",state="failed",type="HTTP"} 0"#,
@@ -397,8 +648,8 @@ mod tests {
 
     #[test]
     fn the_series_of_an_integration_go_with_its_last_shard() {
-        let mut registry = Registry::default();
-        let metrics = Metrics::register(&mut registry);
+        let registry = metrics::Metrics::default();
+        let metrics = registry.register(Metrics::register);
         let shards = [metrics.track(id(1)), metrics.track(id(1))];
         let other = metrics.track(id(2));
         for n in [1, 2] {
@@ -406,7 +657,7 @@ mod tests {
             let settled = Settled { delivered: 1, ..Settled::default() };
             metrics.settled(id(n), &Settled::default(), &settled);
         }
-        let has = |n: u128| exported(&registry).contains(&id(n).to_string());
+        let has = |n: u128| registry.encode().contains(&id(n).to_string());
         let [first, second] = shards;
         drop(first);
         assert!(has(1) && has(2));
@@ -415,6 +666,33 @@ mod tests {
         metrics.end();
         drop(other);
         assert!(has(2), "of a process that ends they stay");
+    }
+
+    #[test]
+    fn what_a_shard_has_in_hand_is_its_integrations_until_it_ends() {
+        let registry = metrics::Metrics::default();
+        let metrics = registry.register(Metrics::register);
+        let (mut one, mut other) = (metrics.in_hand(id(1)), metrics.in_hand(id(1)));
+        one.tell(10, 4, 2, 6);
+        other.tell(5, 1, 1, 3);
+        let values = || {
+            [&metrics.in_flight, &metrics.waiting, &metrics.unaccounted]
+                .map(|family| family.get_or_create(&integration_labels(id(1))).get())
+        };
+        assert_eq!(values(), [3, 6, 1], "one of the second shard's five is missing");
+        drop(other);
+        assert_eq!(values(), [2, 4, 0]);
+    }
+
+    #[test]
+    fn a_word_that_is_not_known_does_not_open_the_set_of_classes() {
+        let registry = metrics::Metrics::default();
+        let metrics = registry.register(Metrics::register);
+        metrics.failed_attempt("HTTP", "status");
+        metrics.failed_attempt("HTTP", "of a sink of somebody else");
+        let text = registry.encode();
+        assert!(text.contains(r#"failed_attempts_total{type="HTTP",class="other"} 1"#), "{text}");
+        assert!(text.contains(r#"failed_attempts_total{type="HTTP",class="status"} 1"#), "{text}");
     }
 
     #[test]

@@ -35,6 +35,7 @@ use super::{
     rates::{Rates, Samples},
 };
 use crate::{
+    lag as metrics,
     plane::Plane,
     store::{Life, Row},
 };
@@ -90,6 +91,8 @@ pub(super) struct Backlog {
     messages: u64,
     /// When the oldest message was written, epoch ms.
     oldest_ms: Option<i64>,
+    /// By how much committed offsets and what became of the messages below them differ.
+    unaccounted: u64,
     pub(super) rates: Option<Rates>,
 }
 
@@ -131,6 +134,11 @@ impl Part {
         totals
     }
 
+    /// By how much the committed offset and what became of the messages below it differ: not at all (architecture §5.10).
+    fn unaccounted(&self) -> u64 {
+        self.commit.as_ref().map_or(0, |(offset, metadata)| offset.abs_diff(metadata.totals.settled()))
+    }
+
     /// When the record at the front was written, if the commit says so.
     fn oldest_ms(&self) -> Option<i64> {
         let (offset, metadata) = self.commit.as_ref()?;
@@ -152,6 +160,7 @@ impl Topic {
         Backlog {
             written: sum(|part| part.bounds.end),
             messages: sum(Part::messages),
+            unaccounted: sum(Part::unaccounted),
             totals,
             oldest_ms: oldest.min(),
             rates: None,
@@ -183,6 +192,20 @@ impl Backlog {
     }
 }
 
+/// Of a backlog, at this time (epoch ms).
+impl From<(&Backlog, i64)> for metrics::Lag {
+    fn from((backlog, now_ms): (&Backlog, i64)) -> Self {
+        let Backlog { messages, oldest_ms, unaccounted, rates, .. } = *backlog;
+        let oldest_ms = oldest_ms.filter(|_| messages > 0);
+        Self {
+            messages,
+            seconds: oldest_ms.map_or(0.0, |at| now_ms.saturating_sub(at).max(0) as f64 / 1_000.0),
+            seconds_to_drain: rates.and_then(|rates| seconds_to_drain(messages, rates)),
+            unaccounted,
+        }
+    }
+}
+
 /// With which retention the control plane makes message topics; `None`: nothing is ever removed.
 fn retention_ms(plane: &Plane, life: &Life) -> Option<i64> {
     let topic = plane.catalogue.messages(life.integration, life.shards);
@@ -204,12 +227,12 @@ fn dated(ms: i64) -> Option<i64> {
 
 /// How long it takes at these rates, if it ever ends.
 fn time_to_drain(messages: u64, rates: Rates) -> Option<prost_types::Duration> {
+    Duration::try_from_secs_f64(seconds_to_drain(messages, rates)?).ok()?.try_into().ok()
+}
+
+fn seconds_to_drain(messages: u64, rates: Rates) -> Option<f64> {
     let shrinks = rates.settled_per_second - rates.written_per_second;
-    if messages == 0 || shrinks <= 0.0 {
-        return None;
-    }
-    let seconds = (messages as f64 / shrinks).min(DRAIN_MAX_SECONDS);
-    Duration::try_from_secs_f64(seconds).ok()?.try_into().ok()
+    (messages > 0 && shrinks > 0.0).then(|| (messages as f64 / shrinks).min(DRAIN_MAX_SECONDS))
 }
 
 impl Backlogs {

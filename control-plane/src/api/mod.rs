@@ -16,6 +16,7 @@ mod explain;
 mod filter;
 mod forward;
 mod integration;
+pub(crate) mod lagging;
 mod layers;
 mod listing;
 mod mask;

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use sea_orm::{
     ActiveValue::Set,
-    ColumnTrait as _, Condition, DatabaseTransaction, EntityTrait as _, QueryFilter as _, QueryOrder as _,
-    QuerySelect as _,
+    ColumnTrait as _, Condition, ConnectionTrait, DatabaseTransaction, EntityTrait as _, PaginatorTrait as _,
+    QueryFilter as _, QueryOrder as _, QuerySelect as _,
     sea_query::{Expr, OnConflict},
 };
 
@@ -71,6 +71,11 @@ impl std::fmt::Debug for AuthMark {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}@{}", self.item, self.revision)
     }
+}
+
+/// Dirty marks of items.
+pub(super) async fn marks_waiting(connection: &impl ConnectionTrait) -> Result<u64, Error> {
+    auth_outbox::Entity::find().count(connection).await.map_err(|error| fault(&error))
 }
 
 impl Store {

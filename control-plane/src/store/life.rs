@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use sea_orm::{
     ActiveValue::Set,
     ColumnTrait as _, Condition, ConnectionTrait, DatabaseTransaction, DbErr, EntityTrait as _,
-    QueryFilter as _, QueryOrder as _, QuerySelect as _,
+    PaginatorTrait as _, QueryFilter as _, QueryOrder as _, QuerySelect as _,
     sea_query::{Expr, OnConflict, Query},
 };
 use tbmq_integration::{
@@ -44,6 +44,15 @@ pub struct Mark {
     pub revision: u64,
 }
 
+/// What the relayer has before it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Outbox {
+    /// Dirty marks, those of who may connect included.
+    pub count: u64,
+    /// When the oldest one of an integration was left, epoch ms.
+    pub oldest_ms: Option<i64>,
+}
+
 /// What has been projected of an integration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Projection {
@@ -74,6 +83,19 @@ impl Store {
                 revision: model.revision as u64,
             })
             .collect())
+    }
+
+    /// What the relayer has before it.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn outbox(&self) -> Result<Outbox, Error> {
+        use entity::outbox::{Column, Entity};
+        let marks = Entity::find().count(&self.connection).await.map_err(|error| fault(&error))?;
+        let of_auth = super::auth::marks_waiting(&self.connection).await?;
+        let oldest = Entity::find().order_by_asc(Column::CreatedMs).one(&self.connection).await;
+        let oldest_ms = oldest.map_err(|error| fault(&error))?.map(|model| model.created_ms);
+        Ok(Outbox { count: marks + of_auth, oldest_ms })
     }
 
     /// Leaves a mark for an integration whose records are to be written again; gives it a new revision when the

@@ -28,7 +28,7 @@ mod unauthorized;
 use std::{path::Path, sync::Arc, time::Duration};
 
 use sea_orm::{
-    ColumnTrait as _, ConnectOptions, Database, DatabaseConnection, DatabaseTransaction, DbErr,
+    ColumnTrait as _, ConnectOptions, Database, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr,
     EntityTrait as _, ExprTrait as _, QueryFilter as _, RuntimeErr, SqlErr, sea_query::Expr,
 };
 use tbmq_integration::seal::{NoRandomness, Unreadable};
@@ -49,7 +49,7 @@ pub use self::{
     event_log::{EventFilter, EventPage, EventPlace, Number},
     integration::{Change, New, Request, Row, Saved},
     lease::{Lease, Observed},
-    life::{Life, Mark, Projection},
+    life::{Life, Mark, Outbox, Projection},
     listing::{Listing, Place, PlaceKey, Sort, SortKey},
     node::{KindRow, SessionRow},
     provider::{ProviderRow, Setting},
@@ -76,6 +76,17 @@ pub struct Store {
     line: Arc<Line>,
     vault: Arc<Vault>,
     faults: Faults,
+}
+
+/// Connections to the database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pool {
+    /// Those that there are.
+    pub open: usize,
+    /// Those of them that nobody uses.
+    pub idle: usize,
+    /// As many as there may be.
+    pub max: usize,
 }
 
 /// Why something was not read or not saved, by what the caller can do.
@@ -220,6 +231,18 @@ impl Store {
     #[must_use]
     pub fn with_faults(self, faults: Faults) -> Self {
         Self { faults, ..self }
+    }
+
+    /// How its connections are used.
+    pub fn pool(&self) -> Pool {
+        fn of<D: sea_orm::sqlx::Database>(pool: &sea_orm::sqlx::Pool<D>) -> Pool {
+            let max = pool.options().get_max_connections() as usize;
+            Pool { open: pool.size() as usize, idle: pool.num_idle(), max }
+        }
+        match self.connection.get_database_backend() {
+            DbBackend::Postgres => of(self.connection.get_postgres_connection_pool()),
+            _ => of(self.connection.get_sqlite_connection_pool()),
+        }
     }
 
     /// Closes all connections.

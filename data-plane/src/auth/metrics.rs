@@ -1,11 +1,14 @@
 //! What is counted of who connects. Labels come from closed sets; never a client or a credential.
 
 use prometheus_client::{
-    encoding::{EncodeLabelSet, EncodeLabelValue},
+    encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family, gauge::Gauge},
-    registry::Registry,
 };
 use tbmq_auth::provider::{Answer, Provider};
+use tbmq_service::{
+    label_values,
+    metrics::{Label, Registry},
+};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct AnswerLabel {
@@ -18,13 +21,14 @@ struct ProviderOnly {
     provider: ProviderLabel,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-enum ProviderLabel {
-    Basic,
-    X509,
-    Jwt,
-    Http,
-    Scram,
+label_values! {
+    enum ProviderLabel {
+        Basic,
+        X509,
+        Jwt,
+        Http,
+        Scram,
+    }
 }
 
 impl From<Provider> for ProviderLabel {
@@ -39,11 +43,12 @@ impl From<Provider> for ProviderLabel {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-enum Outcome {
-    Success,
-    Skipped,
-    Failure,
+label_values! {
+    enum Outcome {
+        Success,
+        Skipped,
+        Failure,
+    }
 }
 
 /// Why a CONNECT was refused.
@@ -52,17 +57,18 @@ pub(crate) struct RefusedLabel {
     reason: Refused,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-pub(crate) enum Refused {
-    /// No provider has let it in.
-    NotAuthorized,
-    Blocked,
-    /// Of an unknown authentication method, or one that it did not keep to.
-    Method,
-    /// Too many passwords wait to be hashed.
-    QueueFull,
-    /// Too many passwords from the same address do.
-    AddressQueueFull,
+label_values! {
+    pub(crate) enum Refused {
+        /// No provider has let it in.
+        NotAuthorized,
+        Blocked,
+        /// Of an unknown authentication method, or one that it did not keep to.
+        Method,
+        /// Too many passwords wait to be hashed.
+        QueueFull,
+        /// Too many passwords from the same address do.
+        AddressQueueFull,
+    }
 }
 
 /// What became of a question to the HTTP service.
@@ -71,18 +77,19 @@ pub(crate) struct CallLabel {
     outcome: Call,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-pub(crate) enum Call {
-    Answered,
-    Failed,
-    TimedOut,
-    TooLong,
-    /// The service has failed again and again, and is left alone.
-    Resting,
-    /// Too many clients wait for it, or too many of one address.
-    Full,
-    /// What the client says can't be put into a request.
-    Unsent,
+label_values! {
+    pub(crate) enum Call {
+        Answered,
+        Failed,
+        TimedOut,
+        TooLong,
+        /// The service has failed again and again, and is left alone.
+        Resting,
+        /// Too many clients wait for it, or too many of one address.
+        Full,
+        /// What the client says can't be put into a request.
+        Unsent,
+    }
 }
 
 /// Which records.
@@ -91,11 +98,12 @@ pub(crate) struct RecordLabel {
     pub(crate) topic: Topic,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-pub(crate) enum Topic {
-    Credentials,
-    Settings,
-    Blocked,
+label_values! {
+    pub(crate) enum Topic {
+        Credentials,
+        Settings,
+        Blocked,
+    }
 }
 
 /// The metrics of who may connect.
@@ -120,30 +128,38 @@ pub(crate) struct Metrics {
 impl Metrics {
     /// Registers all of them.
     pub(crate) fn register(&self, registry: &mut Registry) {
-        registry.register("tbmq_auth_answers", "Answers of providers", self.answers.clone());
-        registry.register("tbmq_auth_refused", "Clients that were refused", self.refused.clone());
+        registry.family(
+            "tbmq_auth_answers",
+            "Answers of providers",
+            vec![Label::closed("provider", ProviderLabel::NAMES), Label::closed("outcome", Outcome::NAMES)],
+            self.answers.clone(),
+        );
+        registry.family(
+            "tbmq_auth_refused",
+            "Clients that were refused",
+            vec![Label::closed("reason", Refused::NAMES)],
+            self.refused.clone(),
+        );
         registry.register("tbmq_auth_credentials", "Credentials known", self.credentials.clone());
         registry.register("tbmq_auth_blocked", "Blocks known, expired ones included", self.blocked.clone());
-        registry.register(
+        registry.family(
             "tbmq_auth_bad_records",
             "Records of who may connect that can't be used",
+            vec![Label::closed("topic", Topic::NAMES)],
             self.bad_records.clone(),
         );
-        registry.register(
-            "tbmq_auth_unusable_providers",
-            "1 while the settings of a provider can't be used here: for a key of secrets that is missing, or another \
-             reason that the log tells",
-            self.unusable.clone(),
-        );
+        registry.family("tbmq_auth_unusable_providers", "1 while the settings of a provider can't be used here: for a key of secrets that is missing, or another \
+             reason that the log tells", vec![Label::closed("provider", ProviderLabel::NAMES)], self.unusable.clone());
         registry.register(
             "tbmq_auth_hash_queue",
             "Passwords that wait to be hashed",
             self.hash_queue.clone(),
         );
         registry.register("tbmq_auth_hashes", "Passwords that were hashed", self.hashes.clone());
-        registry.register(
+        registry.family(
             "tbmq_auth_http_calls",
             "Questions to the HTTP service that knows clients",
+            vec![Label::closed("outcome", Call::NAMES)],
             self.calls.clone(),
         );
         registry.register(

@@ -36,6 +36,9 @@ impl Connection {
         let plane = self.plane.clone();
         plane.metrics.published.inc();
         let trace = traced::publish(&plane.tracer, &message);
+        if let (Some(number), Some(turn)) = (number, scratch.turn) {
+            self.waits.begin(number, turn, trace.as_ref());
+        }
         let mut shared = None;
         let mut retaining = None;
         if message.retain && plane.limits.retain_available {

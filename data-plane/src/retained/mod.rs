@@ -144,6 +144,11 @@ impl Retained {
         self.inner.read().messages
     }
 
+    /// How many topics are known, those included whose message is being removed.
+    pub(crate) fn topics(&self) -> usize {
+        self.inner.read().topics.len()
+    }
+
     /// Removes what has expired. The node that has written a record removes it from the bus, too.
     pub(crate) async fn sweep(&self, writer: &dyn Writer, now_ms: i64) {
         let completions = CompletionQueue::new();

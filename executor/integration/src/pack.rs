@@ -507,6 +507,12 @@ impl<M: Clone> Partition<M> {
         }
     }
 
+    /// The message of an attempt that waits for its answer.
+    pub fn in_flight_mut(&mut self, ticket: Ticket) -> Option<&mut M> {
+        let number = self.under_way(ticket)?;
+        self.entry(number).message.as_mut()
+    }
+
     /// An answer of the sink. One that comes after the attempt's timeout is counted as late and changes nothing.
     pub fn answered(&mut self, now: Millis, ticket: Ticket, answer: Answer) {
         let Some(number) = self.under_way(ticket) else {

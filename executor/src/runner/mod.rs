@@ -240,6 +240,8 @@ impl Actor {
             is_stopping: false,
             is_over_budget: false,
             held_bytes: 0,
+            in_hand: shared.metrics.in_hand(self.shard.id.integration),
+            timings: shared.metrics.timings(self.shard.kind.as_str()),
             stall: Stall::new(shared.config.integrations.stalled_after),
             last_failure: None,
             dead_letters,
@@ -335,6 +337,13 @@ impl Actor {
                 running.last_failure = failure;
             }
         }
+        let lanes = || running.lanes.iter().map(|lane| &lane.pack);
+        running.in_hand.tell(
+            lanes().map(pack::Partition::seen).sum(),
+            lanes().map(|pack| pack.settled().total()).sum(),
+            lanes().map(pack::Partition::in_flight).sum(),
+            lanes().map(pack::Partition::unsettled).sum(),
+        );
         let before = std::mem::replace(&mut running.held_bytes, held);
         shared.metrics.held_bytes.inc_by(held as i64 - before as i64);
     }

@@ -6,6 +6,7 @@ use std::{
     hash::{Hash, Hasher},
     sync::Arc,
     task::{Context, Poll},
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -28,12 +29,16 @@ use crate::{
     executor::Shared,
     lease::Lease,
     messages::{Delivery, Progress, Registration},
+    metrics::{InHand, Timings},
     sink::{Message, Outcome, Sink, SinkState},
     traced::{Origin, Traced},
 };
 
 /// Answers of a sink that are taken per wake, so that one shard does not hold a thread.
 const ANSWERS_PER_WAKE: usize = 512;
+
+/// Messages that share one look at the clock.
+const PER_LOOK: usize = 16;
 
 /// Class of a record that is no message.
 const CLASS_UNREADABLE: &str = "unreadable";
@@ -56,6 +61,8 @@ pub(super) struct Running {
     /// The process's budget of bytes keeps something away.
     pub(super) is_over_budget: bool,
     pub(super) held_bytes: usize,
+    pub(super) in_hand: InHand,
+    pub(super) timings: Timings,
     pub(super) stall: Stall,
     /// The text of the last attempt that failed.
     pub(super) last_failure: Option<String>,
@@ -89,7 +96,19 @@ pub(super) struct Held {
     message: Option<Message>,
     /// The record that it came in, if it may become a dead letter.
     pub(super) record: Option<Arc<Record>>,
+    /// When the sink got it last.
+    submitted: Option<Instant>,
     trace: Option<Arc<Traced>>,
+}
+
+impl Held {
+    /// The sink has answered, by a look at both clocks.
+    fn answered(&self, outcome: &Outcome, (now, now_ms): (Instant, i64), timings: &Timings) {
+        let (Some(message), Some(submitted)) = (&self.message, self.submitted) else { return };
+        let trace = self.trace.as_ref().map(|trace| trace.context());
+        let since_publish = Duration::from_millis((now_ms - message.publish.timestamp).max(0).unsigned_abs());
+        timings.answered(outcome, now.saturating_duration_since(submitted), since_publish, trace.as_ref());
+    }
 }
 
 pub(super) enum Wake {
@@ -152,11 +171,18 @@ impl Running {
 
     fn poll_answers(&mut self, cx: &mut Context<'_>, clock: Clock) -> bool {
         let mut answers = 0;
+        let mut look = (Instant::now(), 0);
         while answers < ANSWERS_PER_WAKE
             && let Poll::Ready((ticket, outcome)) = self.sink.poll_outcome(cx)
         {
+            if answers % PER_LOOK == 0 {
+                look = (Instant::now(), tbmq_service::time::now_ms());
+            }
             answers += 1;
             if let Some(lane) = self.lanes.get_mut(usize::from(pack::lane_of(ticket))) {
+                if let Some(held) = lane.pack.in_flight_mut(ticket) {
+                    held.answered(&outcome, look, &self.timings);
+                }
                 lane.pack.answered(clock.now(), ticket, answer(outcome));
             }
         }
@@ -223,6 +249,7 @@ impl Running {
             return;
         }
         let wall_ms = tbmq_service::time::now_ms();
+        let (mut at, mut count) = (Instant::now(), 0);
         for lane in &mut self.lanes {
             while let Some((ticket, held)) = lane.pack.next(wall_ms) {
                 // For each message: a process may be frozen at any point.
@@ -240,6 +267,13 @@ impl Running {
                     return;
                 }
                 lane.pack.submitted(now);
+                count += 1;
+                if count % PER_LOOK == 0 {
+                    at = Instant::now();
+                }
+                if let Some(held) = lane.pack.in_flight_mut(ticket) {
+                    held.submitted = Some(at);
+                }
             }
         }
     }
@@ -373,7 +407,7 @@ fn item(
     let (offset, weight, timestamp_ms) = (record.offset, record.weight(), record.timestamp_ms);
     let record = keeps_record.then(|| Arc::new(record));
     let is_watched = trace.is_some();
-    let message = Held { message, record, trace };
+    let message = Held { message, record, submitted: None, trace };
     Item { offset, key, weight, timestamp_ms, expires_at_ms, message, unfit, is_watched }
 }
 
@@ -421,7 +455,7 @@ pub(super) fn said(text: String) -> String {
     if text.is_empty() { "Unspecified server error".to_owned() } else { text }
 }
 
-fn humantime(duration: std::time::Duration) -> String {
+fn humantime(duration: Duration) -> String {
     if duration.subsec_millis() == 0 {
         format!("{} s", duration.as_secs())
     } else {

@@ -7,6 +7,7 @@
 //! * [`secrets_config`]: where the keys of secrets are, for the planes that need them.
 //! * [`identity`], [`build_info`], [`time`]: who is running, since when, in which version.
 //! * [`telemetry`], [`metrics`], [`admin`]: logs on stderr, one metrics registry, `/livez` `/readyz` `/metrics`.
+//! * [`otlp_metrics`]: the same metrics, pushed to an OpenTelemetry collector.
 //! * [`drain`]: the one signal to stop taking work.
 //! * [`tls`], [`file`](mod@file): certificates that are read again when their files change.
 //! * [`system`]: the load of the machine.
@@ -21,6 +22,7 @@ pub mod drain;
 pub mod file;
 pub mod identity;
 pub mod metrics;
+pub mod otlp_metrics;
 pub mod secrets_config;
 pub mod shell;
 pub mod system;

@@ -53,6 +53,7 @@ use crate::{
     drain::{self, Drain},
     identity::Identity,
     metrics::Metrics,
+    otlp_metrics::Pushing,
     telemetry::{self, LogConfig},
     trace::{Traces, config::OtelConfig},
 };
@@ -296,7 +297,8 @@ fn configured<A: Args, C>(
     let config = load(&mut loader, &arguments.own);
     let warnings = loader.finish()?;
     shell.otel.check()?;
-    telemetry::init(&shell.log)?;
+    let identity = Identity::of(program.role, shell.service.id.as_deref());
+    telemetry::init(&shell.log, &identity.service_id, program.role)?;
     for warning in warnings {
         tracing::warn!("{warning}");
     }
@@ -315,8 +317,11 @@ where
     let metrics = Metrics::default();
     let traces = Traces::start(&config.otel, &metrics)
         .map_err(|error| Misconfigured::new(format!("traces can't be exported: {error:#}")))?;
+    let identity = Identity::of(program.role, config.service.id.as_deref());
+    let pushing = Pushing::start(&config.otel, program.name, &identity.service_id, &metrics)
+        .map_err(|error| Misconfigured::new(format!("metrics can't be pushed: {error:#}")))?;
     let shell = Shell {
-        identity: Identity::of(program.role, config.service.id.as_deref()),
+        identity,
         service: config.service,
         kafka: config.queue.kafka,
         metrics,
@@ -334,6 +339,7 @@ where
     let started = shell.health.component("start");
     let mut serving = tokio::task::JoinSet::new();
     serving.spawn(admin.serve(shell.drain.clone()));
+    let summing = tokio::spawn(telemetry::sum_up());
     let drain = shell.drain.clone();
     let mut running = tokio::select! {
         running = start(shell) => running?,
@@ -373,6 +379,11 @@ where
         () = drain::signalled() => tracing::warn!("stopped before the drain was done"),
     }
     traces.finish().await;
+    if let Some(pushing) = pushing {
+        pushing.finish().await;
+    }
+    summing.abort();
+    telemetry::sum_up_last();
     failure.map_or(Ok(()), Err).context("stopped after a failure")
 }
 

@@ -1,10 +1,23 @@
-//! Logs: to stderr, as text or JSON, filtered as `RUST_LOG` does.
+//! Logs: to stderr, as text or JSON, filtered as `RUST_LOG` does, and without floods.
+//!
+//! A line of JSON says which service and plane it is of, and what it is traced as: fields of spans are fields of the line.
 
-use std::io::IsTerminal;
+mod json;
+mod repeats;
+
+use std::{io::IsTerminal, num::NonZeroU64, time::Duration};
 
 use serde::{Deserialize, Serialize};
-use tracing_subscriber::{EnvFilter, fmt, util::SubscriberInitExt};
+use tracing_subscriber::{
+    EnvFilter, Layer as _,
+    fmt::{self, format::JsonFields},
+    layer::SubscriberExt as _,
+    util::SubscriberInitExt,
+};
 
+pub use self::repeats::EVERY_LINE;
+pub(crate) use self::repeats::{register, sum_up, sum_up_last};
+use self::{json::Json, repeats::Repeats};
 use crate::config::{Error, Origin, Problem, Setting};
 
 /// How to log.
@@ -15,6 +28,11 @@ pub struct LogConfig {
     pub format: LogFormat,
     /// What is logged, such as `info` or `info,tbmq_executor=debug`.
     pub filter: String,
+    /// Lines that one place in the program may log in an interval, from 0; what is more is held back and summed up in
+    /// one line of the same level. Only `error`, `warn` and `info` are held back. 0: no limit.
+    pub repeats_max: u64,
+    /// The interval of `repeats-max`, s, from 1.
+    pub repeats_interval: NonZeroU64,
 }
 
 impl LogConfig {
@@ -22,6 +40,8 @@ impl LogConfig {
     pub const SETTINGS: &'static [Setting] = &[
         Setting { env: "TBMQ_LOG", key: "log.filter" },
         Setting { env: "TBMQ_LOG_FORMAT", key: "log.format" },
+        Setting { env: "TBMQ_LOG_REPEATS_MAX", key: "log.repeats-max" },
+        Setting { env: "TBMQ_LOG_REPEATS_INTERVAL", key: "log.repeats-interval" },
     ];
 }
 
@@ -29,7 +49,8 @@ impl Default for LogConfig {
     fn default() -> Self {
         // The embedded log and the migrations tell of each file and step that they look at.
         let filter = "info,fjall=warn,lsm_tree=warn,sea_orm_migration=warn,sqlx=warn".to_owned();
-        Self { format: LogFormat::Text, filter }
+        let repeats_interval = NonZeroU64::new(30).expect("not 0");
+        Self { format: LogFormat::Text, filter, repeats_max: 100, repeats_interval }
     }
 }
 
@@ -44,8 +65,9 @@ pub enum LogFormat {
     Json,
 }
 
-/// Installs the process's logger. A logger that is installed already stays. Fails on a bad filter.
-pub fn init(config: &LogConfig) -> Result<(), Error> {
+/// Installs the logger of the process with this service id and role, such as `data-plane`. A logger that is installed
+/// already stays. Fails on a bad filter.
+pub fn init(config: &LogConfig, service_id: &str, role: &'static str) -> Result<(), Error> {
     let filter = EnvFilter::try_new(&config.filter).map_err(|error| {
         Error::from(Problem::Invalid {
             key: "log.filter".to_owned(),
@@ -54,12 +76,20 @@ pub fn init(config: &LogConfig) -> Result<(), Error> {
             reason: error.to_string(),
         })
     })?;
-    let lines = fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    let installed = match config.format {
-        LogFormat::Text => lines.with_ansi(std::io::stderr().is_terminal()).finish().try_init(),
-        LogFormat::Json => lines.json().flatten_event(true).finish().try_init(),
+    let lines = match config.format {
+        LogFormat::Text => {
+            fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal()).boxed()
+        }
+        LogFormat::Json => fmt::layer()
+            .with_writer(std::io::stderr)
+            .fmt_fields(JsonFields::new())
+            .event_format(Json::new(service_id, role))
+            .boxed(),
     };
-    if let Err(error) = installed {
+    let interval = Duration::from_secs(config.repeats_interval.get());
+    let repeats = NonZeroU64::new(config.repeats_max).map(|max| Repeats::install(max, interval));
+    let logger = tracing_subscriber::registry().with(lines).with(filter).with(repeats);
+    if let Err(error) = logger.try_init() {
         tracing::debug!(%error, "a logger is installed already");
     }
     Ok(())
@@ -72,7 +102,7 @@ mod tests {
     #[test]
     fn a_bad_filter_is_an_error_that_names_it() {
         let config = LogConfig { filter: "tbmq=loud".to_owned(), ..LogConfig::default() };
-        let text = init(&config).unwrap_err().to_string();
+        let text = init(&config, "node-1", "test").unwrap_err().to_string();
         assert!(text.contains("log.filter") && text.contains("tbmq=loud"), "{text}");
     }
 }

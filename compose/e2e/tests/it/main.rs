@@ -12,6 +12,7 @@ mod credentials;
 mod examples;
 mod fencing;
 mod kinds;
+mod metrics;
 mod planted;
 mod replicas;
 mod rolling;

@@ -127,6 +127,11 @@ impl Inbound {
         self.waiting.len() >= self.max
     }
 
+    /// The number of the oldest publish that is not acknowledged, or of the next one.
+    pub(super) fn acknowledged_below(&self) -> u64 {
+        self.first
+    }
+
     pub(super) fn is_idle(&self) -> bool {
         self.waiting.is_empty()
     }

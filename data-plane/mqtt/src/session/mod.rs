@@ -461,6 +461,11 @@ impl Session {
         self.version != Some(ProtocolVersion::V5) && self.inbound.is_full()
     }
 
+    /// All publishes with lower numbers have been acknowledged, or never will be.
+    pub fn acknowledged_below(&self) -> u64 {
+        self.inbound.acknowledged_below()
+    }
+
     /// Whether publishes wait for their records to be written.
     pub fn has_unacknowledged(&self) -> bool {
         !self.inbound.is_idle()

@@ -10,7 +10,10 @@ use std::{
 
 use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 
-use crate::config::{Error, Origin, Problem, Secret, Setting};
+use crate::{
+    build_info,
+    config::{Error, Origin, Problem, Secret, Setting},
+};
 
 /// OpenTelemetry, at key `otel`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -31,6 +34,10 @@ pub struct OtelConfig {
     pub otlp: OtlpSettings,
     /// For traces, instead of the ones above.
     pub otlp_traces: OtlpSettings,
+    /// Metrics.
+    pub metrics: MetricsConfig,
+    /// For metrics, instead of those for all signals.
+    pub otlp_metrics: OtlpSettings,
     /// How spans wait for their export.
     pub bsp: BatchConfig,
 }
@@ -50,6 +57,22 @@ pub struct TracesConfig {
 impl Default for TracesConfig {
     fn default() -> Self {
         Self { exporter: None, sampler: Sampler::ParentBasedAlwaysOn, sampler_arg: None }
+    }
+}
+
+/// What is pushed of metrics. They are served at `/metrics` all the same.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct MetricsConfig {
+    /// `otlp` or `none`; absent: `otlp` if an endpoint is set, else none.
+    pub exporter: Option<Exporter>,
+    /// Time between two pushes, ms, from 1.
+    pub interval: NonZeroU64,
+}
+
+impl Default for MetricsConfig {
+    fn default() -> Self {
+        Self { exporter: None, interval: NonZeroU64::new(60_000).expect("not 0") }
     }
 }
 
@@ -85,7 +108,7 @@ macro_rules! named {
 }
 
 named! {
-    /// Where spans go to.
+    /// Where a signal goes to.
     Exporter {
         /// An OpenTelemetry Collector, or what speaks its protocol.
         Otlp = "otlp",
@@ -207,6 +230,14 @@ impl OtelConfig {
         Setting { env: "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", key: "otel.otlp-traces.timeout" },
         Setting { env: "OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE", key: "otel.otlp-traces.certificate" },
         Setting { env: "OTEL_EXPORTER_OTLP_TRACES_COMPRESSION", key: "otel.otlp-traces.compression" },
+        Setting { env: "OTEL_METRICS_EXPORTER", key: "otel.metrics.exporter" },
+        Setting { env: "OTEL_METRIC_EXPORT_INTERVAL", key: "otel.metrics.interval" },
+        Setting { env: "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", key: "otel.otlp-metrics.endpoint" },
+        Setting { env: "OTEL_EXPORTER_OTLP_METRICS_PROTOCOL", key: "otel.otlp-metrics.protocol" },
+        Setting { env: "OTEL_EXPORTER_OTLP_METRICS_HEADERS", key: "otel.otlp-metrics.headers" },
+        Setting { env: "OTEL_EXPORTER_OTLP_METRICS_TIMEOUT", key: "otel.otlp-metrics.timeout" },
+        Setting { env: "OTEL_EXPORTER_OTLP_METRICS_CERTIFICATE", key: "otel.otlp-metrics.certificate" },
+        Setting { env: "OTEL_EXPORTER_OTLP_METRICS_COMPRESSION", key: "otel.otlp-metrics.compression" },
         Setting { env: "OTEL_BSP_SCHEDULE_DELAY", key: "otel.bsp.schedule-delay" },
         Setting { env: "OTEL_BSP_MAX_QUEUE_SIZE", key: "otel.bsp.max-queue-size" },
         Setting { env: "OTEL_BSP_MAX_EXPORT_BATCH_SIZE", key: "otel.bsp.max-export-batch-size" },
@@ -223,27 +254,72 @@ impl OtelConfig {
         is_wanted && self.propagators.0.contains(&Propagator::TraceContext) && !self.sdk_disabled
     }
 
+    /// Whether metrics are pushed: not unless `OTEL_METRICS_EXPORTER=otlp` or an endpoint says so.
+    pub fn metrics_are_on(&self) -> bool {
+        let has_endpoint = self.otlp.endpoint.is_some() || self.otlp_metrics.endpoint.is_some();
+        let is_wanted = match self.metrics.exporter {
+            Some(exporter) => exporter == Exporter::Otlp,
+            None => has_endpoint,
+        };
+        is_wanted && !self.sdk_disabled
+    }
+
     /// How spans reach the collector.
     pub fn traces_target(&self) -> Target {
-        let (general, traces) = (&self.otlp, &self.otlp_traces);
-        let protocol = traces.protocol.or(general.protocol).unwrap_or(Protocol::Http);
+        self.target(&self.otlp_traces, "/v1/traces")
+    }
+
+    /// How metrics reach the collector.
+    pub fn metrics_target(&self) -> Target {
+        self.target(&self.otlp_metrics, "/v1/metrics")
+    }
+
+    fn target(&self, signal: &OtlpSettings, path: &str) -> Target {
+        let general = &self.otlp;
+        let protocol = signal.protocol.or(general.protocol).unwrap_or(Protocol::Http);
         let base = |port: u16| format!("http://localhost:{port}");
-        let endpoint = match (&traces.endpoint, &general.endpoint, protocol) {
+        let endpoint = match (&signal.endpoint, &general.endpoint, protocol) {
             (Some(own), ..) => own.0.clone(),
             (None, Some(all), Protocol::Grpc) => all.0.clone(),
-            (None, Some(all), Protocol::Http) => format!("{}/v1/traces", all.0.trim_end_matches('/')),
+            (None, Some(all), Protocol::Http) => format!("{}{path}", all.0.trim_end_matches('/')),
             (None, None, Protocol::Grpc) => base(4317),
-            (None, None, Protocol::Http) => format!("{}/v1/traces", base(4318)),
+            (None, None, Protocol::Http) => format!("{}{path}", base(4318)),
         };
-        let timeout_ms = traces.timeout.or(general.timeout).map_or(10_000, NonZeroU64::get);
-        let headers = traces.headers.as_ref().or(general.headers.as_ref());
+        let timeout_ms = signal.timeout.or(general.timeout).map_or(10_000, NonZeroU64::get);
+        let headers = signal.headers.as_ref().or(general.headers.as_ref());
         Target {
             protocol,
             endpoint,
             headers: headers.map(Headers::pairs).unwrap_or_default(),
             timeout: Duration::from_millis(timeout_ms),
-            certificate: traces.certificate.clone().or_else(|| general.certificate.clone()),
+            certificate: signal.certificate.clone().or_else(|| general.certificate.clone()),
         }
+    }
+
+    /// Attributes of a process or a plane, as the collector knows it: `service.name` is what the settings say, else
+    /// `name`. Attributes that are given replace ours.
+    pub fn resource(&self, name: &str, service_id: &str) -> Vec<(String, String)> {
+        let given = self.resource_attributes.pairs();
+        let ours = [
+            ("service.name", name),
+            ("service.instance.id", service_id),
+            ("service.version", build_info::VERSION),
+            ("telemetry.sdk.name", "opentelemetry"),
+            ("telemetry.sdk.language", "rust"),
+        ];
+        let mut all: Vec<(String, String)> = Vec::new();
+        for (name, value) in
+            ours.map(|(name, value)| (name.to_owned(), value.to_owned())).into_iter().chain(given)
+        {
+            match all.iter_mut().find(|(known, _)| *known == name) {
+                Some(known) => known.1 = value,
+                None => all.push((name, value)),
+            }
+        }
+        if let Some(name) = &self.service_name {
+            all[0].1.clone_from(name);
+        }
+        all
     }
 
     /// What is wrong with values that are good each by itself.
@@ -426,6 +502,46 @@ mod tests {
         }
         let usual = load(&[endpoint, ("OTEL_PROPAGATORS", "tracecontext,baggage")]).unwrap();
         assert!(usual.traces_are_on());
+    }
+
+    #[test]
+    fn metrics_are_pushed_only_when_an_endpoint_or_the_exporter_is_given() {
+        let endpoint = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4318/");
+        let cases: [(&[(&str, &str)], bool); 7] = [
+            (&[], false),
+            (&[("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://c")], false),
+            (&[endpoint], true),
+            (&[("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "http://c")], true),
+            (&[("OTEL_METRICS_EXPORTER", "otlp")], true),
+            (&[endpoint, ("OTEL_METRICS_EXPORTER", "none")], false),
+            (&[endpoint, ("OTEL_SDK_DISABLED", "true")], false),
+        ];
+        for (variables, is_on) in cases {
+            assert_eq!(load(variables).unwrap().metrics_are_on(), is_on, "{variables:?}");
+        }
+        let config = load(&[endpoint, ("OTEL_METRIC_EXPORT_INTERVAL", "250")]).unwrap();
+        assert_eq!(config.metrics_target().endpoint, "http://collector:4318/v1/metrics");
+        assert_eq!(config.metrics.interval.get(), 250);
+    }
+
+    #[test]
+    fn attributes_that_are_given_replace_ours() {
+        let given = ("OTEL_RESOURCE_ATTRIBUTES", "service.name=given,service.instance.id=one,place=x%20y");
+        let attribute = |config: &OtelConfig, name: &str| {
+            let all = config.resource("tbmq", "node-1");
+            all.into_iter().find(|(known, _)| known == name).map(|(_, value)| value).unwrap_or_default()
+        };
+        let config = load(&[]).unwrap();
+        assert_eq!(attribute(&config, "service.name"), "tbmq");
+        assert_eq!(attribute(&config, "service.instance.id"), "node-1");
+        let config = load(&[given]).unwrap();
+        assert_eq!(attribute(&config, "service.name"), "given");
+        assert_eq!(
+            (attribute(&config, "service.instance.id"), attribute(&config, "place")),
+            ("one".into(), "x y".into())
+        );
+        let config = load(&[given, ("OTEL_SERVICE_NAME", "named")]).unwrap();
+        assert_eq!(attribute(&config, "service.name"), "named");
     }
 
     #[test]

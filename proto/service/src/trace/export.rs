@@ -16,7 +16,7 @@ use opentelemetry_sdk::{
 };
 use parking_lot::Mutex;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
-use prometheus_client::{metrics::counter::Counter, registry::Registry};
+use prometheus_client::metrics::counter::Counter;
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use tokio::{sync::Notify, task::JoinHandle};
 use tonic::{
@@ -29,7 +29,10 @@ use super::{
     sampler::Sampler,
     span::{Finished, Tracer},
 };
-use crate::{build_info, config::Secret, metrics::Metrics};
+use crate::{
+    config::Secret,
+    metrics::{Metrics, Registry},
+};
 
 /// Time between two warnings of spans that were lost.
 const WARN_EVERY: Duration = Duration::from_secs(30);
@@ -102,29 +105,18 @@ impl Traces {
     pub fn tracer(&self, plane: &str, service_id: &str) -> anyhow::Result<Tracer> {
         let Some(inner) = &self.0 else { return Ok(Tracer::off()) };
         let config = &inner.config;
-        let default_name = format!("tbmq-{plane}");
-        let given = config.resource_attributes.pairs();
-        let named = given.iter().find(|(name, _)| name == "service.name").map(|(_, value)| value);
-        let name = config.service_name.as_ref().or(named).unwrap_or(&default_name);
+        let attributes = config.resource(&format!("tbmq-{plane}"), service_id);
+        let name =
+            attributes.iter().find(|(name, _)| name == "service.name").map(|(_, value)| value.as_str());
+        let name = name.unwrap_or_default();
         let outlet = match &inner.kind {
-            Kind::Record(recorded) => {
-                Outlet::Recorded { service: name.as_str().into(), to: recorded.clone() }
-            }
+            Kind::Record(recorded) => Outlet::Recorded { service: name.into(), to: recorded.clone() },
             Kind::Export { queue, transport, timeout, .. } => {
-                // Those given replace ours of the same name.
-                let ours = [
-                    ("service.instance.id", service_id),
-                    ("service.version", build_info::VERSION),
-                    ("telemetry.sdk.name", "opentelemetry"),
-                    ("telemetry.sdk.language", "rust"),
-                    ("tbmq.plane", plane),
-                ];
-                let ours = ours.map(|(name, value)| KeyValue::new(name, value.to_owned()));
-                let given = given.iter().map(|(name, value)| KeyValue::new(name.clone(), value.clone()));
+                let attributes =
+                    attributes.iter().map(|(name, value)| KeyValue::new(name.clone(), value.clone()));
                 let resource = Resource::builder_empty()
-                    .with_attributes(ours)
-                    .with_attributes(given)
-                    .with_attribute(KeyValue::new("service.name", name.clone()))
+                    .with_attribute(KeyValue::new("tbmq.plane", plane.to_owned()))
+                    .with_attributes(attributes)
                     .build();
                 let mut exporter = transport.exporter(*timeout)?;
                 exporter.set_resource(&resource);
@@ -225,6 +217,11 @@ impl Queue {
         let batch = spans.waiting.drain(..count).collect();
         (batch, !spans.waiting.is_empty())
     }
+}
+
+/// What is measured of the export of spans, where there is one.
+pub fn describe_metrics(registry: &mut Registry) {
+    Counters::register(registry);
 }
 
 #[derive(Clone, Debug, Default)]
@@ -336,13 +333,13 @@ impl Trouble {
 }
 
 /// The connection to the collector.
-enum Transport {
+pub(crate) enum Transport {
     Grpc { channel: Channel, headers: MetadataMap },
     Http { client: reqwest::Client, endpoint: String, headers: HashMap<String, String> },
 }
 
 impl Transport {
-    fn open(target: &Target) -> anyhow::Result<Self> {
+    pub(crate) fn open(target: &Target) -> anyhow::Result<Self> {
         let pem = match &target.certificate {
             None => None,
             Some(file) => Some(std::fs::read(file).with_context(|| {

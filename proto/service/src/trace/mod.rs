@@ -15,10 +15,11 @@ mod span;
 
 pub use opentelemetry::trace::SpanKind;
 
+pub(crate) use self::export::Transport;
 pub use self::{
     context::{TRACEPARENT, TRACEPARENT_LENGTH, TRACESTATE, TraceContext},
     current::{current, within},
-    export::{Recorded, Traces},
+    export::{Recorded, Traces, describe_metrics},
     span::{Finished, Span, Tracer},
 };
 
