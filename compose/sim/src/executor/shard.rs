@@ -538,6 +538,7 @@ impl Lane {
                             unfit: publish_of(record)
                                 .is_none()
                                 .then(|| Box::new(Unfit { class: "unreadable", text: String::new() })),
+                            is_watched: false,
                         })
                         .collect();
                     self.read = records.last().map_or(self.read, |record| record.offset + 1);
