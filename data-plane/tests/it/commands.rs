@@ -185,6 +185,7 @@ async fn a_session_is_told_as_the_client_made_it() {
         no_local: true,
         retain_as_published: true,
         retain_handling: 2,
+        identifier: None,
     };
     assert_eq!(detail.subscriptions, [plain, special]);
     assert_eq!(node.found("nobody").await, SessionDetail::default());
