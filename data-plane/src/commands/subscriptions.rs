@@ -31,6 +31,9 @@ const SLICE: usize = 64;
 /// Sessions that one answer looks at: each is woken for it.
 const LOOKED_MAX: usize = 10_000;
 
+/// Behind all filters of a client.
+const END: &str = "\u{10ffff}";
+
 /// Members of a group that are told.
 const MEMBERS_MAX: usize = 1000;
 
@@ -94,7 +97,7 @@ pub(super) async fn query(plane: &Plane, wanted: QuerySubscriptions) -> Subscrip
         }
         looked += slice.len();
         if looked >= LOOKED_MAX {
-            let next = SubscriptionPlace { client_id: last.to_string(), filter: String::new() };
+            let next = SubscriptionPlace { client_id: last.to_string(), filter: END.to_owned() };
             return SubscriptionPage { subscriptions, next: Some(next) };
         }
         slice = plane.registry.sessions_after(&last, SLICE);
