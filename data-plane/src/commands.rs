@@ -100,7 +100,7 @@ async fn answer(plane: &Plane, request: Option<Request>) -> Reply {
         }
         Some(Request::ListSessions(wanted)) => reply(sessions::list(plane, wanted).await, Reply::Sessions),
         Some(Request::QuerySessions(wanted)) => {
-            reply(sessions::query(plane, wanted).await, Reply::SessionPage)
+            reply(sessions::query(&plane.registry, wanted).await, Reply::SessionPage)
         }
         Some(Request::FindSessions(wanted)) => Reply::Sessions(sessions::find(plane, &wanted)),
         Some(Request::CountSessions(_)) => Reply::Tally(sessions::count(plane).await),

@@ -19,7 +19,7 @@ use uuid::Uuid;
 use super::{ANSWER_BYTES_MAX, LIMIT_MAX, SLICE, milliseconds, subscriptions, timestamp};
 use crate::{
     mailbox::{Cleared, Client, Mailbox, Question, Told},
-    plane::Plane,
+    plane::{Plane, Registry},
     session_records::client_type_name,
 };
 
@@ -28,10 +28,10 @@ const ENDS_AT_ONCE: usize = 64;
 
 /// Looks at all sessions behind a client id, a slice at a time, until `look` breaks. Connections and messages do not
 /// wait for it.
-async fn each(plane: &Plane, after: &str, mut look: impl FnMut(&Mailbox, &Client) -> ControlFlow<()>) {
+async fn each(registry: &Registry, after: &str, mut look: impl FnMut(&Mailbox, &Client) -> ControlFlow<()>) {
     let mut after: Arc<str> = after.into();
     loop {
-        let slice = plane.registry.sessions_after(&after, SLICE);
+        let slice = registry.sessions_after(&after, SLICE);
         let Some(last) = slice.last().and_then(|mailbox| mailbox.client()) else { return };
         after = last.id.clone();
         for mailbox in slice {
@@ -135,7 +135,7 @@ fn place(client: &Client, order: SessionOrder) -> Place {
 ///
 /// # Errors
 /// When the filter has no sense.
-pub(super) async fn query(plane: &Plane, wanted: QuerySessions) -> Result<SessionPage, String> {
+pub(super) async fn query(registry: &Registry, wanted: QuerySessions) -> Result<SessionPage, String> {
     let (order, descending) = (wanted.order(), wanted.descending);
     let limit = wanted.limit.clamp(1, LIMIT_MAX) as usize;
     let test = Test::new(wanted.filter, &wanted.text_search)?;
@@ -143,7 +143,7 @@ pub(super) async fn query(plane: &Plane, wanted: QuerySessions) -> Result<Sessio
     let is_by_id = order == SessionOrder::Unspecified && !descending;
     let from = if is_by_id { after.as_ref().map_or("", |(.., id)| id) } else { "" };
     let mut found = Found { sessions: BTreeMap::new(), bytes: 0, limit, descending, more: false };
-    each(plane, from, |mailbox, client| {
+    each(registry, from, |mailbox, client| {
         if !test.passes(client) {
             return ControlFlow::Continue(());
         }
@@ -238,7 +238,7 @@ pub(super) async fn list(plane: &Plane, wanted: ListSessions) -> Result<SessionL
         limit: wanted.limit,
         ..QuerySessions::default()
     };
-    let SessionPage { sessions, more, .. } = self::query(plane, query).await?;
+    let SessionPage { sessions, more, .. } = self::query(&plane.registry, query).await?;
     Ok(SessionList { sessions, more })
 }
 
@@ -255,7 +255,7 @@ pub(super) fn find(plane: &Plane, wanted: &FindSessions) -> SessionList {
 
 pub(super) async fn count(plane: &Plane) -> SessionTally {
     let mut tally = SessionTally::default();
-    each(plane, "", |_, client| {
+    each(&plane.registry, "", |_, client| {
         let state =
             if client.away_since_ms().is_some() { &mut tally.disconnected } else { &mut tally.connected };
         *state += 1;
@@ -387,3 +387,6 @@ fn info(mailbox: &Mailbox, client: &Client) -> SessionInfo {
         details: None,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -68,7 +68,10 @@ impl Controlled {
         Self::over(TestBus::new(), configure).await
     }
 
-    async fn over(bus: Arc<TestBus>, configure: impl FnOnce(&mut tbmq_data_plane::Config)) -> Self {
+    pub(crate) async fn over(
+        bus: Arc<TestBus>,
+        configure: impl FnOnce(&mut tbmq_data_plane::Config),
+    ) -> Self {
         let (sessions, mut opened) = mpsc::channel(4);
         let address = serve(Stub { sessions }).await;
         let mut config = config();
@@ -81,7 +84,7 @@ impl Controlled {
         Self { plane, session, later: Arc::new(Mutex::new(opened)) }
     }
 
-    async fn ask(&mut self, request: Wanted) -> Reply {
+    pub(crate) async fn ask(&mut self, request: Wanted) -> Reply {
         self.session.ask(request).await
     }
 
