@@ -8,6 +8,7 @@ use tbmq_proto::control::{
     blocked_client_service_client::BlockedClientServiceClient,
     credentials_service_client::CredentialsServiceClient, event_service_client::EventServiceClient,
     integration_service_client::IntegrationServiceClient, node_service_client::NodeServiceClient,
+    retained_message_service_client::RetainedMessageServiceClient,
     session_service_client::SessionServiceClient, token_service_client::TokenServiceClient,
     unauthorized_client_service_client::UnauthorizedClientServiceClient,
 };
@@ -137,6 +138,11 @@ impl Target {
 
     pub(crate) async fn sessions(&self) -> Result<SessionServiceClient<Channel>, Failure> {
         Ok(SessionServiceClient::new(self.connect().await?).max_decoding_message_size(ANSWER_BYTES_MAX))
+    }
+
+    pub(crate) async fn retained(&self) -> Result<RetainedMessageServiceClient<Channel>, Failure> {
+        let client = RetainedMessageServiceClient::new(self.connect().await?);
+        Ok(client.max_decoding_message_size(ANSWER_BYTES_MAX))
     }
 
     pub(crate) async fn tokens(&self) -> Result<TokenServiceClient<Channel>, Failure> {

@@ -33,8 +33,8 @@ use crate::{
     client::Target,
     commands::{
         apply, audit, auth, blocked, completion, context as contexts, credentials, diff, edit, event,
-        explain, export, import, integration, kind, man, node, session, token, top, try_it, unauthorized,
-        wait,
+        explain, export, import, integration, kind, man, node, retained, session, subscription, token, top,
+        try_it, unauthorized, wait,
     },
     context::{Config, Flags, Settings},
     failure::{ExitKind, Failure},
@@ -106,9 +106,15 @@ enum Call {
     Wait(wait::Arguments),
     /// Show the rates and the lag of integrations, live
     Top(top::Arguments),
-    /// Connected MQTT clients
+    /// Sessions of MQTT clients, connected or not
     #[command(subcommand)]
     Session(session::Command),
+    /// What MQTT clients have subscribed to
+    #[command(subcommand)]
+    Subscription(subscription::Command),
+    /// Retained messages
+    #[command(subcommand)]
+    Retained(retained::Command),
     /// Who may connect by what proof, and what they may do: passwords, certificates, access rules
     #[command(subcommand)]
     Credentials(credentials::Command),
@@ -182,6 +188,8 @@ async fn call(call: Call, target: &Target, output: Output) -> Result<(), Failure
         Call::Wait(arguments) => wait::run(arguments, target).await,
         Call::Top(arguments) => top::run(arguments, target, output).await,
         Call::Session(command) => session::run(command, target, output).await,
+        Call::Subscription(command) => subscription::run(command, target, output).await,
+        Call::Retained(command) => retained::run(command, target, output).await,
         Call::Credentials(command) => credentials::run(command, target, output).await,
         Call::Blocked(command) => blocked::run(command, target, output).await,
         Call::Unauthorized(command) => unauthorized::run(command, target, output).await,

@@ -43,6 +43,7 @@ use crate::{
 };
 
 mod admission;
+mod asking;
 mod authentication;
 mod durable;
 mod leaving;
@@ -351,12 +352,8 @@ impl Connection {
                 None => {}
             }
             let mut visitor = mail.visitor;
-            if let Some(question) = mail.question
-                && self.session.is_connected()
-            {
-                let filters = self.session.filters();
-                // Who has asked may have gone away.
-                question.send(filters.map(|(filter, options)| (filter.clone(), *options)).collect()).ok();
+            if let Some(question) = mail.question {
+                self.answer(now, *question, visitor.is_some(), scratch);
             }
             let has_room = mail.has_room;
             scratch.mail = Mail { outcomes: mail.outcomes, ..Mail::default() };
@@ -633,6 +630,7 @@ impl Connection {
             }
             Effect::Restrict { filter, options } => {
                 self.plane.subscribe(&self.mailbox, &filter, options);
+                self.note_filters();
                 self.replays.change(&filter, options);
             }
             Effect::Unsubscribe { filter } => {
@@ -684,6 +682,9 @@ impl Connection {
         }
         let shared = self.mailbox.take_shared();
         if self.session.is_parked() {
+            if let Some(client) = self.mailbox.client() {
+                client.disconnected_ms.store(now.epoch_ms, Ordering::Relaxed);
+            }
             plane.registry.park(self.session.client_id(), self.mailbox.number);
             self.mailbox.park();
             self.record_away(now);

@@ -181,6 +181,12 @@ impl Group {
         queue.keep(delivery)
     }
 
+    /// How many members there are, and at most `max` of them.
+    pub(crate) fn first_members(&self, max: usize) -> (usize, Vec<(Arc<Mailbox>, Options)>) {
+        let members = self.members.lock();
+        (members.all.len(), members.all.values().take(max).cloned().collect())
+    }
+
     /// Calls `found` for each member until it says `false`; tells whether it always said `true`.
     pub(crate) fn members(&self, mut found: impl FnMut(&Arc<Mailbox>, &Options) -> bool) -> bool {
         self.members.lock().all.values().all(|(mailbox, options)| found(mailbox, options))

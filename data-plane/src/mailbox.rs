@@ -6,7 +6,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicI64, AtomicUsize, Ordering},
     },
     task::Waker,
 };
@@ -16,9 +16,10 @@ use parking_lot::Mutex;
 use tbmq_auth::credentials::ClientType;
 use tbmq_mqtt::{
     packet::{ProtocolVersion, Qos, ReasonCode, Text},
-    session::{Delivery, End, Options},
+    session::{Delivery, End, Options, Summary},
 };
 use tokio::sync::oneshot;
+use uuid::Uuid;
 
 use crate::{
     auth::{Access, Bearer, Verdict},
@@ -51,8 +52,12 @@ pub(crate) struct Client {
     /// By what it was let in, for people; empty: everybody is.
     pub(crate) details: Box<str>,
     pub(crate) peer: Option<SocketAddr>,
+    /// Of this connection.
+    pub(crate) session_id: Uuid,
     /// Ms since 1970.
     pub(crate) connected_ms: i64,
+    /// Ms since 1970; 0 while it is connected.
+    pub(crate) disconnected_ms: AtomicI64,
     pub(crate) filters: AtomicUsize,
 }
 
@@ -61,10 +66,86 @@ impl Client {
     pub(crate) fn filters(&self) -> usize {
         self.filters.load(Ordering::Relaxed)
     }
+
+    /// Since when its session is without a connection, ms since 1970.
+    pub(crate) fn away_since_ms(&self) -> Option<i64> {
+        Some(self.disconnected_ms.load(Ordering::Relaxed)).filter(|ms| *ms != 0)
+    }
+
+    /// Whether this is its session id, or any may be.
+    pub(crate) fn is_session(&self, wanted: Option<Uuid>) -> bool {
+        wanted.is_none_or(|wanted| wanted == self.session_id)
+    }
 }
 
 /// The topic filters of a client with their options.
 pub(crate) type Filters = Vec<(Text, Options)>;
+
+/// What others want of a session. Who asks may go away; a question that is dropped has no answer.
+#[derive(Debug)]
+pub(crate) enum Question {
+    /// Which filters it has.
+    Filters(oneshot::Sender<Filters>),
+    /// All about it.
+    Tell(oneshot::Sender<Told>),
+    /// To end, if it has no connection, and this id.
+    Clear(Option<Uuid>, oneshot::Sender<Cleared>),
+    /// To have these filters from now on, if it has this id.
+    Assign(Option<Uuid>, Filters, oneshot::Sender<Assigned>),
+}
+
+/// All about a session.
+#[derive(Debug)]
+pub(crate) struct Told {
+    pub(crate) filters: Filters,
+    pub(crate) summary: Summary,
+    pub(crate) will: Option<ToldWill>,
+    /// How its client is connected, if it is.
+    pub(crate) transport: &'static str,
+    pub(crate) common_names: Arc<[Box<str>]>,
+    /// What its queue holds, if it has one, once that is known.
+    pub(crate) queue: Option<oneshot::Receiver<Queued>>,
+}
+
+/// A will that is to be published.
+#[derive(Debug)]
+pub(crate) struct ToldWill {
+    pub(crate) topic: Text,
+    pub(crate) qos: Qos,
+    pub(crate) retain: bool,
+    pub(crate) payload_bytes: usize,
+    /// Ms since 1970.
+    pub(crate) due_at_ms: Option<i64>,
+}
+
+/// What a session's queue holds, what is in flight included.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Queued {
+    pub(crate) messages: u64,
+    pub(crate) bytes: u64,
+}
+
+/// What became of a session that was to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cleared {
+    Done,
+    /// Its client is, or is about to be, connected.
+    Connected,
+    /// It has another id.
+    Replaced,
+}
+
+/// What became of filters that a session was to have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Assigned {
+    Done,
+    /// It has another id.
+    Replaced,
+    /// Something of it is being kept.
+    Busy,
+    /// Why it can't have them.
+    Refused(String),
+}
 
 /// How much may wait for one connection.
 #[derive(Clone, Copy, Debug)]
@@ -133,8 +214,8 @@ pub(crate) struct Mail {
     pub(crate) has_overflowed: bool,
     /// To end.
     pub(crate) command: Option<End>,
-    /// Somebody wants to know the client's filters.
-    pub(crate) question: Option<oneshot::Sender<Filters>>,
+    /// Somebody wants to know something of the session, or to change it.
+    pub(crate) question: Option<Box<Question>>,
     /// Another connection that the session is to go on with.
     pub(crate) visitor: Option<Box<Visitor>>,
     /// What is to become of the CONNECT.
@@ -465,14 +546,18 @@ impl Mailbox {
         self.waker.wake();
     }
 
-    /// Asks for the client's filters. The question is dropped when the connection has ended, or another is asked.
-    pub(crate) fn ask_filters(&self, question: oneshot::Sender<Filters>) {
-        let mut inner = self.inner.lock();
-        if !inner.is_closed {
-            inner.mail.question = Some(question);
-            drop(inner);
-            self.waker.wake();
+    /// Asks the session something. The question is dropped when it is over, or another is asked.
+    pub(crate) async fn ask<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Question) -> Option<T> {
+        let (answer, answered) = oneshot::channel();
+        {
+            let mut inner = self.inner.lock();
+            if inner.is_closed {
+                return None;
+            }
+            inner.mail.question = Some(Box::new(question(answer)));
         }
+        self.waker.wake();
+        answered.await.ok()
     }
 
     /// The task to be woken; to be called before the mail is taken.

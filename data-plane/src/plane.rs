@@ -17,6 +17,7 @@ use tbmq_mqtt::session::{End, Limits, Options};
 use tbmq_service::{drain::Drain, trace::Tracer};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::TaskTracker;
+use uuid::Uuid;
 
 use crate::{
     auth::Auth,
@@ -361,19 +362,38 @@ impl Registry {
         }
     }
 
-    /// Whoever is connected with this client id, and takes the id away, unless the session outlives its connection.
-    pub(crate) fn take(&self, client_id: &str) -> Option<Arc<Mailbox>> {
+    /// Whoever is connected with this client id and session id, if one is wanted, and takes the id away, unless the session
+    /// outlives its connection.
+    pub(crate) fn take(&self, client_id: &str, session_id: Option<Uuid>) -> Option<Arc<Mailbox>> {
         let mut clients = self.clients.lock();
         let mailbox = clients.connected.get(client_id).cloned()?;
+        if !mailbox.client().is_some_and(|client| client.is_session(session_id)) {
+            return None;
+        }
         if !mailbox.is_kept() {
             clients.connected.remove(client_id);
         }
         Some(mailbox)
     }
 
-    /// The connection with this client id.
-    pub(crate) fn get(&self, client_id: &str) -> Option<Arc<Mailbox>> {
-        self.clients.lock().connected.get(client_id).cloned()
+    /// The session with this client id, with or without a connection.
+    pub(crate) fn session(&self, client_id: &str) -> Option<Arc<Mailbox>> {
+        let clients = self.clients.lock();
+        clients.connected.get(client_id).or_else(|| clients.parked.get(client_id)).cloned()
+    }
+
+    /// At most `max` sessions, with or without a connection, whose client ids come after this one. Each was introduced.
+    pub(crate) fn sessions_after(&self, after: &str, max: usize) -> Vec<Arc<Mailbox>> {
+        let range = || (Bound::Excluded(after), Bound::Unbounded);
+        let clients = self.clients.lock();
+        let mut connected = clients.connected.range::<str, _>(range()).peekable();
+        let mut parked = clients.parked.range::<str, _>(range()).peekable();
+        let next = || match (connected.peek(), parked.peek()) {
+            (Some((one, _)), Some((other, _))) if other < one => parked.next(),
+            (Some(_), _) => connected.next(),
+            (None, _) => parked.next(),
+        };
+        std::iter::from_fn(next).take(max).map(|(_, mailbox)| mailbox.clone()).collect()
     }
 
     /// At most `max` connections whose client ids come after this one. Each was introduced.

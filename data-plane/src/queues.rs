@@ -16,13 +16,13 @@ use bytes::Bytes;
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use parking_lot::Mutex;
 use tbmq_mqtt::{packet::ReasonCode, session::Delivery};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     backlog::Wanted,
     group_queue::Coming,
-    mailbox::{Kept, Mailbox, Outcome},
+    mailbox::{Kept, Mailbox, Outcome, Queued},
     metrics::{Drop as Dropped, Metrics, Refusal},
     session_store::{
         self as store, Action, Change, Error, InFlight, ReadLimit, Record, Seq, Session, SessionStore,
@@ -69,6 +69,8 @@ enum Step {
     Open(Session),
     /// What is in the queue is dropped: to be counted.
     Discard(Session),
+    /// Somebody wants to know what is in the queue.
+    Tell(Session, oneshot::Sender<Queued>),
     Change(Change, Then),
 }
 
@@ -189,6 +191,13 @@ impl Queues {
     /// Ends the queue of a group that has no members any more. What is in it is counted as dropped.
     pub(crate) fn discard(&self, session: &Session) {
         self.push([Step::Discard(session.clone()), change(session, Action::Remove, Then::Nobody)]);
+    }
+
+    /// Tells what is in the queue of a session that is open, after all that was changed before.
+    pub(crate) fn tell(&self, session: &Session) -> oneshot::Receiver<Queued> {
+        let (answer, answered) = oneshot::channel();
+        self.push([Step::Tell(session.clone(), answer)]);
+        answered
     }
 
     /// Ends a session.
@@ -318,7 +327,16 @@ impl Queues {
                 Step::Discard(session) => {
                     self.open_all(&mut opened).await;
                     self.apply(&mut changes, &mut waiters).await;
-                    self.count_discarded(session).await;
+                    let queued = self.queued(session).await.unwrap_or_default();
+                    self.metrics.dropped_by(Dropped::NoMember, queued.messages as usize);
+                }
+                Step::Tell(session, answer) => {
+                    self.open_all(&mut opened).await;
+                    self.apply(&mut changes, &mut waiters).await;
+                    if let Some(queued) = self.queued(session).await {
+                        // Who has asked may have gone away.
+                        answer.send(queued).ok();
+                    }
                 }
                 Step::Change(change, then) => {
                     self.open_all(&mut opened).await;
@@ -350,11 +368,10 @@ impl Queues {
         sessions.clear();
     }
 
-    async fn count_discarded(&self, session: Session) {
+    async fn queued(&self, session: Session) -> Option<Queued> {
         // It is open: to open it again tells what is in it.
-        if let Some(Ok(state)) = self.store.open(&[session]).await.pop() {
-            self.metrics.dropped_by(Dropped::NoMember, state.records as usize);
-        }
+        let state = self.store.open(&[session]).await.pop()?.ok()?;
+        Some(Queued { messages: state.records, bytes: state.bytes })
     }
 
     async fn apply(&self, changes: &mut Vec<Change>, waiters: &mut Vec<Then>) {

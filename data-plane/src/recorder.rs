@@ -16,7 +16,7 @@ use std::{
 
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -56,6 +56,8 @@ struct Waiting {
 struct Entry {
     wanted: Wanted,
     waiters: Vec<Waiter>,
+    /// Who wants to know when all is written, of those who are no session.
+    watchers: Vec<oneshot::Sender<bool>>,
     /// It is among those that are ready, or being written.
     is_taken: bool,
 }
@@ -101,6 +103,17 @@ impl Recorder {
         }
     }
 
+    /// Waits until all that was wanted of a client is written; `false` if it could not be.
+    pub(crate) async fn written(&self, client_id: &Arc<str>) -> bool {
+        let (watcher, told) = oneshot::channel();
+        {
+            let mut waiting = self.waiting.lock();
+            let Some(entry) = waiting.clients.get_mut(client_id) else { return true };
+            entry.watchers.push(watcher);
+        }
+        told.await.unwrap_or(false)
+    }
+
     /// Writes until it is stopped.
     pub(crate) async fn run(&self, stop: CancellationToken) {
         let mut writes: FuturesUnordered<Pin<Box<dyn Future<Output = ()> + Send + '_>>> =
@@ -124,14 +137,20 @@ impl Recorder {
     }
 
     async fn write(&self, client_id: Arc<str>) {
-        let (wanted, waiters) = {
+        let (wanted, waiters, watchers) = {
             let mut waiting = self.waiting.lock();
-            let Some(entry) = waiting.clients.get_mut(&client_id) else { return };
-            (std::mem::take(&mut entry.wanted), std::mem::take(&mut entry.waiters))
+            let Some(Entry { wanted, waiters, watchers, .. }) = waiting.clients.get_mut(&client_id) else {
+                return;
+            };
+            (std::mem::take(wanted), std::mem::take(waiters), std::mem::take(watchers))
         };
         let written = self.records.write(&client_id, &wanted).await;
         for waiter in waiters {
             waiter.tell(written.is_ok());
+        }
+        for watcher in watchers {
+            // It may have gone away.
+            watcher.send(written.is_ok()).ok();
         }
         if let Err(error) = written {
             self.metrics.session_record_failures.inc();
@@ -143,7 +162,8 @@ impl Recorder {
         }
         let mut waiting = self.waiting.lock();
         let Waiting { clients, ready } = &mut *waiting;
-        if clients.get(&client_id).is_some_and(|entry| entry.wanted.is_nothing()) {
+        let is_done = |entry: &Entry| entry.wanted.is_nothing() && entry.watchers.is_empty();
+        if clients.get(&client_id).is_some_and(is_done) {
             clients.remove(&client_id);
         } else {
             ready.push_back(client_id);

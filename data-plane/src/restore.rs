@@ -5,7 +5,7 @@
 //! session that was connected when its node ended has lost its connection now: its expiry and its will's delay begin.
 //! What has expired meanwhile ends like any other session, once all are there who may get its will.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt as _, stream};
 use tbmq_mqtt::{
@@ -244,8 +244,11 @@ fn client(info: &SessionInfo, filters: usize) -> Client {
         keep_alive_s: info.keep_alive_s,
         client_type: info.client_type,
         details: Box::default(),
-        peer: None,
+        // Its port is not known any more.
+        peer: info.address.map(|address| SocketAddr::new(address, 0)),
+        session_id: info.session_id,
         connected_ms: info.connected_at_ms,
+        disconnected_ms: info.disconnected_at_ms.into(),
         filters: filters.into(),
     }
 }

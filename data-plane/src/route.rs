@@ -2,8 +2,8 @@
 //! topics of the bus that messages are written to.
 
 use std::{
-    collections::HashMap,
-    ops::ControlFlow,
+    collections::{BTreeMap, HashMap},
+    ops::{Bound, ControlFlow},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
@@ -158,7 +158,7 @@ struct Integration {
 #[derive(Debug)]
 pub(crate) struct Router {
     /// Shared subscriptions with members, by their whole filters.
-    groups: Mutex<HashMap<Arc<str>, Arc<Group>>>,
+    groups: Mutex<BTreeMap<Arc<str>, Arc<Group>>>,
     tree: RwLock<Tree<Subscriber, Target>>,
     /// Subscriptions of clients, those of groups included.
     subscriptions: AtomicUsize,
@@ -194,6 +194,12 @@ impl Router {
     /// Shared subscriptions that have members.
     pub(crate) fn groups(&self) -> usize {
         self.groups.lock().len()
+    }
+
+    /// At most `max` shared subscriptions whose whole filters come after this one.
+    pub(crate) fn groups_after(&self, after: &str, max: usize) -> Vec<Arc<Group>> {
+        let range = (Bound::Excluded(after), Bound::Unbounded);
+        self.groups.lock().range::<str, _>(range).take(max).map(|(_, group)| group.clone()).collect()
     }
 
     /// Gives an integration these valid filters instead of those it had; none removes it. Returns how many

@@ -42,11 +42,26 @@ generated! {
     pub mod integration = "integration.rs";
     /// Package `tbmq.wire.v1`: native records.
     pub mod wire = "tbmq.wire.v1.rs";
-    /// Package `tbmq.control.v1`: the control plane's services.
-    pub mod control = "tbmq.control.v1.rs";
-    /// Package `tbmq.node.v1`: the session between data plane and control plane.
-    pub mod node = "tbmq.node.v1.rs";
 }
+
+/// As the packages lie, which name each other.
+#[allow(unreachable_pub, reason = "it is reached by other names")]
+mod packages {
+    pub mod control {
+        generated! {
+            /// Package `tbmq.control.v1`: the control plane's services.
+            pub mod v1 = "tbmq.control.v1.rs";
+        }
+    }
+    pub mod node {
+        generated! {
+            /// Package `tbmq.node.v1`: the session between data plane and control plane.
+            pub mod v1 = "tbmq.node.v1.rs";
+        }
+    }
+}
+
+pub use packages::{control::v1 as control, node::v1 as node};
 
 /// All descriptors as an encoded `FileDescriptorSet`, for server reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!("generated/descriptors.bin");

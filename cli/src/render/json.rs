@@ -3,6 +3,7 @@
 
 mod access;
 mod auth;
+mod retained;
 mod session;
 mod stats;
 
@@ -19,7 +20,8 @@ pub(crate) use self::{
     auth::{
         Blocked, Order, Provider, Unauthorized, blocked_status, blocked_type, match_target, provider_type,
     },
-    session::{Session, Subscription},
+    retained::Retained,
+    session::{ClientSubscription, Session, SessionCounts, SharedSubscription, Subscription},
     stats::{Stats, Top, seconds},
 };
 

@@ -3,6 +3,7 @@
 mod access;
 mod auth;
 mod grid;
+mod retained;
 mod session;
 mod stats;
 
@@ -16,7 +17,8 @@ use self::grid::grid;
 pub(crate) use self::{
     access::{audit, caller, context, contexts, created_token, tokens},
     auth::{blocked, credential, credentials, provider, providers, unauthorized, unauthorized_one},
-    session::{session, sessions, subscriptions},
+    retained::{retained, retained_one},
+    session::{client_subscriptions, session, session_counts, sessions, shared_subscriptions, subscriptions},
     stats::{stats, top},
 };
 use super::{

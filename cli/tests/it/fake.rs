@@ -9,17 +9,24 @@ use std::{
 use parking_lot::Mutex;
 use tbmq_proto::control::{
     AccessRole, AuditEntry, Caller, CheckConnectionRequest, CheckConnectionResponse, ClearEventsRequest,
-    ClearEventsResponse, CreateIntegrationRequest, CreateTokenRequest, CreateTokenResponse,
-    DeleteIntegrationRequest, DisableIntegrationRequest, DisconnectSessionRequest, DrainNodeRequest,
-    EnableIntegrationRequest, Event, ExplainTopicRequest, ExplainTopicResponse, GetCallerRequest,
-    GetIntegrationRequest, GetIntegrationStatsRequest, GetSessionRequest, Holder, Integration,
-    IntegrationStats, IntegrationStatus, IntegrationView, Kind, Lag, ListAuditEntriesRequest,
-    ListAuditEntriesResponse, ListEventsRequest, ListEventsResponse, ListIntegrationsRequest,
-    ListIntegrationsResponse, ListKindsRequest, ListKindsResponse, ListNodesRequest, ListNodesResponse,
-    ListSessionsRequest, ListSessionsResponse, ListSubscriptionsRequest, ListSubscriptionsResponse,
-    ListTokensRequest, ListTokensResponse, Node, RestartIntegrationRequest, RevokeTokenRequest, Session,
-    Subscription, SystemInfo, Token, UpdateIntegrationRequest, WatchEventsRequest, WatchEventsResponse,
-    WatchIntegrationsRequest, WatchIntegrationsResponse,
+    ClearEventsResponse, ClearRetainedMessagesRequest, ClearRetainedMessagesResponse, ClearSessionRequest,
+    ClearSessionsRequest, ClearSessionsResponse, ClientSubscription, ConnectionState,
+    CreateIntegrationRequest, CreateTokenRequest, CreateTokenResponse, DeleteIntegrationRequest,
+    DeleteRetainedMessageRequest, DisableIntegrationRequest, DisconnectSessionRequest,
+    DisconnectSessionsRequest, DisconnectSessionsResponse, DrainNodeRequest, EnableIntegrationRequest, Event,
+    ExplainTopicRequest, ExplainTopicResponse, GetCallerRequest, GetIntegrationRequest,
+    GetIntegrationStatsRequest, GetRetainedMessageRequest, GetSessionCountsRequest, GetSessionRequest,
+    Holder, Integration, IntegrationStats, IntegrationStatus, IntegrationView, Kind, Lag,
+    ListAuditEntriesRequest, ListAuditEntriesResponse, ListEventsRequest, ListEventsResponse,
+    ListIntegrationsRequest, ListIntegrationsResponse, ListKindsRequest, ListKindsResponse, ListNodesRequest,
+    ListNodesResponse, ListRetainedMessagesRequest, ListRetainedMessagesResponse, ListSessionsRequest,
+    ListSessionsResponse, ListSharedSubscriptionsRequest, ListSharedSubscriptionsResponse,
+    ListSubscriptionsRequest, ListSubscriptionsResponse, ListTokensRequest, ListTokensResponse, Node,
+    RestartIntegrationRequest, RetainedMessage, RetainedMessageProperties, RevokeTokenRequest,
+    SearchSubscriptionsRequest, SearchSubscriptionsResponse, Session, SessionCounts, SessionDetails,
+    SessionWill, SharedSubscription, SharedSubscriptionMember, Subscription, SystemInfo, Token,
+    UpdateIntegrationRequest, UpdateSubscriptionsRequest, UserProperty, WatchEventsRequest,
+    WatchEventsResponse, WatchIntegrationsRequest, WatchIntegrationsResponse,
     audit_service_server::{AuditService, AuditServiceServer},
     auth_provider_service_server::AuthProviderServiceServer,
     blocked_client_service_server::BlockedClientServiceServer,
@@ -30,6 +37,7 @@ use tbmq_proto::control::{
     integration_stats::Counters,
     integration_status::Phase,
     node_service_server::{NodeService, NodeServiceServer},
+    retained_message_service_server::{RetainedMessageService, RetainedMessageServiceServer},
     session_service_server::{SessionService, SessionServiceServer},
     token_service_server::{TokenService, TokenServiceServer},
     unauthorized_client_service_server::UnauthorizedClientServiceServer,
@@ -64,6 +72,8 @@ pub(crate) struct Fake {
     pub(crate) events_cleared: Arc<Mutex<Vec<ClearEventsRequest>>>,
     pub(crate) events_told: Arc<Mutex<VecDeque<Vec<EventTold>>>>,
     pub(crate) events_watched: Arc<Mutex<Vec<WatchEventsRequest>>>,
+    /// What was ended, cleared or deleted.
+    pub(crate) ended: Arc<Mutex<Vec<String>>>,
     pub(crate) disconnected: Arc<Mutex<Vec<String>>>,
     pub(crate) drained: Arc<Mutex<Vec<String>>>,
     pub(crate) tokens_created: Arc<Mutex<Vec<CreateTokenRequest>>>,
@@ -353,9 +363,106 @@ impl SessionService for Fake {
     async fn get_session(&self, request: Request<GetSessionRequest>) -> Result<Response<Session>, Status> {
         let client_id = request.into_inner().client_id;
         let found = sessions().into_iter().find(|one| one.client_id == client_id);
+        let will = SessionWill { topic: "w".to_owned(), qos: 1, payload_bytes: 4, ..SessionWill::default() };
+        let details = SessionDetails {
+            expiry_seconds: 3600,
+            will: Some(will),
+            queued_messages: 3,
+            queued_bytes: 300,
+            in_flight: 1,
+            transport: "TLS".to_owned(),
+            common_names: vec!["device".to_owned()],
+            receive_maximum: 100,
+            ..SessionDetails::default()
+        };
         found
-            .map(Response::new)
-            .ok_or_else(|| refusal(Code::NotFound, "no such client is connected", "NOT_FOUND", vec![]))
+            .map(|session| Response::new(Session { details: Some(details), ..session }))
+            .ok_or_else(|| refusal(Code::NotFound, "no such client has a session", "NOT_FOUND", vec![]))
+    }
+
+    async fn get_session_counts(
+        &self,
+        _: Request<GetSessionCountsRequest>,
+    ) -> Result<Response<SessionCounts>, Status> {
+        let silent_nodes = vec!["dp2".to_owned()];
+        let (connected, disconnected, total, devices, applications) = (5, 2, 7, 6, 1);
+        let counts = SessionCounts { connected, disconnected, total, devices, applications, silent_nodes };
+        Ok(Response::new(counts))
+    }
+
+    async fn disconnect_sessions(
+        &self,
+        request: Request<DisconnectSessionsRequest>,
+    ) -> Result<Response<DisconnectSessionsResponse>, Status> {
+        self.ended.lock().push(format!("{:?}", request.into_inner()));
+        Ok(Response::new(DisconnectSessionsResponse { count: 4, ..Default::default() }))
+    }
+
+    async fn clear_session(&self, request: Request<ClearSessionRequest>) -> Result<Response<()>, Status> {
+        if request.get_ref().client_id == "c1" {
+            return Err(refusal(Code::FailedPrecondition, "c1 is connected", "SESSION_CONNECTED", vec![]));
+        }
+        self.ended.lock().push(format!("{:?}", request.into_inner()));
+        Ok(Response::new(()))
+    }
+
+    async fn clear_sessions(
+        &self,
+        request: Request<ClearSessionsRequest>,
+    ) -> Result<Response<ClearSessionsResponse>, Status> {
+        self.ended.lock().push(format!("{:?}", request.into_inner()));
+        Ok(Response::new(ClearSessionsResponse { count: 2, more: true, ..Default::default() }))
+    }
+
+    async fn search_subscriptions(
+        &self,
+        _: Request<SearchSubscriptionsRequest>,
+    ) -> Result<Response<SearchSubscriptionsResponse>, Status> {
+        let one = |client_id: &str, filter: &str| ClientSubscription {
+            client_id: client_id.to_owned(),
+            service_id: "dp1".to_owned(),
+            state: ConnectionState::Connected.into(),
+            subscription: Some(Subscription {
+                filter: filter.to_owned(),
+                qos: 2,
+                identifier: Some(7),
+                ..Subscription::default()
+            }),
+        };
+        let subscriptions = vec![one("c1", "a/#"), one("c2", "b")];
+        Ok(Response::new(SearchSubscriptionsResponse { subscriptions, ..Default::default() }))
+    }
+
+    async fn update_subscriptions(
+        &self,
+        request: Request<UpdateSubscriptionsRequest>,
+    ) -> Result<Response<ListSubscriptionsResponse>, Status> {
+        let subscriptions = request.into_inner().subscriptions;
+        Ok(Response::new(ListSubscriptionsResponse { subscriptions }))
+    }
+
+    async fn list_shared_subscriptions(
+        &self,
+        _: Request<ListSharedSubscriptionsRequest>,
+    ) -> Result<Response<ListSharedSubscriptionsResponse>, Status> {
+        let member = |client_id: &str, state: ConnectionState| SharedSubscriptionMember {
+            client_id: client_id.to_owned(),
+            service_id: "dp1".to_owned(),
+            client_type: "DEVICE".to_owned(),
+            state: state.into(),
+            qos: 1,
+        };
+        let group = SharedSubscription {
+            share_name: "workers".to_owned(),
+            filter: "jobs/+".to_owned(),
+            member_count: 2,
+            members: vec![
+                member("c1", ConnectionState::Connected),
+                member("c2", ConnectionState::Disconnected),
+            ],
+        };
+        let shared_subscriptions = vec![group];
+        Ok(Response::new(ListSharedSubscriptionsResponse { shared_subscriptions, ..Default::default() }))
     }
 
     async fn disconnect_session(
@@ -378,6 +485,64 @@ impl SessionService for Fake {
         };
         let subscriptions = vec![one("sensors/#", ""), one("jobs/+", "workers")];
         Ok(Response::new(ListSubscriptionsResponse { subscriptions }))
+    }
+}
+
+#[tonic::async_trait]
+impl RetainedMessageService for Fake {
+    async fn list_retained_messages(
+        &self,
+        _: Request<ListRetainedMessagesRequest>,
+    ) -> Result<Response<ListRetainedMessagesResponse>, Status> {
+        let binary = RetainedMessage {
+            topic: "b".to_owned(),
+            payload: vec![0, 159, 146, 150].into(),
+            payload_bytes: 4,
+            ..RetainedMessage::default()
+        };
+        let retained_messages = vec![retained("a"), binary];
+        Ok(Response::new(ListRetainedMessagesResponse { retained_messages, ..Default::default() }))
+    }
+
+    async fn get_retained_message(
+        &self,
+        request: Request<GetRetainedMessageRequest>,
+    ) -> Result<Response<RetainedMessage>, Status> {
+        let properties = RetainedMessageProperties {
+            content_type: "text/plain".to_owned(),
+            user_properties: vec![UserProperty { key: "k".to_owned(), value: "v".to_owned() }],
+            ..RetainedMessageProperties::default()
+        };
+        let message = retained(&request.into_inner().topic);
+        Ok(Response::new(RetainedMessage { properties: Some(properties), ..message }))
+    }
+
+    async fn delete_retained_message(
+        &self,
+        request: Request<DeleteRetainedMessageRequest>,
+    ) -> Result<Response<()>, Status> {
+        self.ended.lock().push(format!("{:?}", request.into_inner()));
+        Ok(Response::new(()))
+    }
+
+    async fn clear_retained_messages(
+        &self,
+        request: Request<ClearRetainedMessagesRequest>,
+    ) -> Result<Response<ClearRetainedMessagesResponse>, Status> {
+        self.ended.lock().push(format!("{:?}", request.into_inner()));
+        Ok(Response::new(ClearRetainedMessagesResponse { count: 9, more: false }))
+    }
+}
+
+fn retained(topic: &str) -> RetainedMessage {
+    RetainedMessage {
+        topic: topic.to_owned(),
+        qos: 1,
+        payload: "on\nline".into(),
+        payload_bytes: 7,
+        publish_time: at(0),
+        publisher: "c1".to_owned(),
+        ..RetainedMessage::default()
     }
 }
 
@@ -598,8 +763,17 @@ fn sessions() -> Vec<Session> {
         subscription_count: 2,
         client_type: "DEVICE".to_owned(),
         authentication: if username.is_empty() { String::new() } else { "MQTT_BASIC: ours".to_owned() },
+        state: ConnectionState::Connected.into(),
+        session_id: UID.to_owned(),
+        ..Session::default()
     };
-    vec![session("c1", "alice"), session("c2", "")]
+    let away = Session {
+        state: ConnectionState::Disconnected.into(),
+        disconnect_time: at(60),
+        persistent: true,
+        ..session("c2", "")
+    };
+    vec![session("c1", "alice"), away]
 }
 
 pub(crate) struct Served {
@@ -631,6 +805,7 @@ pub(crate) fn serve_with(tls: Option<ServerTlsConfig>) -> Served {
         .add_service(EventServiceServer::new(fake.clone()))
         .add_service(NodeServiceServer::new(fake.clone()))
         .add_service(SessionServiceServer::new(fake.clone()))
+        .add_service(RetainedMessageServiceServer::new(fake.clone()))
         .add_service(TokenServiceServer::new(fake.clone()))
         .add_service(AuditServiceServer::new(fake.clone()))
         .add_service(CredentialsServiceServer::new(auth.clone()))

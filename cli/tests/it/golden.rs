@@ -103,7 +103,16 @@ fn nodes_and_sessions_are_shown_in_all_forms() {
     check("node_drain", "node drain dp1");
     check("session_list", "session list");
     check("session_get", "session get c1");
+    check("session_counts", "session counts");
     check("session_subscriptions", "session subscriptions c1");
+    check_forms("session_disconnect_many", "session disconnect --search c --yes", &["table", "json"]);
+    check_forms("session_clear_dry", "session clear --until 1d --dry-run", &["table", "json"]);
+    check("subscription_list", "subscription list");
+    check("subscription_set", "subscription set c1 --filter a/# --filter $share/g/b --qos 1 --yes");
+    check("subscription_groups", "subscription groups");
+    check("retained_list", "retained list");
+    check("retained_get", "retained get a");
+    check_forms("retained_clear", "retained clear a/# --yes", &["table", "json"]);
 }
 
 #[test]

@@ -213,6 +213,25 @@ fn clients_and_nodes_are_acted_upon() {
         "disconnected c1\ndisconnected c2\n"
     );
     assert_eq!(*served.fake.disconnected.lock(), ["c1", "c2"]);
+    // Nothing is ended in bulk without saying which, or without somebody who says yes.
+    for refused in [
+        &["session", "disconnect"][..],
+        &["session", "clear", "--search", "c"],
+        &["session", "clear", "c1", "--all"],
+        &["retained", "clear", "a/#"],
+        &["subscription", "set", "c1", "--none"],
+    ] {
+        assert_eq!(served.run(refused).status.code(), Some(2), "{refused:?}");
+    }
+    let asked: Vec<String> = std::mem::take(&mut *served.fake.ended.lock());
+    assert!(asked.iter().all(|one| one.contains("validate_only: true")), "{asked:?}");
+    assert_eq!(served.run(&["session", "clear", "c1"]).status.code(), Some(1));
+    let cleared = served.run(&["session", "clear", "--subscriptions", ">=5", "--type", "device", "--yes"]);
+    assert_eq!(stdout(&cleared), "cleared 2 sessions\n");
+    assert!(stderr(&cleared).contains("run it again"), "{}", stderr(&cleared));
+    let ended = std::mem::take(&mut *served.fake.ended.lock());
+    assert!(ended[1].contains("validate_only: false") && ended[1].contains("GreaterOrEqual"), "{ended:?}");
+    assert_eq!(stderr(&served.run(&["retained", "delete", "a"])), "deleted the retained message of a\n");
     let output = served.run(&["node", "drain", "dp1", "-o", "json"]);
     assert!(stdout(&output).contains("\"draining\": true"), "{}", stdout(&output));
     assert_eq!(*served.fake.drained.lock(), ["dp1"]);

@@ -17,6 +17,7 @@ const SOURCES: &[&str] = &[
     "tbmq/control/v1/event.proto",
     "tbmq/control/v1/integration.proto",
     "tbmq/control/v1/node.proto",
+    "tbmq/control/v1/retained.proto",
     "tbmq/control/v1/session.proto",
     "tbmq/node/v1/node_session.proto",
     "tbmq/wire/v1/auth.proto",

@@ -27,6 +27,7 @@ mod page;
 mod pages;
 mod rates;
 mod reach;
+mod retained;
 mod session;
 mod stats;
 mod status;
@@ -46,6 +47,7 @@ use tbmq_proto::{
         blocked_client_service_server::BlockedClientServiceServer,
         credentials_service_server::CredentialsServiceServer, event_service_server::EventServiceServer,
         integration_service_server::IntegrationServiceServer, node_service_server::NodeServiceServer,
+        retained_message_service_server::RetainedMessageServiceServer,
         session_service_server::SessionServiceServer, token_service_server::TokenServiceServer,
         unauthorized_client_service_server::UnauthorizedClientServiceServer,
     },
@@ -74,11 +76,12 @@ const REQUEST_BYTES_MAX: usize = 8 << 20;
 /// Bytes of an import: a thousand credentials with some rules each.
 const IMPORT_BYTES_MAX: usize = 16 << 20;
 
-const SERVICES: [&str; 12] = [
+const SERVICES: [&str; 13] = [
     IntegrationServiceServer::<integration::Integrations>::NAME,
     EventServiceServer::<event::Events>::NAME,
     NodeServiceServer::<node::NodesApi>::NAME,
     SessionServiceServer::<session::SessionsApi>::NAME,
+    RetainedMessageServiceServer::<retained::RetainedApi>::NAME,
     TokenServiceServer::<token::Tokens>::NAME,
     AuditServiceServer::<audit::Audit>::NAME,
     CredentialsServiceServer::<credentials::CredentialsApi>::NAME,
@@ -150,6 +153,7 @@ impl Server {
             .add_service(EventServiceServer::new(event::Events::new(plane.clone(), stopping.clone())))
             .add_service(NodeServiceServer::new(node::NodesApi::new(plane.clone())))
             .add_service(SessionServiceServer::new(session::SessionsApi::new(plane.clone())))
+            .add_service(RetainedMessageServiceServer::new(retained::RetainedApi::new(plane.clone())))
             .add_service(TokenServiceServer::new(token::Tokens::new(plane.clone())))
             .add_service(AuditServiceServer::new(audit::Audit::new(plane.clone())))
             .add_service(credentials)

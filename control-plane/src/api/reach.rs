@@ -25,6 +25,11 @@ pub(super) fn deadline(metadata: &MetadataMap) -> Instant {
     Instant::now() + shortened(metadata, PATIENCE)
 }
 
+/// Until when one of several questions of a call waits.
+pub(super) fn patience() -> Instant {
+    Instant::now() + PATIENCE
+}
+
 /// What many data planes answered.
 #[derive(Debug)]
 pub(super) struct Answers {
@@ -58,13 +63,7 @@ pub(super) async fn ask_all(
     request: impl Fn() -> Request,
     until: Instant,
 ) -> Result<Answers, Status> {
-    let since_ms = tbmq_service::time::now_ms() - LIVE_FOR.as_millis() as i64;
-    let mut rows: BTreeMap<String, SessionRow> =
-        plane.store.sessions(0).await?.into_iter().map(|row| (row.service_id.clone(), row)).collect();
-    // The row of a live one is used whatever its time: that is another replica's clock.
-    let live = plane.nodes.live_data_planes().into_iter().map(|node| node.applied.service_id);
-    let recent = rows.values().filter(|row| row.seen_ms >= since_ms).map(|row| row.service_id.clone());
-    let mut nodes: BTreeSet<String> = recent.chain(live).collect();
+    let (mut nodes, mut rows) = candidates(plane).await?;
     if let Some(only) = only {
         nodes.retain(|node| node == only);
     }
@@ -90,6 +89,41 @@ pub(super) async fn ask_all(
         }
     }
     Ok(answers)
+}
+
+/// Asks live data planes one after the other until one answers: what every one of them knows.
+pub(super) async fn ask_any(
+    plane: &Plane,
+    request: impl Fn() -> Request,
+    until: Instant,
+) -> Result<Reply, Status> {
+    let (nodes, mut rows) = candidates(plane).await?;
+    let mut failure = error::node_unreachable("no data plane is known that could be asked");
+    for (index, node) in nodes.iter().enumerate() {
+        // One that is silent leaves time for the others.
+        let left = (nodes.len() - index) as u32;
+        let until = Instant::now() + until.saturating_duration_since(Instant::now()) / left;
+        match ask_at(plane, node, rows.remove(node), request(), until).await {
+            Ok(reply) => return Ok(reply),
+            Err(status) => {
+                tracing::debug!(node, error = status.message(), "a data plane was asked in vain");
+                failure = status;
+            }
+        }
+    }
+    Err(failure)
+}
+
+/// Live data planes, and where sessions are.
+async fn candidates(plane: &Plane) -> Result<(BTreeSet<String>, BTreeMap<String, SessionRow>), Status> {
+    let since_ms = tbmq_service::time::now_ms() - LIVE_FOR.as_millis() as i64;
+    let rows: BTreeMap<String, SessionRow> =
+        plane.store.sessions(0).await?.into_iter().map(|row| (row.service_id.clone(), row)).collect();
+    // The row of a live one is used whatever its time: that is another replica's clock.
+    let live = plane.nodes.live_data_planes().into_iter().map(|node| node.applied.service_id);
+    let recent = rows.values().filter(|row| row.seen_ms >= since_ms).map(|row| row.service_id.clone());
+    let nodes = recent.chain(live).collect();
+    Ok((nodes, rows))
 }
 
 async fn ask_at(

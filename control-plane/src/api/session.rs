@@ -1,37 +1,71 @@
-//! `SessionService`: connected clients, as the data planes tell them at the call. A client id may be connected to
-//! several data planes at once.
+//! `SessionService`: sessions of clients, as the data planes tell them at the call. A client id may have sessions at
+//! several data planes at once; the one that began last counts.
 
-use std::{collections::BTreeMap, sync::Arc};
+mod ending;
+mod listing;
+mod paging;
+mod subscriptions;
+
+use std::{sync::Arc, time::Duration};
 
 use tbmq_proto::{
     control::{
-        DisconnectSessionRequest, GetSessionRequest, ListSessionsRequest, ListSessionsResponse,
-        ListSubscriptionsRequest, ListSubscriptionsResponse, Session, Subscription,
-        session_service_server::SessionService,
+        ClearSessionRequest, ClearSessionsRequest, ClearSessionsResponse, ConnectionState,
+        DisconnectSessionRequest, DisconnectSessionsRequest, DisconnectSessionsResponse,
+        GetSessionCountsRequest, GetSessionRequest, ListSessionsRequest, ListSessionsResponse,
+        ListSharedSubscriptionsRequest, ListSharedSubscriptionsResponse, ListSubscriptionsRequest,
+        ListSubscriptionsResponse, SearchSubscriptionsRequest, SearchSubscriptionsResponse, Session,
+        SessionCounts, Subscription, UpdateSubscriptionsRequest, session_service_server::SessionService,
     },
     node::{
-        Disconnect, GetSession, ListSessions, SessionDetail, SessionInfo, SessionList, SubscriptionInfo,
+        CountSessions, Disconnect, GetSession, SessionDetail, SessionInfo, SubscriptionInfo,
         node_reply::Reply, node_request,
     },
     wire::Role,
 };
-use tonic::{Request, Response, Status, metadata::MetadataMap};
+use tokio::time::Instant;
+use tonic::{Request, Response, Status};
 
+use self::{ending::Tally, listing::Wanted};
 use super::{
-    error, page,
+    calls::shortened,
+    error,
     reach::{self, Answers},
 };
-use crate::plane::Plane;
+use crate::{access::audit, plane::Plane};
 
 /// Bytes of a client id in MQTT.
 const CLIENT_ID_BYTES_MAX: usize = 65_535;
 
-/// Bytes of a page's client ids and user names, about: well below what gRPC clients take as one message (4 MiB).
+/// Bytes of a page's texts, about: well below what gRPC clients take as one message (4 MiB).
 const PAGE_BYTES_MAX: usize = 2 << 20;
+
+/// How long a call may take that ends many sessions, unless the caller waits less long.
+const MANY_PATIENCE: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
 pub(super) struct SessionsApi {
     plane: Arc<Plane>,
+}
+
+/// What data planes have of one client.
+struct Found {
+    sessions: Vec<Session>,
+    /// Of each of them.
+    subscriptions: Vec<Vec<SubscriptionInfo>>,
+    answers: Answers,
+}
+
+impl Found {
+    /// Which of them began last.
+    fn latest_index(&self) -> Option<usize> {
+        let time = |index: &usize| self.sessions[*index].connect_time.map(|time| (time.seconds, time.nanos));
+        (0..self.sessions.len()).max_by_key(time)
+    }
+
+    fn latest(&self) -> Option<&Session> {
+        self.latest_index().map(|index| &self.sessions[index])
+    }
 }
 
 impl SessionsApi {
@@ -39,24 +73,52 @@ impl SessionsApi {
         Self { plane }
     }
 
-    /// The session of a client, at the data plane to which it has connected last.
-    async fn find(
-        &self,
-        metadata: &MetadataMap,
-        client_id: &str,
-    ) -> Result<(Session, Vec<SubscriptionInfo>), Status> {
-        let until = reach::deadline(metadata);
+    /// All sessions of a client.
+    async fn find_all(&self, client_id: &str, until: Instant) -> Result<Found, Status> {
         check(client_id)?;
         let request = || node_request::Request::GetSession(GetSession { client_id: client_id.to_owned() });
-        let answers = reach::ask_all(&self.plane, None, request, until).await?;
-        let found = answers.replies.iter().filter_map(|(node, reply)| match reply {
-            Reply::Session(SessionDetail { session: Some(info), subscriptions }) => {
-                Some((to_session(node, info.clone()), subscriptions.clone()))
+        let mut answers = reach::ask_all(&self.plane, None, request, until).await?;
+        let (mut sessions, mut subscriptions) = (Vec::new(), Vec::new());
+        for (node, reply) in &mut answers.replies {
+            if let Reply::Session(SessionDetail { session, subscriptions: all }) = reply
+                && let Some(info) = session.take()
+            {
+                sessions.push(to_session(node, info));
+                subscriptions.push(std::mem::take(all));
             }
-            _ => None,
-        });
-        let time = |session: &Session| session.connect_time.map(|time| (time.seconds, time.nanos));
-        found.max_by_key(|(session, _)| time(session)).ok_or_else(|| absent(client_id, &answers))
+        }
+        Ok(Found { sessions, subscriptions, answers })
+    }
+
+    /// The session of a client that began last.
+    async fn find(
+        &self,
+        client_id: &str,
+        until: Instant,
+    ) -> Result<(Session, Vec<SubscriptionInfo>), Status> {
+        let mut found = self.find_all(client_id, until).await?;
+        let latest = found.latest_index().ok_or_else(|| absent(client_id, &found.answers))?;
+        Ok((found.sessions.swap_remove(latest), found.subscriptions.swap_remove(latest)))
+    }
+
+    /// Asks all data planes, or the one that is named.
+    async fn ask_some(
+        &self,
+        service_id: &str,
+        request: impl Fn() -> node_request::Request,
+        until: Instant,
+    ) -> Result<Answers, Status> {
+        let only = Some(service_id).filter(|id| !id.is_empty());
+        let mut answers = reach::ask_all(&self.plane, only, request, until).await?;
+        if let Some(only) = only
+            && answers.replies.is_empty()
+            && answers.silent.is_empty()
+        {
+            // It is known, and neither lives nor has a session.
+            let status = error::node_unreachable(format!("data plane {only} is not live"));
+            answers.silent.insert(only.to_owned(), status);
+        }
+        Ok(answers)
     }
 
     /// Refuses what no data plane can be called.
@@ -83,47 +145,32 @@ impl SessionService for SessionsApi {
         request: Request<ListSessionsRequest>,
     ) -> Result<Response<ListSessionsResponse>, Status> {
         let until = reach::deadline(request.metadata());
-        let wanted = request.into_inner();
-        let size = page::size(wanted.page_size)? as usize;
-        if wanted.text_search.len() > CLIENT_ID_BYTES_MAX {
-            return Err(error::invalid_field("text_search", "is longer than a client id can be"));
-        }
-        let question = format!("sessions {:?} {:?}", wanted.service_id, wanted.text_search);
-        let after: String = page::place(&wanted.page_token, &question)?.unwrap_or_default();
-        self.check_node(&wanted.service_id).await?;
-        let ask = || {
-            node_request::Request::ListSessions(ListSessions {
-                after: after.clone(),
-                text_search: wanted.text_search.clone(),
-                limit: size as u32,
-            })
-        };
-        let only = Some(wanted.service_id.as_str()).filter(|id| !id.is_empty());
-        let mut answers = reach::ask_all(&self.plane, only, ask, until).await?;
-        if let Some(only) = only
-            && answers.replies.is_empty()
-            && answers.silent.is_empty()
-        {
-            // It is known, and neither lives nor has a session.
-            let status = error::node_unreachable(format!("data plane {only} is not live"));
-            answers.silent.insert(only.to_owned(), status);
-        }
-        let silent_nodes = answers.silent_nodes();
-        let lists = answers.replies.into_iter().filter_map(|(node, reply)| match reply {
-            Reply::Sessions(list) => Some((node, list)),
-            _ => None,
-        });
-        let (sessions, more) = merge(lists.collect(), size);
-        let next_page_token = match sessions.last() {
-            Some(last) if more => page::token(&last.client_id, &question),
-            _ => String::new(),
-        };
-        Ok(Response::new(ListSessionsResponse { sessions, next_page_token, silent_nodes }))
+        self.list(request.into_inner(), until).await.map(Response::new)
     }
 
     async fn get_session(&self, request: Request<GetSessionRequest>) -> Result<Response<Session>, Status> {
-        let (session, _) = self.find(request.metadata(), &request.get_ref().client_id).await?;
+        let until = reach::deadline(request.metadata());
+        let (session, _) = self.find(&request.get_ref().client_id, until).await?;
         Ok(Response::new(session))
+    }
+
+    async fn get_session_counts(
+        &self,
+        request: Request<GetSessionCountsRequest>,
+    ) -> Result<Response<SessionCounts>, Status> {
+        let until = reach::deadline(request.metadata());
+        let ask = || node_request::Request::CountSessions(CountSessions {});
+        let answers = reach::ask_all(&self.plane, None, ask, until).await?;
+        let mut counts = SessionCounts { silent_nodes: answers.silent_nodes(), ..SessionCounts::default() };
+        for reply in answers.replies.into_values() {
+            let Reply::Tally(tally) = reply else { continue };
+            counts.connected += tally.connected;
+            counts.disconnected += tally.disconnected;
+            counts.total += tally.connected + tally.disconnected;
+            counts.devices += tally.devices;
+            counts.applications += tally.applications;
+        }
+        Ok(Response::new(counts))
     }
 
     async fn disconnect_session(
@@ -131,8 +178,13 @@ impl SessionService for SessionsApi {
         request: Request<DisconnectSessionRequest>,
     ) -> Result<Response<()>, Status> {
         let until = reach::deadline(request.metadata());
-        let client_id = request.into_inner().client_id;
+        let DisconnectSessionRequest { client_id, session_id } = request.into_inner();
         check(&client_id)?;
+        note_client(&client_id);
+        if !session_id.is_empty() {
+            self.disconnect(&client_id, &session_id, until).await?;
+            return Ok(Response::new(()));
+        }
         let ask = || node_request::Request::Disconnect(Disconnect { client_id: client_id.clone() });
         let answers = reach::ask_all(&self.plane, None, ask, until).await?;
         let is_found = |reply: &Reply| matches!(reply, Reply::Disconnected(done) if done.found);
@@ -143,14 +195,80 @@ impl SessionService for SessionsApi {
         }
     }
 
+    async fn disconnect_sessions(
+        &self,
+        request: Request<DisconnectSessionsRequest>,
+    ) -> Result<Response<DisconnectSessionsResponse>, Status> {
+        let until = Instant::now() + shortened(request.metadata(), MANY_PATIENCE);
+        let DisconnectSessionsRequest { filter, text_search, service_id, validate_only } =
+            request.into_inner();
+        audit::note_resource("sessions/-");
+        let wanted = Wanted::new(filter, text_search, service_id)?;
+        let Tally { count, more, silent_nodes } = self.end_all(wanted, false, validate_only, until).await?;
+        Ok(Response::new(DisconnectSessionsResponse { count, more, silent_nodes }))
+    }
+
+    async fn clear_session(&self, request: Request<ClearSessionRequest>) -> Result<Response<()>, Status> {
+        let until = reach::deadline(request.metadata());
+        let ClearSessionRequest { client_id, session_id } = request.into_inner();
+        note_client(&client_id);
+        self.clear(&client_id, &session_id, until).await?;
+        Ok(Response::new(()))
+    }
+
+    async fn clear_sessions(
+        &self,
+        request: Request<ClearSessionsRequest>,
+    ) -> Result<Response<ClearSessionsResponse>, Status> {
+        let until = Instant::now() + shortened(request.metadata(), MANY_PATIENCE);
+        let ClearSessionsRequest { filter, text_search, service_id, validate_only } = request.into_inner();
+        audit::note_resource("sessions/-");
+        let wanted = Wanted::new(filter, text_search, service_id)?;
+        let Tally { count, more, silent_nodes } = self.end_all(wanted, true, validate_only, until).await?;
+        Ok(Response::new(ClearSessionsResponse { count, more, silent_nodes }))
+    }
+
     async fn list_subscriptions(
         &self,
         request: Request<ListSubscriptionsRequest>,
     ) -> Result<Response<ListSubscriptionsResponse>, Status> {
-        let (_, subscriptions) = self.find(request.metadata(), &request.get_ref().client_id).await?;
+        let until = reach::deadline(request.metadata());
+        let (_, subscriptions) = self.find(&request.get_ref().client_id, until).await?;
         let subscriptions = subscriptions.into_iter().map(to_subscription).collect();
         Ok(Response::new(ListSubscriptionsResponse { subscriptions }))
     }
+
+    async fn search_subscriptions(
+        &self,
+        request: Request<SearchSubscriptionsRequest>,
+    ) -> Result<Response<SearchSubscriptionsResponse>, Status> {
+        let until = reach::deadline(request.metadata());
+        self.search_all(request.into_inner(), until).await.map(Response::new)
+    }
+
+    async fn update_subscriptions(
+        &self,
+        request: Request<UpdateSubscriptionsRequest>,
+    ) -> Result<Response<ListSubscriptionsResponse>, Status> {
+        let until = reach::deadline(request.metadata());
+        let request = request.into_inner();
+        note_client(&request.client_id);
+        let subscriptions = self.update(request, until).await?;
+        Ok(Response::new(ListSubscriptionsResponse { subscriptions }))
+    }
+
+    async fn list_shared_subscriptions(
+        &self,
+        request: Request<ListSharedSubscriptionsRequest>,
+    ) -> Result<Response<ListSharedSubscriptionsResponse>, Status> {
+        let until = reach::deadline(request.metadata());
+        self.list_shared(request.into_inner(), until).await.map(Response::new)
+    }
+}
+
+fn note_client(client_id: &str) {
+    let shown: String = client_id.chars().take(200).collect();
+    audit::note_resource(format!("sessions/{shown}"));
 }
 
 fn check(client_id: &str) -> Result<(), Status> {
@@ -180,36 +298,8 @@ fn absent(client_id: &str, answers: &Answers) -> Status {
     error::node_unreachable(text)
 }
 
-/// One page of what each data plane told in the order of client ids, and whether there is more. The sessions of a
-/// client are not parted, so that a page begins after a client id.
-fn merge(lists: Vec<(String, SessionList)>, size: usize) -> (Vec<Session>, bool) {
-    // Beyond the end of a list that goes on, nothing is known.
-    let horizon = lists
-        .iter()
-        .filter(|(_, list)| list.more)
-        .map(|(_, list)| list.sessions.last().map(|last| last.client_id.clone()).unwrap_or_default())
-        .min();
-    let mut clients: BTreeMap<String, Vec<Session>> = BTreeMap::new();
-    let mut more = horizon.is_some();
-    for (node, list) in lists {
-        for info in list.sessions {
-            if horizon.as_ref().is_some_and(|horizon| info.client_id > *horizon) {
-                break;
-            }
-            clients.entry(info.client_id.clone()).or_default().push(to_session(&node, info));
-        }
-    }
-    let (mut page, mut bytes) = (Vec::new(), 0);
-    for sessions in clients.into_values() {
-        let is_full = page.len() + sessions.len() > size || bytes >= PAGE_BYTES_MAX;
-        if is_full && !page.is_empty() {
-            more = true;
-            break;
-        }
-        bytes += sessions.iter().map(|one| one.client_id.len() + one.username.len()).sum::<usize>();
-        page.extend(sessions);
-    }
-    (page, more)
+fn state(disconnected: bool) -> ConnectionState {
+    if disconnected { ConnectionState::Disconnected } else { ConnectionState::Connected }
 }
 
 fn to_session(node: &str, info: SessionInfo) -> Session {
@@ -225,6 +315,11 @@ fn to_session(node: &str, info: SessionInfo) -> Session {
         subscription_count: info.subscription_count,
         client_type: info.client_type,
         authentication: info.authentication,
+        state: state(info.disconnected).into(),
+        session_id: info.session_id,
+        disconnect_time: info.disconnect_time,
+        persistent: info.persistent,
+        details: info.details,
     }
 }
 
@@ -236,45 +331,6 @@ fn to_subscription(info: SubscriptionInfo) -> Subscription {
         no_local: info.no_local,
         retain_as_published: info.retain_as_published,
         retain_handling: info.retain_handling,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn list(ids: &[&str], more: bool) -> SessionList {
-        let info = |id: &&str| SessionInfo { client_id: (*id).to_owned(), ..SessionInfo::default() };
-        SessionList { sessions: ids.iter().map(info).collect(), more }
-    }
-
-    fn merged(lists: &[(&str, SessionList)], size: usize) -> (Vec<String>, bool) {
-        let lists = lists.iter().map(|(node, list)| ((*node).to_owned(), list.clone())).collect();
-        let (page, more) = merge(lists, size);
-        (page.into_iter().map(|one| format!("{}@{}", one.client_id, one.service_id)).collect(), more)
-    }
-
-    #[test]
-    fn a_page_holds_the_first_of_all_nodes() {
-        let lists = [("n1", list(&["a", "d"], false)), ("n2", list(&["b", "c"], false))];
-        assert_eq!(merged(&lists, 3), (vec!["a@n1".into(), "b@n2".into(), "c@n2".into()], true));
-        assert!(!merged(&lists, 4).1);
-        assert_eq!(merged(&[], 4), (vec![], false));
-    }
-
-    #[test]
-    fn nothing_is_told_beyond_the_end_of_a_list_that_goes_on() {
-        // n1 may have a b.
-        let lists = [("n1", list(&["a"], true)), ("n2", list(&["c", "d"], false))];
-        assert_eq!(merged(&lists, 10), (vec!["a@n1".into()], true));
-    }
-
-    #[test]
-    fn the_sessions_of_one_client_are_on_one_page() {
-        let lists = [("n1", list(&["a", "b"], false)), ("n2", list(&["b", "c"], false))];
-        assert_eq!(merged(&lists, 2), (vec!["a@n1".into()], true));
-        assert_eq!(merged(&lists, 1), (vec!["a@n1".into()], true));
-        let only_b = [("n1", list(&["b"], false)), ("n2", list(&["b"], false))];
-        assert_eq!(merged(&only_b, 1), (vec!["b@n1".into(), "b@n2".into()], false));
+        identifier: info.identifier,
     }
 }

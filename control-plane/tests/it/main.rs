@@ -18,6 +18,7 @@ mod providers;
 mod relay;
 mod replicas;
 mod sealed;
+mod sessions;
 mod shards;
 mod stats;
 mod store;

@@ -53,7 +53,7 @@ pub(crate) fn grpc(plane: &ControlPlane) -> SocketAddr {
     plane.running.addresses()[0].1
 }
 
-fn mqtt(plane: &tbmq_data_plane::Running) -> SocketAddr {
+pub(crate) fn mqtt(plane: &tbmq_data_plane::Running) -> SocketAddr {
     plane.addresses()[0].1
 }
 
@@ -61,23 +61,26 @@ pub(crate) async fn five(plane: &tbmq_data_plane::Running, id: &str) -> Client {
     Client::connect(mqtt(plane), id, ProtocolVersion::V5).await.unwrap()
 }
 
-async fn is_told(client: &mut Client, reason: ReasonCode) {
+pub(crate) async fn is_told(client: &mut Client, reason: ReasonCode) {
     match client.receive().await.unwrap() {
         Packet::Disconnect(disconnect) => assert_eq!(disconnect.reason, reason),
         other => panic!("{other:?}"),
     }
 }
 
-async fn still_served(client: &mut Client) {
+pub(crate) async fn still_served(client: &mut Client) {
     client.send(&Packet::PingReq).await.unwrap();
     assert_eq!(client.receive().await.unwrap(), Packet::PingResp);
 }
 
-fn sessions(plane: &ControlPlane) -> SessionServiceClient<Channel> {
+pub(crate) fn sessions(plane: &ControlPlane) -> SessionServiceClient<Channel> {
     SessionServiceClient::new(plane.channel.clone())
 }
 
-async fn list(plane: &ControlPlane, request: ListSessionsRequest) -> Result<ListSessionsResponse, Status> {
+pub(crate) async fn list(
+    plane: &ControlPlane,
+    request: ListSessionsRequest,
+) -> Result<ListSessionsResponse, Status> {
     sessions(plane).list_sessions(request).await.map(tonic::Response::into_inner)
 }
 
@@ -97,13 +100,13 @@ async fn all(plane: &ControlPlane, page_size: i32, text_search: &str) -> Vec<Str
     }
 }
 
-async fn get(plane: &ControlPlane, client_id: &str) -> Result<Session, Status> {
+pub(crate) async fn get(plane: &ControlPlane, client_id: &str) -> Result<Session, Status> {
     let request = GetSessionRequest { client_id: client_id.to_owned() };
     sessions(plane).get_session(request).await.map(tonic::Response::into_inner)
 }
 
 async fn disconnect(plane: &ControlPlane, client_id: &str) -> Result<(), Status> {
-    let request = DisconnectSessionRequest { client_id: client_id.to_owned() };
+    let request = DisconnectSessionRequest { client_id: client_id.to_owned(), ..Default::default() };
     sessions(plane).disconnect_session(request).await.map(tonic::Response::into_inner)
 }
 
@@ -374,7 +377,7 @@ async fn a_lost_session_ends_calls_under_way_and_no_client_notices() {
     let (first, second) = (cluster.control_plane("cp1").await, cluster.control_plane("cp2").await);
     let mut played = Played::register(&first, "dp1", &["commands"]).await;
     let calling = tokio::spawn({
-        let request = DisconnectSessionRequest { client_id: "c".to_owned() };
+        let request = DisconnectSessionRequest { client_id: "c".to_owned(), ..Default::default() };
         let mut client = sessions(&second);
         async move { client.disconnect_session(request).await }
     });

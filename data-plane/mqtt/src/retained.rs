@@ -128,6 +128,11 @@ impl Search {
         Self { levels, at: Vec::new(), is_past: false, is_over: false }
     }
 
+    /// Begins behind a name.
+    pub fn after(filter: &str, name: &str) -> Self {
+        Self { at: key(name), is_past: true, ..Self::new(filter) }
+    }
+
     /// Whether the filter's first level is this text, and there are others.
     pub fn is_below(&self, first: &str) -> bool {
         self.levels.len() > 1 && matches!(&self.levels[0], Level::Text(text) if **text == *first.as_bytes())

@@ -533,7 +533,9 @@ fn introduced(number: u64) -> Arc<Mailbox> {
         client_type: ClientType::Device,
         details: Box::default(),
         peer: Some(peer()),
+        session_id: Uuid::nil(),
         connected_ms: 0,
+        disconnected_ms: 0.into(),
         filters: 0.into(),
     });
     mailbox

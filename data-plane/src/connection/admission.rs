@@ -1,6 +1,6 @@
 //! How a connection finds its session: it begins one, or goes to the task that has it.
 
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicI64, AtomicUsize};
 
 use tbmq_mqtt::{
     packet::{Connect, ReasonCode},
@@ -147,7 +147,9 @@ impl Connection {
                 client_type: self.guest.as_ref().map(|guest| guest.client_type).unwrap_or_default(),
                 details: self.guest.as_ref().map(|guest| guest.details.clone()).unwrap_or_default(),
                 peer: self.link.as_ref().map(|link| link.peer.address),
+                session_id: self.session_id(),
                 connected_ms: now.epoch_ms,
+                disconnected_ms: AtomicI64::new(0),
                 filters: AtomicUsize::new(0),
             });
         }

@@ -17,6 +17,7 @@ use tbmq_mqtt::{
     packet::{Connect, Packet, ProtocolVersion, ReasonCode, Text, Will},
     session::{self, Limits, Now, Options},
 };
+use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use super::{
@@ -25,7 +26,7 @@ use super::{
 };
 use crate::{
     link::{Link, Visitor},
-    mailbox::{Kept, Mailbox},
+    mailbox::{Assigned, Filters, Kept, Mailbox},
     plane::Plane,
     queues::Waiter,
     session_records::{RecordedFilter, SessionInfo, Wanted},
@@ -70,6 +71,8 @@ enum Pending {
     Resuming(Box<Visitor>, Answers),
     /// SUBSCRIBE or UNSUBSCRIBE.
     Filters(Packet, Answers),
+    /// Filters that the client is given.
+    Assigned(Filters, oneshot::Sender<Assigned>, Answers),
 }
 
 #[derive(Clone, Copy)]
@@ -185,7 +188,7 @@ impl Connection {
     /// Whether the client has to wait until something is kept.
     pub(super) fn awaits_keeping(&self) -> bool {
         let pending = self.durable.as_ref().map(|durable| &durable.pending);
-        matches!(pending, Some(Pending::Opening(_) | Pending::Filters(..)))
+        matches!(pending, Some(Pending::Opening(_) | Pending::Filters(..) | Pending::Assigned(..)))
     }
 
     /// Whether a connection waits to go on with the session.
@@ -212,11 +215,18 @@ impl Connection {
         }
         let Some(link) = &self.link else { return Ok(None) };
         let epoch = self.plane.queues.epoch();
-        let info =
-            SessionInfo { epoch, ..self.info(now, connect, self.guest.as_deref(), link, &self.limits) };
+        let session_id = self.mailbox.client().map_or_else(Uuid::new_v4, |client| client.session_id);
+        let guest = self.guest.as_deref();
+        let info = SessionInfo { epoch, session_id, ..self.info(now, connect, guest, link, &self.limits) };
         let client_id = &info.client_id;
         let will = connect.will.as_ref().map(|will| stored(client_id, will, None));
         Ok(Some(Beginning { lasting: Some(Lasting { info, will }) }))
+    }
+
+    /// The id of the session that the client has with this connection.
+    pub(super) fn session_id(&self) -> Uuid {
+        let info = self.durable.as_ref().and_then(|durable| durable.info.as_ref());
+        info.map_or_else(Uuid::new_v4, |info| info.session_id)
     }
 
     /// Of this node's epoch 0.
@@ -257,7 +267,7 @@ impl Connection {
     /// A connection comes that is to go on with the session. Where it has to be kept first that it does, it waits.
     pub(super) fn welcome(&mut self, now: Now, visitor: Box<Visitor>, scratch: &mut Scratch) {
         if let Some(durable) = &mut self.durable
-            && matches!(durable.pending, Pending::Opening(_) | Pending::Resuming(..))
+            && matches!(durable.pending, Pending::Opening(_) | Pending::Resuming(..) | Pending::Assigned(..))
         {
             // One that waits already is closed: this one takes it over.
             durable.next = Some(visitor);
@@ -321,11 +331,47 @@ impl Connection {
         });
     }
 
+    /// Gives the client these filters, which were checked, once they are recorded where they have to be.
+    pub(super) fn assign(
+        &mut self,
+        filters: Filters,
+        answer: oneshot::Sender<Assigned>,
+        scratch: &mut Scratch,
+    ) {
+        let plane = self.plane.clone();
+        match (&plane.recorder, &mut self.durable) {
+            (Some(recorder), Some(durable)) if durable.info.is_some() => {
+                if !matches!(durable.pending, Pending::Nothing) {
+                    answer.send(Assigned::Busy).ok();
+                    return;
+                }
+                let waiter = Waiter { mailbox: self.mailbox.clone(), wait: recorder.next_wait() };
+                let wanted = wanted(filters.iter().map(|(filter, options)| (filter, options)));
+                durable.pending = Pending::Assigned(filters, answer, Answers::new(waiter.wait, 1));
+                let client_id = self.session.client_id();
+                plane.registry.while_own(client_id, self.mailbox.number, || {
+                    recorder.save(client_id, wanted, Some(waiter));
+                });
+            }
+            _ => self.have_assigned(filters, answer, scratch),
+        }
+    }
+
+    fn have_assigned(&mut self, filters: Filters, answer: oneshot::Sender<Assigned>, scratch: &mut Scratch) {
+        self.session.assign_filters(filters, &mut scratch.effects);
+        // Only filters of the tree change: nothing of it needs the time.
+        self.perform(self.plane.clock.now(), scratch);
+        self.note_filters();
+        answer.send(Assigned::Done).ok();
+    }
+
     /// Something is kept, or can't be.
     pub(super) fn kept(&mut self, now: Now, kept: Kept, scratch: &mut Scratch) {
         let Some(durable) = &mut self.durable else { return };
-        let (Pending::Opening(answers) | Pending::Resuming(_, answers) | Pending::Filters(_, answers)) =
-            &mut durable.pending
+        let (Pending::Opening(answers)
+        | Pending::Resuming(_, answers)
+        | Pending::Filters(_, answers)
+        | Pending::Assigned(_, _, answers)) = &mut durable.pending
         else {
             return self.release(kept.wait);
         };
@@ -361,6 +407,12 @@ impl Connection {
                 // It may have been recorded all the same.
                 self.record_filters();
             }
+            Pending::Assigned(filters, answer, _) if is_kept => self.have_assigned(filters, answer, scratch),
+            Pending::Assigned(_, answer, _) => {
+                self.record_filters();
+                let text = "they can't be recorded now, so nothing was changed; try again";
+                answer.send(Assigned::Refused(text.to_owned())).ok();
+            }
         }
         self.perform(now, scratch);
         if self.durable.as_mut().is_some_and(|durable| mem::take(&mut durable.is_narrowed)) {
@@ -391,7 +443,7 @@ impl Connection {
     pub(super) fn record_away(&mut self, now: Now) {
         let Some(durable) = &mut self.durable else { return };
         let Some(info) = &mut durable.info else { return };
-        let is_unsure = matches!(durable.pending, Pending::Filters(..));
+        let is_unsure = matches!(durable.pending, Pending::Filters(..) | Pending::Assigned(..));
         if is_unsure {
             durable.pending = Pending::Nothing;
         }
@@ -417,7 +469,7 @@ impl Connection {
     /// for, so that what it is told is never recorded late.
     pub(super) fn record_narrowed(&mut self) {
         let Some(durable) = &mut self.durable else { return };
-        if matches!(durable.pending, Pending::Filters(..)) {
+        if matches!(durable.pending, Pending::Filters(..) | Pending::Assigned(..)) {
             durable.is_narrowed = true;
         } else if durable.info.is_some() {
             self.record_filters();
@@ -442,7 +494,7 @@ impl Connection {
         durable.info = None;
         durable.will = KeptWill::None;
         durable.release_none();
-        if matches!(durable.pending, Pending::Opening(_) | Pending::Filters(..)) {
+        if matches!(durable.pending, Pending::Opening(_) | Pending::Filters(..) | Pending::Assigned(..)) {
             durable.pending = Pending::Nothing;
             if let Some(next) = durable.next.take() {
                 self.mailbox.visit(next).ok();

@@ -43,8 +43,8 @@ impl Connection {
         let mut retaining = None;
         if message.retain && plane.limits.retain_available {
             // Shown before it is routed: who subscribes meanwhile gets it in one way or the other.
-            match (plane.retained.publish(shared.get_or_insert_with(|| Arc::new(message.detached()))), number)
-            {
+            let shared = shared.get_or_insert_with(|| Arc::new(message.detached()));
+            match (plane.retained.publish(shared, now.epoch_ms), number) {
                 (Ok(route), _) => retaining = Some(route),
                 (Err(retained::Full), Some(number)) => {
                     // It is not taken at all: the client is to know that it is not retained.

@@ -26,6 +26,16 @@ pub(crate) enum Stream {
 }
 
 impl Stream {
+    /// By which protocols it comes.
+    pub(crate) fn transport(&self) -> &'static str {
+        match self {
+            Self::Tcp(_) => "TCP",
+            Self::Tls(_) => "TLS",
+            Self::WebSocket(_) => "WS",
+            Self::SecureWebSocket(_) => "WSS",
+        }
+    }
+
     /// Whether nobody else can read it.
     pub(crate) fn is_tls(&self) -> bool {
         matches!(self, Self::Tls(_) | Self::SecureWebSocket(_))

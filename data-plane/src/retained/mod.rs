@@ -68,7 +68,7 @@ impl Retained {
     /// written by the route that is returned; if that fails, [`Retained::refused`] is to be called.
     ///
     /// Where there is no room, a message of QoS 0 still discards the one before it (MQTT-3.3.1-7).
-    pub(crate) fn publish(&self, message: &Arc<Message>) -> Result<Arc<Route>, Full> {
+    pub(crate) fn publish(&self, message: &Arc<Message>, now_ms: i64) -> Result<Arc<Route>, Full> {
         let mut inner = self.inner.write();
         let mut wanted = (!message.payload.is_empty()).then_some(message);
         if wanted.is_some() && inner.is_full_for(message, self.limits) {
@@ -78,7 +78,7 @@ impl Retained {
             }
             wanted = None;
         }
-        let kept = wanted.map(|message| Kept { message: message.clone(), is_ours: true });
+        let kept = wanted.map(|message| Kept { message: message.clone(), created_ms: now_ms, is_ours: true });
         let route = if kept.is_some() { &self.keep } else { &self.forget };
         inner.publish(&message.topic, kept);
         self.note(&inner);
@@ -100,9 +100,9 @@ impl Retained {
     /// Applies a record of the topic.
     pub(crate) fn apply(&self, partition: &TopicPartition, record: &Record) {
         match wire::read(record) {
-            Ok(Some((topic, message))) => {
+            Ok(Some(wire::Read { topic, message, created_ms })) => {
                 let is_ours = record.headers.contains(&self.service);
-                let kept = message.map(|message| Kept { message: Arc::new(message), is_ours });
+                let kept = message.map(|message| Kept { message: Arc::new(message), created_ms, is_ours });
                 let mut inner = self.inner.write();
                 inner.change(&topic, |slot| slot.read(kept, is_ours));
                 self.note(&inner);
@@ -119,7 +119,8 @@ impl Retained {
     /// Shows a figure of the broker itself under `$SYS/`: it is not on the bus, and no limit counts it.
     pub(crate) fn show_figure(&self, message: Arc<Message>) {
         let topic = message.topic.clone();
-        self.inner.write().figures.insert(&topic, message);
+        let kept = Kept { message, created_ms: 0, is_ours: true };
+        self.inner.write().figures.insert(&topic, kept);
     }
 
     /// Calls `found` for the next matches of a search that are not expired, until it breaks or it was enough for one go.
@@ -129,14 +130,117 @@ impl Retained {
         now_ms: i64,
         mut found: impl FnMut(&Arc<Message>) -> ControlFlow<()>,
     ) {
+        self.advance_kept(search, now_ms, |kept| found(&kept.message));
+    }
+
+    /// As [`Retained::advance`], with what is known beside the message.
+    pub(crate) fn advance_kept(
+        &self,
+        search: &mut Search,
+        now_ms: i64,
+        mut found: impl FnMut(&Kept) -> ControlFlow<()>,
+    ) {
         let inner = self.inner.read();
         if search.is_below("$SYS") {
             return inner.figures.advance(search, SLICE, found);
         }
         inner.topics.advance(search, SLICE, |slot| match &slot.shown {
-            Some(kept) if !is_expired(&kept.message, now_ms) => found(&kept.message),
+            Some(kept) if !is_expired(&kept.message, now_ms) => found(kept),
             _ => ControlFlow::Continue(()),
         });
+    }
+
+    /// The message of a topic, unless it is expired.
+    pub(crate) fn get(&self, topic: &str, now_ms: i64) -> Option<Kept> {
+        let inner = self.inner.read();
+        let kept = if topic.starts_with("$SYS/") {
+            inner.figures.get(topic)
+        } else {
+            inner.topics.get(topic).and_then(|slot| slot.shown.as_ref())
+        };
+        kept.filter(|kept| !is_expired(&kept.message, now_ms)).cloned()
+    }
+
+    /// Removes these messages, where they are still shown, and waits until that is on the bus. Returns how many went.
+    ///
+    /// # Errors
+    /// When the bus did not take all of it; those that it did not take stay.
+    pub(crate) async fn remove(
+        &self,
+        writer: &dyn Writer,
+        messages: Vec<Arc<Message>>,
+    ) -> Result<usize, String> {
+        let completions = CompletionQueue::new();
+        let mut batch = Vec::new();
+        let mut messages = messages.into_iter().peekable();
+        let mut removed = 0;
+        loop {
+            let (sent, is_full) = self.remove_slice(writer, &mut messages, &completions);
+            let mut missing = sent.len();
+            let mut failure = is_full.then(|| "the bus is full; try again".to_owned());
+            while missing > 0 {
+                completions.wait(&mut batch).await;
+                missing -= batch.len();
+                for completion in batch.drain(..) {
+                    match completion.result {
+                        Ok(_) => removed += 1,
+                        Err(error) => {
+                            self.refused(&sent[completion.ticket as usize]);
+                            failure = Some(format!("a retained message stays: {error}"));
+                        }
+                    }
+                }
+            }
+            if let Some(failure) = failure {
+                return Err(failure);
+            }
+            if messages.peek().is_none() {
+                return Ok(removed);
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Submits tombstones of some, under the lock, as [`Retained::sweep_slice`] does; tells whether the bus was full.
+    fn remove_slice(
+        &self,
+        writer: &dyn Writer,
+        messages: &mut impl Iterator<Item = Arc<Message>>,
+        completions: &Arc<CompletionQueue>,
+    ) -> (Vec<Text>, bool) {
+        let mut inner = self.inner.write();
+        let mut sent = Vec::new();
+        for message in messages.take(SLICE) {
+            // What was published meanwhile stays.
+            if !inner.shown(&message.topic).is_some_and(|kept| Arc::ptr_eq(&kept.message, &message)) {
+                continue;
+            }
+            if !self.submit_tombstone(&mut inner, writer, &message.topic, sent.len(), completions) {
+                self.note(&inner);
+                return (sent, true);
+            }
+            sent.push(message.topic.clone());
+        }
+        self.note(&inner);
+        (sent, false)
+    }
+
+    /// Submits a tombstone and shows nothing any more; `false`: the bus is full, and nothing was done.
+    fn submit_tombstone(
+        &self,
+        inner: &mut Inner,
+        writer: &dyn Writer,
+        topic: &Text,
+        ticket: usize,
+        completions: &Arc<CompletionQueue>,
+    ) -> bool {
+        let headers = std::slice::from_ref(&self.service);
+        let tombstone = Outgoing { partition: None, key: Some(topic.bytes()), value: None, headers };
+        let is_taken = writer.submit(self.forget.topic(), tombstone, ticket as u64, completions).is_ok();
+        if is_taken {
+            inner.publish(topic, None);
+        }
+        is_taken
     }
 
     /// How many messages are retained.
@@ -194,14 +298,11 @@ impl Retained {
         let mut goes_on = expired.len() == SLICE;
         for topic in expired {
             if inner.shown(&topic).is_some_and(|kept| kept.is_ours) {
-                let headers = std::slice::from_ref(&self.service);
-                let tombstone = Outgoing { partition: None, key: Some(topic.bytes()), value: None, headers };
-                if writer.submit(self.forget.topic(), tombstone, ours.len() as u64, completions).is_err() {
-                    // The bus is full: later.
+                if !self.submit_tombstone(&mut inner, writer, &topic, ours.len(), completions) {
+                    // Later.
                     goes_on = false;
                     break;
                 }
-                inner.publish(&topic, None);
                 ours.push(topic);
             } else {
                 inner.change(&topic, |slot| slot.shown = None);
@@ -229,7 +330,7 @@ struct Inner {
     /// Every message that is shown and expires, by when.
     expiries: BTreeSet<(i64, Text)>,
     /// What the broker tells of itself, under `$SYS/`.
-    figures: Topics<Arc<Message>>,
+    figures: Topics<Kept>,
     /// Messages that are shown.
     messages: usize,
     /// What they take, about.
@@ -245,9 +346,12 @@ struct Slot {
     ours: Option<Box<Ours>>,
 }
 
+/// A retained message.
 #[derive(Clone, Debug)]
-struct Kept {
-    message: Arc<Message>,
+pub(crate) struct Kept {
+    pub(crate) message: Arc<Message>,
+    /// When it was published, ms since 1970; 0: not known.
+    pub(crate) created_ms: i64,
     /// Its record is one of this node.
     is_ours: bool,
 }

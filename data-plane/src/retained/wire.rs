@@ -36,6 +36,16 @@ impl Written {
     }
 }
 
+/// What a record says of a topic.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Read {
+    pub(super) topic: Text,
+    /// `None`: it was removed.
+    pub(super) message: Option<Message>,
+    /// When it was published, ms since 1970.
+    pub(super) created_ms: i64,
+}
+
 /// The record of a message; a tombstone when it is not to be kept.
 pub(super) fn write(message: &Message, is_kept: bool, service: &Header, now_ms: i64) -> Written {
     let mut headers = vec![service.clone()];
@@ -81,8 +91,8 @@ fn encode(message: &Message, created_ms: i64) -> Vec<u8> {
     proto.encode_to_vec()
 }
 
-/// The topic of a record, and the message unless it was removed; `None` when clients could not have published to it.
-pub(super) fn read(record: &Record) -> Result<Option<(Text, Option<Message>)>, String> {
+/// What a record says; `None` when clients could not have published to it.
+pub(super) fn read(record: &Record) -> Result<Option<Read>, String> {
     let key = record.key.as_deref().ok_or("no key")?;
     // Copied: a record's bytes may keep many other records alive.
     let name = Text::from_bytes(Bytes::copy_from_slice(key)).ok_or("the key is no MQTT text")?;
@@ -92,7 +102,7 @@ pub(super) fn read(record: &Record) -> Result<Option<(Text, Option<Message>)>, S
     }
     let value = record.value.as_deref().unwrap_or_default();
     if value.is_empty() {
-        return Ok(Some((name, None)));
+        return Ok(Some(Read { topic: name, message: None, created_ms: 0 }));
     }
     let proto = RetainedMsgProto::decode(value).map_err(|error| error.to_string())?;
     if proto.topic != *name {
@@ -110,7 +120,7 @@ pub(super) fn read(record: &Record) -> Result<Option<(Text, Option<Message>)>, S
         payload: proto.payload,
     };
     let message = (!message.payload.is_empty()).then_some(message);
-    Ok(Some((name, message)))
+    Ok(Some(Read { topic: name, message, created_ms: proto.created_time }))
 }
 
 fn expires_at_ms(record: &Record, proto: &RetainedMsgProto) -> Result<Option<i64>, String> {

@@ -68,7 +68,10 @@ impl Controlled {
         Self::over(TestBus::new(), configure).await
     }
 
-    async fn over(bus: Arc<TestBus>, configure: impl FnOnce(&mut tbmq_data_plane::Config)) -> Self {
+    pub(crate) async fn over(
+        bus: Arc<TestBus>,
+        configure: impl FnOnce(&mut tbmq_data_plane::Config),
+    ) -> Self {
         let (sessions, mut opened) = mpsc::channel(4);
         let address = serve(Stub { sessions }).await;
         let mut config = config();
@@ -81,7 +84,7 @@ impl Controlled {
         Self { plane, session, later: Arc::new(Mutex::new(opened)) }
     }
 
-    async fn ask(&mut self, request: Wanted) -> Reply {
+    pub(crate) async fn ask(&mut self, request: Wanted) -> Reply {
         self.session.ask(request).await
     }
 
@@ -185,6 +188,7 @@ async fn a_session_is_told_as_the_client_made_it() {
         no_local: true,
         retain_as_published: true,
         retain_handling: 2,
+        identifier: None,
     };
     assert_eq!(detail.subscriptions, [plain, special]);
     assert_eq!(node.found("nobody").await, SessionDetail::default());
@@ -254,7 +258,8 @@ async fn an_answer_is_bounded_however_long_ids_are() {
         let Some(last) = ids.into_iter().next_back().filter(|_| more) else { break };
         after = last;
     }
-    assert_eq!((listed, pages), (40, 3));
+    // Each id stands in its place as well.
+    assert_eq!((listed, pages), (40, 5));
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 #[cfg(test)]
 mod access;
+mod administered;
 #[cfg(test)]
 mod auth;
 #[cfg(test)]

@@ -7199,6 +7199,683 @@ pub mod node_service_server {
         const NAME: &'static str = SERVICE_NAME;
     }
 }
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RetainedMessage {
+    #[prost(string, tag = "1")]
+    pub topic: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "2")]
+    pub qos: u32,
+    /// In a list its beginning.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub payload: ::prost::bytes::Bytes,
+    /// Of the whole payload.
+    #[prost(uint64, tag = "4")]
+    pub payload_bytes: u64,
+    /// When it was published; of one that expires up to a second off. Absent for figures of the broker ($SYS/).
+    #[prost(message, optional, tag = "5")]
+    pub publish_time: ::core::option::Option<::prost_types::Timestamp>,
+    /// Absent: never.
+    #[prost(message, optional, tag = "6")]
+    pub expire_time: ::core::option::Option<::prost_types::Timestamp>,
+    /// Client id of the publisher, if it is known.
+    #[prost(string, tag = "7")]
+    pub publisher: ::prost::alloc::string::String,
+    /// Only of GetRetainedMessage.
+    #[prost(message, optional, tag = "8")]
+    pub properties: ::core::option::Option<RetainedMessageProperties>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RetainedMessageProperties {
+    /// 1: the payload is UTF-8 text.
+    #[prost(uint32, optional, tag = "1")]
+    pub payload_format_indicator: ::core::option::Option<u32>,
+    #[prost(string, tag = "2")]
+    pub content_type: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub response_topic: ::prost::alloc::string::String,
+    #[prost(bytes = "bytes", tag = "4")]
+    pub correlation_data: ::prost::bytes::Bytes,
+    #[prost(message, repeated, tag = "5")]
+    pub user_properties: ::prost::alloc::vec::Vec<UserProperty>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UserProperty {
+    #[prost(string, tag = "1")]
+    pub key: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub value: ::prost::alloc::string::String,
+}
+/// What messages are wanted; all of what is given has to hold.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RetainedMessageFilter {
+    /// With the wildcards of MQTT; empty: `#`, which does not stand for topics that begin with `$`.
+    #[prost(string, tag = "1")]
+    pub topic_filter: ::prost::alloc::string::String,
+    /// Part of the topic, in upper or lower case.
+    #[prost(string, tag = "2")]
+    pub text_search: ::prost::alloc::string::String,
+    /// Part of the payload, as bytes of UTF-8.
+    #[prost(string, tag = "3")]
+    pub payload: ::prost::alloc::string::String,
+    /// Any of these.
+    #[prost(uint32, repeated, tag = "4")]
+    pub qos: ::prost::alloc::vec::Vec<u32>,
+    /// Published from this time on.
+    #[prost(message, optional, tag = "5")]
+    pub start_time: ::core::option::Option<::prost_types::Timestamp>,
+    /// And before this one.
+    #[prost(message, optional, tag = "6")]
+    pub end_time: ::core::option::Option<::prost_types::Timestamp>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListRetainedMessagesRequest {
+    /// 1 to 1000; 0 means 50.
+    #[prost(int32, tag = "1")]
+    pub page_size: i32,
+    #[prost(string, tag = "2")]
+    pub page_token: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "3")]
+    pub filter: ::core::option::Option<RetainedMessageFilter>,
+    /// Bytes of each payload, at most 4096; absent: 256.
+    #[prost(uint32, optional, tag = "4")]
+    pub payload_bytes: ::core::option::Option<u32>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListRetainedMessagesResponse {
+    /// By topic, level by level.
+    #[prost(message, repeated, tag = "1")]
+    pub retained_messages: ::prost::alloc::vec::Vec<RetainedMessage>,
+    #[prost(string, tag = "2")]
+    pub next_page_token: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetRetainedMessageRequest {
+    #[prost(string, tag = "1")]
+    pub topic: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeleteRetainedMessageRequest {
+    #[prost(string, tag = "1")]
+    pub topic: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ClearRetainedMessagesRequest {
+    #[prost(message, optional, tag = "1")]
+    pub filter: ::core::option::Option<RetainedMessageFilter>,
+    /// Only counts.
+    #[prost(bool, tag = "2")]
+    pub validate_only: bool,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ClearRetainedMessagesResponse {
+    #[prost(uint64, tag = "1")]
+    pub count: u64,
+    /// There was no time for all: there may be others.
+    #[prost(bool, tag = "2")]
+    pub more: bool,
+}
+/// Generated client implementations.
+#[cfg(feature = "grpc")]
+pub mod retained_message_service_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    /// Retained messages: every data plane has all of them, and one that lives is asked.
+    #[derive(Debug, Clone)]
+    pub struct RetainedMessageServiceClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl<T> RetainedMessageServiceClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> RetainedMessageServiceClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            RetainedMessageServiceClient::new(
+                InterceptedService::new(inner, interceptor),
+            )
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        pub async fn list_retained_messages(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListRetainedMessagesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListRetainedMessagesResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/tbmq.control.v1.RetainedMessageService/ListRetainedMessages",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "tbmq.control.v1.RetainedMessageService",
+                        "ListRetainedMessages",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// With the payload, as far as 2 MiB of it.
+        pub async fn get_retained_message(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetRetainedMessageRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RetainedMessage>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/tbmq.control.v1.RetainedMessageService/GetRetainedMessage",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "tbmq.control.v1.RetainedMessageService",
+                        "GetRetainedMessage",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Returns once it is recorded for all data planes that there is none any more.
+        pub async fn delete_retained_message(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DeleteRetainedMessageRequest>,
+        ) -> std::result::Result<tonic::Response<()>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/tbmq.control.v1.RetainedMessageService/DeleteRetainedMessage",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "tbmq.control.v1.RetainedMessageService",
+                        "DeleteRetainedMessage",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Deletes all that the filter lets through.
+        pub async fn clear_retained_messages(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ClearRetainedMessagesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ClearRetainedMessagesResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/tbmq.control.v1.RetainedMessageService/ClearRetainedMessages",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "tbmq.control.v1.RetainedMessageService",
+                        "ClearRetainedMessages",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+#[cfg(feature = "grpc")]
+pub mod retained_message_service_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with RetainedMessageServiceServer.
+    #[async_trait]
+    pub trait RetainedMessageService: std::marker::Send + std::marker::Sync + 'static {
+        async fn list_retained_messages(
+            &self,
+            request: tonic::Request<super::ListRetainedMessagesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListRetainedMessagesResponse>,
+            tonic::Status,
+        >;
+        /// With the payload, as far as 2 MiB of it.
+        async fn get_retained_message(
+            &self,
+            request: tonic::Request<super::GetRetainedMessageRequest>,
+        ) -> std::result::Result<tonic::Response<super::RetainedMessage>, tonic::Status>;
+        /// Returns once it is recorded for all data planes that there is none any more.
+        async fn delete_retained_message(
+            &self,
+            request: tonic::Request<super::DeleteRetainedMessageRequest>,
+        ) -> std::result::Result<tonic::Response<()>, tonic::Status>;
+        /// Deletes all that the filter lets through.
+        async fn clear_retained_messages(
+            &self,
+            request: tonic::Request<super::ClearRetainedMessagesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ClearRetainedMessagesResponse>,
+            tonic::Status,
+        >;
+    }
+    /// Retained messages: every data plane has all of them, and one that lives is asked.
+    #[derive(Debug)]
+    pub struct RetainedMessageServiceServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> RetainedMessageServiceServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>>
+    for RetainedMessageServiceServer<T>
+    where
+        T: RetainedMessageService,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/tbmq.control.v1.RetainedMessageService/ListRetainedMessages" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListRetainedMessagesSvc<T: RetainedMessageService>(
+                        pub Arc<T>,
+                    );
+                    impl<
+                        T: RetainedMessageService,
+                    > tonic::server::UnaryService<super::ListRetainedMessagesRequest>
+                    for ListRetainedMessagesSvc<T> {
+                        type Response = super::ListRetainedMessagesResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListRetainedMessagesRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as RetainedMessageService>::list_retained_messages(
+                                        &inner,
+                                        request,
+                                    )
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListRetainedMessagesSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/tbmq.control.v1.RetainedMessageService/GetRetainedMessage" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetRetainedMessageSvc<T: RetainedMessageService>(pub Arc<T>);
+                    impl<
+                        T: RetainedMessageService,
+                    > tonic::server::UnaryService<super::GetRetainedMessageRequest>
+                    for GetRetainedMessageSvc<T> {
+                        type Response = super::RetainedMessage;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetRetainedMessageRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as RetainedMessageService>::get_retained_message(
+                                        &inner,
+                                        request,
+                                    )
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetRetainedMessageSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/tbmq.control.v1.RetainedMessageService/DeleteRetainedMessage" => {
+                    #[allow(non_camel_case_types)]
+                    struct DeleteRetainedMessageSvc<T: RetainedMessageService>(
+                        pub Arc<T>,
+                    );
+                    impl<
+                        T: RetainedMessageService,
+                    > tonic::server::UnaryService<super::DeleteRetainedMessageRequest>
+                    for DeleteRetainedMessageSvc<T> {
+                        type Response = ();
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DeleteRetainedMessageRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as RetainedMessageService>::delete_retained_message(
+                                        &inner,
+                                        request,
+                                    )
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DeleteRetainedMessageSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/tbmq.control.v1.RetainedMessageService/ClearRetainedMessages" => {
+                    #[allow(non_camel_case_types)]
+                    struct ClearRetainedMessagesSvc<T: RetainedMessageService>(
+                        pub Arc<T>,
+                    );
+                    impl<
+                        T: RetainedMessageService,
+                    > tonic::server::UnaryService<super::ClearRetainedMessagesRequest>
+                    for ClearRetainedMessagesSvc<T> {
+                        type Response = super::ClearRetainedMessagesResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ClearRetainedMessagesRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as RetainedMessageService>::clear_retained_messages(
+                                        &inner,
+                                        request,
+                                    )
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ClearRetainedMessagesSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for RetainedMessageServiceServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "tbmq.control.v1.RetainedMessageService";
+    impl<T> tonic::server::NamedService for RetainedMessageServiceServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Session {
     #[prost(string, tag = "1")]
@@ -7227,6 +7904,159 @@ pub struct Session {
     /// By what it was let in, for people: `MQTT_BASIC: name of the credentials`; empty: everybody is.
     #[prost(string, tag = "11")]
     pub authentication: ::prost::alloc::string::String,
+    #[prost(enumeration = "ConnectionState", tag = "12")]
+    pub state: i32,
+    /// UUID; another one with each connection.
+    #[prost(string, tag = "13")]
+    pub session_id: ::prost::alloc::string::String,
+    /// While it is not connected.
+    #[prost(message, optional, tag = "14")]
+    pub disconnect_time: ::core::option::Option<::prost_types::Timestamp>,
+    /// It outlives its connection.
+    #[prost(bool, tag = "15")]
+    pub persistent: bool,
+    /// Only of GetSession.
+    #[prost(message, optional, tag = "16")]
+    pub details: ::core::option::Option<SessionDetails>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SessionDetails {
+    /// How long the session outlives its connection, seconds; 4294967295: for ever.
+    #[prost(uint32, tag = "1")]
+    pub expiry_seconds: u32,
+    /// When it ends unless the client comes back; absent while connected, and of a session that never does.
+    #[prost(message, optional, tag = "2")]
+    pub expire_time: ::core::option::Option<::prost_types::Timestamp>,
+    #[prost(message, optional, tag = "3")]
+    pub will: ::core::option::Option<SessionWill>,
+    /// Messages in its queue, those in flight included; of a session that outlives its connection.
+    #[prost(uint64, tag = "4")]
+    pub queued_messages: u64,
+    #[prost(uint64, tag = "5")]
+    pub queued_bytes: u64,
+    /// Messages that were sent and are not acknowledged.
+    #[prost(uint64, tag = "6")]
+    pub in_flight: u64,
+    /// QoS 2 messages of the client that it has not released.
+    #[prost(uint64, tag = "7")]
+    pub received_in_flight: u64,
+    /// TCP, TLS, WS or WSS; empty while not connected.
+    #[prost(string, tag = "8")]
+    pub transport: ::prost::alloc::string::String,
+    /// Of the client's certificate, its own first.
+    #[prost(string, repeated, tag = "9")]
+    pub common_names: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Messages that the client takes before it acknowledges; 0 while not connected.
+    #[prost(uint32, tag = "10")]
+    pub receive_maximum: u32,
+    /// Bytes of a packet that the client takes; 0: any.
+    #[prost(uint32, tag = "11")]
+    pub maximum_packet_size: u32,
+    /// Topic aliases that are used towards the client.
+    #[prost(uint32, tag = "12")]
+    pub topic_alias_maximum: u32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SessionWill {
+    #[prost(string, tag = "1")]
+    pub topic: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "2")]
+    pub qos: u32,
+    #[prost(bool, tag = "3")]
+    pub retain: bool,
+    #[prost(uint64, tag = "4")]
+    pub payload_bytes: u64,
+    /// When it is to be published; absent while connected.
+    #[prost(message, optional, tag = "5")]
+    pub due_time: ::core::option::Option<::prost_types::Timestamp>,
+}
+/// What sessions are wanted; all of what is given has to hold, and what is not given is not asked.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SessionFilter {
+    /// Any of these.
+    #[prost(enumeration = "ConnectionState", repeated, tag = "1")]
+    pub states: ::prost::alloc::vec::Vec<i32>,
+    /// Any of these: DEVICE, APPLICATION.
+    #[prost(string, repeated, tag = "2")]
+    pub client_types: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(bool, optional, tag = "3")]
+    pub clean_start: ::core::option::Option<bool>,
+    #[prost(message, optional, tag = "4")]
+    pub subscription_count: ::core::option::Option<SubscriptionCount>,
+    /// An IP address, or a network such as 10.3.0.0/16.
+    #[prost(string, tag = "5")]
+    pub address: ::prost::alloc::string::String,
+    /// Part of the user name, in upper or lower case.
+    #[prost(string, tag = "6")]
+    pub username: ::prost::alloc::string::String,
+    /// Connected from this time on; of those that are not connected: disconnected.
+    #[prost(message, optional, tag = "7")]
+    pub start_time: ::core::option::Option<::prost_types::Timestamp>,
+    /// And before this one.
+    #[prost(message, optional, tag = "8")]
+    pub end_time: ::core::option::Option<::prost_types::Timestamp>,
+}
+/// How many topic filters a client has.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SubscriptionCount {
+    #[prost(enumeration = "subscription_count::Operator", tag = "1")]
+    pub operator: i32,
+    #[prost(uint64, tag = "2")]
+    pub value: u64,
+}
+/// Nested message and enum types in `SubscriptionCount`.
+pub mod subscription_count {
+    #[derive(
+        Clone,
+        Copy,
+        Debug,
+        PartialEq,
+        Eq,
+        Hash,
+        PartialOrd,
+        Ord,
+        ::prost::Enumeration
+    )]
+    #[repr(i32)]
+    pub enum Operator {
+        Unspecified = 0,
+        Equal = 1,
+        NotEqual = 2,
+        Greater = 3,
+        Less = 4,
+        GreaterOrEqual = 5,
+        LessOrEqual = 6,
+    }
+    impl Operator {
+        /// String value of the enum field names used in the ProtoBuf definition.
+        ///
+        /// The values are not transformed in any way and thus are considered stable
+        /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+        pub fn as_str_name(&self) -> &'static str {
+            match self {
+                Self::Unspecified => "OPERATOR_UNSPECIFIED",
+                Self::Equal => "OPERATOR_EQUAL",
+                Self::NotEqual => "OPERATOR_NOT_EQUAL",
+                Self::Greater => "OPERATOR_GREATER",
+                Self::Less => "OPERATOR_LESS",
+                Self::GreaterOrEqual => "OPERATOR_GREATER_OR_EQUAL",
+                Self::LessOrEqual => "OPERATOR_LESS_OR_EQUAL",
+            }
+        }
+        /// Creates an enum from field names used in the ProtoBuf definition.
+        pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+            match value {
+                "OPERATOR_UNSPECIFIED" => Some(Self::Unspecified),
+                "OPERATOR_EQUAL" => Some(Self::Equal),
+                "OPERATOR_NOT_EQUAL" => Some(Self::NotEqual),
+                "OPERATOR_GREATER" => Some(Self::Greater),
+                "OPERATOR_LESS" => Some(Self::Less),
+                "OPERATOR_GREATER_OR_EQUAL" => Some(Self::GreaterOrEqual),
+                "OPERATOR_LESS_OR_EQUAL" => Some(Self::LessOrEqual),
+                _ => None,
+            }
+        }
+    }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Subscription {
@@ -7240,8 +8070,51 @@ pub struct Subscription {
     pub no_local: bool,
     #[prost(bool, tag = "5")]
     pub retain_as_published: bool,
+    /// 0: retained messages are sent, 1: only of a new subscription, 2: never.
     #[prost(uint32, tag = "6")]
     pub retain_handling: u32,
+    /// 1 to 268435455; absent: none.
+    #[prost(uint32, optional, tag = "7")]
+    pub identifier: ::core::option::Option<u32>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ClientSubscription {
+    #[prost(string, tag = "1")]
+    pub client_id: ::prost::alloc::string::String,
+    /// The data plane that holds the session.
+    #[prost(string, tag = "2")]
+    pub service_id: ::prost::alloc::string::String,
+    #[prost(enumeration = "ConnectionState", tag = "3")]
+    pub state: i32,
+    #[prost(message, optional, tag = "4")]
+    pub subscription: ::core::option::Option<Subscription>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SharedSubscription {
+    #[prost(string, tag = "1")]
+    pub share_name: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub filter: ::prost::alloc::string::String,
+    /// On all data planes that answered.
+    #[prost(uint64, tag = "3")]
+    pub member_count: u64,
+    /// At most 1000 of each data plane.
+    #[prost(message, repeated, tag = "4")]
+    pub members: ::prost::alloc::vec::Vec<SharedSubscriptionMember>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SharedSubscriptionMember {
+    #[prost(string, tag = "1")]
+    pub client_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub service_id: ::prost::alloc::string::String,
+    /// DEVICE or APPLICATION.
+    #[prost(string, tag = "3")]
+    pub client_type: ::prost::alloc::string::String,
+    #[prost(enumeration = "ConnectionState", tag = "4")]
+    pub state: i32,
+    #[prost(uint32, tag = "5")]
+    pub qos: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListSessionsRequest {
@@ -7256,10 +8129,16 @@ pub struct ListSessionsRequest {
     /// Only those that this data plane holds.
     #[prost(string, tag = "4")]
     pub service_id: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "5")]
+    pub filter: ::core::option::Option<SessionFilter>,
+    /// client_id (when empty), username, client_type, connect_time, disconnect_time or subscription_count, with an optional
+    /// desc; those that are equal by client id.
+    #[prost(string, tag = "6")]
+    pub order_by: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListSessionsResponse {
-    /// By client id.
+    /// A session without a connection of which another data plane has a later one is not shown.
     #[prost(message, repeated, tag = "1")]
     pub sessions: ::prost::alloc::vec::Vec<Session>,
     #[prost(string, tag = "2")]
@@ -7273,10 +8152,88 @@ pub struct GetSessionRequest {
     #[prost(string, tag = "1")]
     pub client_id: ::prost::alloc::string::String,
 }
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetSessionCountsRequest {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SessionCounts {
+    #[prost(uint64, tag = "1")]
+    pub connected: u64,
+    #[prost(uint64, tag = "2")]
+    pub disconnected: u64,
+    #[prost(uint64, tag = "3")]
+    pub total: u64,
+    /// Of all, those that are treated as devices, and as applications.
+    #[prost(uint64, tag = "4")]
+    pub devices: u64,
+    #[prost(uint64, tag = "5")]
+    pub applications: u64,
+    /// Live data planes that did not answer in time: sessions of theirs are not counted.
+    #[prost(string, repeated, tag = "6")]
+    pub silent_nodes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DisconnectSessionRequest {
     #[prost(string, tag = "1")]
     pub client_id: ::prost::alloc::string::String,
+    /// Only if this is its session id; ABORTED if it is another.
+    #[prost(string, tag = "2")]
+    pub session_id: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DisconnectSessionsRequest {
+    #[prost(message, optional, tag = "1")]
+    pub filter: ::core::option::Option<SessionFilter>,
+    /// As in ListSessions.
+    #[prost(string, tag = "2")]
+    pub text_search: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub service_id: ::prost::alloc::string::String,
+    /// Only counts.
+    #[prost(bool, tag = "4")]
+    pub validate_only: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DisconnectSessionsResponse {
+    #[prost(uint64, tag = "1")]
+    pub count: u64,
+    /// There was no time for all: there may be others.
+    #[prost(bool, tag = "2")]
+    pub more: bool,
+    /// Live data planes that did not answer in time.
+    #[prost(string, repeated, tag = "3")]
+    pub silent_nodes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ClearSessionRequest {
+    #[prost(string, tag = "1")]
+    pub client_id: ::prost::alloc::string::String,
+    /// Only if this is its session id; ABORTED if it is another.
+    #[prost(string, tag = "2")]
+    pub session_id: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ClearSessionsRequest {
+    #[prost(message, optional, tag = "1")]
+    pub filter: ::core::option::Option<SessionFilter>,
+    /// As in ListSessions.
+    #[prost(string, tag = "2")]
+    pub text_search: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub service_id: ::prost::alloc::string::String,
+    /// Only counts.
+    #[prost(bool, tag = "4")]
+    pub validate_only: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ClearSessionsResponse {
+    #[prost(uint64, tag = "1")]
+    pub count: u64,
+    /// There was no time for all: there may be others.
+    #[prost(bool, tag = "2")]
+    pub more: bool,
+    /// Live data planes that did not answer in time.
+    #[prost(string, repeated, tag = "3")]
+    pub silent_nodes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListSubscriptionsRequest {
@@ -7287,6 +8244,124 @@ pub struct ListSubscriptionsRequest {
 pub struct ListSubscriptionsResponse {
     #[prost(message, repeated, tag = "1")]
     pub subscriptions: ::prost::alloc::vec::Vec<Subscription>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct UpdateSubscriptionsRequest {
+    #[prost(string, tag = "1")]
+    pub client_id: ::prost::alloc::string::String,
+    /// All that it is to have; none: none.
+    #[prost(message, repeated, tag = "2")]
+    pub subscriptions: ::prost::alloc::vec::Vec<Subscription>,
+    /// Only if this is its session id; ABORTED if it is another.
+    #[prost(string, tag = "3")]
+    pub session_id: ::prost::alloc::string::String,
+}
+/// What subscriptions are wanted; all of what is given has to hold.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SubscriptionFilter {
+    /// Part of the client id, in upper or lower case.
+    #[prost(string, tag = "1")]
+    pub client_id: ::prost::alloc::string::String,
+    /// Part of the topic filter, without the share name.
+    #[prost(string, tag = "2")]
+    pub filter: ::prost::alloc::string::String,
+    /// Any of these.
+    #[prost(uint32, repeated, tag = "3")]
+    pub qos: ::prost::alloc::vec::Vec<u32>,
+    #[prost(bool, optional, tag = "4")]
+    pub no_local: ::core::option::Option<bool>,
+    #[prost(bool, optional, tag = "5")]
+    pub retain_as_published: ::core::option::Option<bool>,
+    /// Any of these.
+    #[prost(uint32, repeated, tag = "6")]
+    pub retain_handling: ::prost::alloc::vec::Vec<u32>,
+    #[prost(uint32, optional, tag = "7")]
+    pub identifier: ::core::option::Option<u32>,
+    /// Part of the share name; of those that are shared.
+    #[prost(string, tag = "8")]
+    pub share_name: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SearchSubscriptionsRequest {
+    /// 1 to 1000; 0 means 50.
+    #[prost(int32, tag = "1")]
+    pub page_size: i32,
+    #[prost(string, tag = "2")]
+    pub page_token: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "3")]
+    pub filter: ::core::option::Option<SubscriptionFilter>,
+    /// Only those that this data plane holds.
+    #[prost(string, tag = "4")]
+    pub service_id: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SearchSubscriptionsResponse {
+    /// By client id, then by filter. A page may be short or empty and still have a token.
+    #[prost(message, repeated, tag = "1")]
+    pub subscriptions: ::prost::alloc::vec::Vec<ClientSubscription>,
+    #[prost(string, tag = "2")]
+    pub next_page_token: ::prost::alloc::string::String,
+    /// Live data planes that did not answer in time: subscriptions of theirs are missing.
+    #[prost(string, repeated, tag = "3")]
+    pub silent_nodes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListSharedSubscriptionsRequest {
+    /// 1 to 1000; 0 means 50.
+    #[prost(int32, tag = "1")]
+    pub page_size: i32,
+    #[prost(string, tag = "2")]
+    pub page_token: ::prost::alloc::string::String,
+    /// Part of the share name.
+    #[prost(string, tag = "3")]
+    pub share_name: ::prost::alloc::string::String,
+    /// Part of the topic filter.
+    #[prost(string, tag = "4")]
+    pub filter: ::prost::alloc::string::String,
+    /// Only those with a member whose client id contains this text, in upper or lower case.
+    #[prost(string, tag = "5")]
+    pub client_id: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListSharedSubscriptionsResponse {
+    /// By share name, then by filter.
+    #[prost(message, repeated, tag = "1")]
+    pub shared_subscriptions: ::prost::alloc::vec::Vec<SharedSubscription>,
+    #[prost(string, tag = "2")]
+    pub next_page_token: ::prost::alloc::string::String,
+    /// Live data planes that did not answer in time: members of theirs are missing.
+    #[prost(string, repeated, tag = "3")]
+    pub silent_nodes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum ConnectionState {
+    Unspecified = 0,
+    Connected = 1,
+    /// The session outlives its connection.
+    Disconnected = 2,
+}
+impl ConnectionState {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "CONNECTION_STATE_UNSPECIFIED",
+            Self::Connected => "CONNECTION_STATE_CONNECTED",
+            Self::Disconnected => "CONNECTION_STATE_DISCONNECTED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "CONNECTION_STATE_UNSPECIFIED" => Some(Self::Unspecified),
+            "CONNECTION_STATE_CONNECTED" => Some(Self::Connected),
+            "CONNECTION_STATE_DISCONNECTED" => Some(Self::Disconnected),
+            _ => None,
+        }
+    }
 }
 /// Generated client implementations.
 #[cfg(feature = "grpc")]
@@ -7300,7 +8375,7 @@ pub mod session_service_client {
     )]
     use tonic::codegen::*;
     use tonic::codegen::http::Uri;
-    /// Connected MQTT clients, as the data planes tell them at the call.
+    /// Sessions of MQTT clients, connected or not, and what they have subscribed to, as the data planes tell them at the call.
     #[derive(Debug, Clone)]
     pub struct SessionServiceClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -7396,6 +8471,7 @@ pub mod session_service_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// With details.
         pub async fn get_session(
             &mut self,
             request: impl tonic::IntoRequest<super::GetSessionRequest>,
@@ -7415,6 +8491,29 @@ pub mod session_service_client {
             let mut req = request.into_request();
             req.extensions_mut()
                 .insert(GrpcMethod::new("tbmq.control.v1.SessionService", "GetSession"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn get_session_counts(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetSessionCountsRequest>,
+        ) -> std::result::Result<tonic::Response<super::SessionCounts>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/tbmq.control.v1.SessionService/GetSessionCounts",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("tbmq.control.v1.SessionService", "GetSessionCounts"),
+                );
             self.inner.unary(req, path, codec).await
         }
         /// Ends a client's connection with reason 0x98 (administrative action); it may come back.
@@ -7444,6 +8543,89 @@ pub mod session_service_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// Ends the connections of all clients that the filter lets through.
+        pub async fn disconnect_sessions(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DisconnectSessionsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DisconnectSessionsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/tbmq.control.v1.SessionService/DisconnectSessions",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "tbmq.control.v1.SessionService",
+                        "DisconnectSessions",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Ends the session of a client that is not connected, with its subscriptions and its queue; its will is due then.
+        /// FAILED_PRECONDITION while the client is connected.
+        pub async fn clear_session(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ClearSessionRequest>,
+        ) -> std::result::Result<tonic::Response<()>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/tbmq.control.v1.SessionService/ClearSession",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("tbmq.control.v1.SessionService", "ClearSession"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Ends all sessions without a connection that the filter lets through.
+        pub async fn clear_sessions(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ClearSessionsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ClearSessionsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/tbmq.control.v1.SessionService/ClearSessions",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("tbmq.control.v1.SessionService", "ClearSessions"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Of one client.
         pub async fn list_subscriptions(
             &mut self,
             request: impl tonic::IntoRequest<super::ListSubscriptionsRequest>,
@@ -7473,6 +8655,97 @@ pub mod session_service_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// Of all clients.
+        pub async fn search_subscriptions(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SearchSubscriptionsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SearchSubscriptionsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/tbmq.control.v1.SessionService/SearchSubscriptions",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "tbmq.control.v1.SessionService",
+                        "SearchSubscriptions",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Gives a client these subscriptions in place of those that it has. The client is sent nothing: no packet, and no
+        /// retained message. Of a session that outlives its connections they are kept before this returns.
+        pub async fn update_subscriptions(
+            &mut self,
+            request: impl tonic::IntoRequest<super::UpdateSubscriptionsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListSubscriptionsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/tbmq.control.v1.SessionService/UpdateSubscriptions",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "tbmq.control.v1.SessionService",
+                        "UpdateSubscriptions",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Shared subscriptions with their members.
+        pub async fn list_shared_subscriptions(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListSharedSubscriptionsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListSharedSubscriptionsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/tbmq.control.v1.SessionService/ListSharedSubscriptions",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "tbmq.control.v1.SessionService",
+                        "ListSharedSubscriptions",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -7496,15 +8769,43 @@ pub mod session_service_server {
             tonic::Response<super::ListSessionsResponse>,
             tonic::Status,
         >;
+        /// With details.
         async fn get_session(
             &self,
             request: tonic::Request<super::GetSessionRequest>,
         ) -> std::result::Result<tonic::Response<super::Session>, tonic::Status>;
+        async fn get_session_counts(
+            &self,
+            request: tonic::Request<super::GetSessionCountsRequest>,
+        ) -> std::result::Result<tonic::Response<super::SessionCounts>, tonic::Status>;
         /// Ends a client's connection with reason 0x98 (administrative action); it may come back.
         async fn disconnect_session(
             &self,
             request: tonic::Request<super::DisconnectSessionRequest>,
         ) -> std::result::Result<tonic::Response<()>, tonic::Status>;
+        /// Ends the connections of all clients that the filter lets through.
+        async fn disconnect_sessions(
+            &self,
+            request: tonic::Request<super::DisconnectSessionsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DisconnectSessionsResponse>,
+            tonic::Status,
+        >;
+        /// Ends the session of a client that is not connected, with its subscriptions and its queue; its will is due then.
+        /// FAILED_PRECONDITION while the client is connected.
+        async fn clear_session(
+            &self,
+            request: tonic::Request<super::ClearSessionRequest>,
+        ) -> std::result::Result<tonic::Response<()>, tonic::Status>;
+        /// Ends all sessions without a connection that the filter lets through.
+        async fn clear_sessions(
+            &self,
+            request: tonic::Request<super::ClearSessionsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ClearSessionsResponse>,
+            tonic::Status,
+        >;
+        /// Of one client.
         async fn list_subscriptions(
             &self,
             request: tonic::Request<super::ListSubscriptionsRequest>,
@@ -7512,8 +8813,33 @@ pub mod session_service_server {
             tonic::Response<super::ListSubscriptionsResponse>,
             tonic::Status,
         >;
+        /// Of all clients.
+        async fn search_subscriptions(
+            &self,
+            request: tonic::Request<super::SearchSubscriptionsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SearchSubscriptionsResponse>,
+            tonic::Status,
+        >;
+        /// Gives a client these subscriptions in place of those that it has. The client is sent nothing: no packet, and no
+        /// retained message. Of a session that outlives its connections they are kept before this returns.
+        async fn update_subscriptions(
+            &self,
+            request: tonic::Request<super::UpdateSubscriptionsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListSubscriptionsResponse>,
+            tonic::Status,
+        >;
+        /// Shared subscriptions with their members.
+        async fn list_shared_subscriptions(
+            &self,
+            request: tonic::Request<super::ListSharedSubscriptionsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListSharedSubscriptionsResponse>,
+            tonic::Status,
+        >;
     }
-    /// Connected MQTT clients, as the data planes tell them at the call.
+    /// Sessions of MQTT clients, connected or not, and what they have subscribed to, as the data planes tell them at the call.
     #[derive(Debug)]
     pub struct SessionServiceServer<T> {
         inner: Arc<T>,
@@ -7680,6 +9006,52 @@ pub mod session_service_server {
                     };
                     Box::pin(fut)
                 }
+                "/tbmq.control.v1.SessionService/GetSessionCounts" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetSessionCountsSvc<T: SessionService>(pub Arc<T>);
+                    impl<
+                        T: SessionService,
+                    > tonic::server::UnaryService<super::GetSessionCountsRequest>
+                    for GetSessionCountsSvc<T> {
+                        type Response = super::SessionCounts;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetSessionCountsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as SessionService>::get_session_counts(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetSessionCountsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 "/tbmq.control.v1.SessionService/DisconnectSession" => {
                     #[allow(non_camel_case_types)]
                     struct DisconnectSessionSvc<T: SessionService>(pub Arc<T>);
@@ -7726,6 +9098,142 @@ pub mod session_service_server {
                     };
                     Box::pin(fut)
                 }
+                "/tbmq.control.v1.SessionService/DisconnectSessions" => {
+                    #[allow(non_camel_case_types)]
+                    struct DisconnectSessionsSvc<T: SessionService>(pub Arc<T>);
+                    impl<
+                        T: SessionService,
+                    > tonic::server::UnaryService<super::DisconnectSessionsRequest>
+                    for DisconnectSessionsSvc<T> {
+                        type Response = super::DisconnectSessionsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DisconnectSessionsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as SessionService>::disconnect_sessions(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DisconnectSessionsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/tbmq.control.v1.SessionService/ClearSession" => {
+                    #[allow(non_camel_case_types)]
+                    struct ClearSessionSvc<T: SessionService>(pub Arc<T>);
+                    impl<
+                        T: SessionService,
+                    > tonic::server::UnaryService<super::ClearSessionRequest>
+                    for ClearSessionSvc<T> {
+                        type Response = ();
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ClearSessionRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as SessionService>::clear_session(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ClearSessionSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/tbmq.control.v1.SessionService/ClearSessions" => {
+                    #[allow(non_camel_case_types)]
+                    struct ClearSessionsSvc<T: SessionService>(pub Arc<T>);
+                    impl<
+                        T: SessionService,
+                    > tonic::server::UnaryService<super::ClearSessionsRequest>
+                    for ClearSessionsSvc<T> {
+                        type Response = super::ClearSessionsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ClearSessionsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as SessionService>::clear_sessions(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ClearSessionsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 "/tbmq.control.v1.SessionService/ListSubscriptions" => {
                     #[allow(non_camel_case_types)]
                     struct ListSubscriptionsSvc<T: SessionService>(pub Arc<T>);
@@ -7757,6 +9265,149 @@ pub mod session_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ListSubscriptionsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/tbmq.control.v1.SessionService/SearchSubscriptions" => {
+                    #[allow(non_camel_case_types)]
+                    struct SearchSubscriptionsSvc<T: SessionService>(pub Arc<T>);
+                    impl<
+                        T: SessionService,
+                    > tonic::server::UnaryService<super::SearchSubscriptionsRequest>
+                    for SearchSubscriptionsSvc<T> {
+                        type Response = super::SearchSubscriptionsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::SearchSubscriptionsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as SessionService>::search_subscriptions(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SearchSubscriptionsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/tbmq.control.v1.SessionService/UpdateSubscriptions" => {
+                    #[allow(non_camel_case_types)]
+                    struct UpdateSubscriptionsSvc<T: SessionService>(pub Arc<T>);
+                    impl<
+                        T: SessionService,
+                    > tonic::server::UnaryService<super::UpdateSubscriptionsRequest>
+                    for UpdateSubscriptionsSvc<T> {
+                        type Response = super::ListSubscriptionsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::UpdateSubscriptionsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as SessionService>::update_subscriptions(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = UpdateSubscriptionsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/tbmq.control.v1.SessionService/ListSharedSubscriptions" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListSharedSubscriptionsSvc<T: SessionService>(pub Arc<T>);
+                    impl<
+                        T: SessionService,
+                    > tonic::server::UnaryService<super::ListSharedSubscriptionsRequest>
+                    for ListSharedSubscriptionsSvc<T> {
+                        type Response = super::ListSharedSubscriptionsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                super::ListSharedSubscriptionsRequest,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as SessionService>::list_shared_subscriptions(
+                                        &inner,
+                                        request,
+                                    )
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListSharedSubscriptionsSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -43,14 +43,14 @@ pub struct Heartbeat {
     #[prost(bool, tag = "3")]
     pub draining: bool,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ControlMessage {
     #[prost(oneof = "control_message::Message", tags = "1, 2, 3")]
     pub message: ::core::option::Option<control_message::Message>,
 }
 /// Nested message and enum types in `ControlMessage`.
 pub mod control_message {
-    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
     pub enum Message {
         #[prost(message, tag = "1")]
         Welcome(super::Welcome),
@@ -76,7 +76,7 @@ pub struct Superseded {
     #[prost(string, tag = "1")]
     pub incarnation: ::prost::alloc::string::String,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct NodeRequest {
     /// Chosen by the control plane, unique within the session.
     #[prost(uint64, tag = "1")]
@@ -84,12 +84,15 @@ pub struct NodeRequest {
     /// How long the answer is waited for, ms; a later one is dropped.
     #[prost(uint32, tag = "2")]
     pub timeout_ms: u32,
-    #[prost(oneof = "node_request::Request", tags = "10, 11, 12, 13, 14")]
+    #[prost(
+        oneof = "node_request::Request",
+        tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24"
+    )]
     pub request: ::core::option::Option<node_request::Request>,
 }
 /// Nested message and enum types in `NodeRequest`.
 pub mod node_request {
-    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
     pub enum Request {
         #[prost(message, tag = "10")]
         Disconnect(super::Disconnect),
@@ -101,6 +104,26 @@ pub mod node_request {
         GetSession(super::GetSession),
         #[prost(message, tag = "14")]
         Match(super::Match),
+        #[prost(message, tag = "15")]
+        QuerySessions(super::QuerySessions),
+        #[prost(message, tag = "16")]
+        FindSessions(super::FindSessions),
+        #[prost(message, tag = "17")]
+        CountSessions(super::CountSessions),
+        #[prost(message, tag = "18")]
+        EndSessions(super::EndSessions),
+        #[prost(message, tag = "19")]
+        QuerySubscriptions(super::QuerySubscriptions),
+        #[prost(message, tag = "20")]
+        SetSubscriptions(super::SetSubscriptions),
+        #[prost(message, tag = "21")]
+        QueryGroups(super::QueryGroups),
+        #[prost(message, tag = "22")]
+        QueryRetained(super::QueryRetained),
+        #[prost(message, tag = "23")]
+        GetRetained(super::GetRetained),
+        #[prost(message, tag = "24")]
+        ClearRetained(super::ClearRetained),
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -110,6 +133,7 @@ pub struct Disconnect {
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Drain {}
+/// Connected clients only; of control planes before `QuerySessions`.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListSessions {
     /// Client ids after this one, in the order of their bytes.
@@ -136,11 +160,143 @@ pub struct Match {
     #[prost(uint32, tag = "2")]
     pub limit: u32,
 }
+/// Sessions with and without a connection.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct QuerySessions {
+    #[prost(message, optional, tag = "1")]
+    pub filter: ::core::option::Option<super::super::control::v1::SessionFilter>,
+    /// Case-insensitive part of the client id.
+    #[prost(string, tag = "2")]
+    pub text_search: ::prost::alloc::string::String,
+    #[prost(enumeration = "SessionOrder", tag = "3")]
+    pub order: i32,
+    #[prost(bool, tag = "4")]
+    pub descending: bool,
+    /// Those behind this place.
+    #[prost(message, optional, tag = "5")]
+    pub after: ::core::option::Option<SessionPlace>,
+    /// At most 1000.
+    #[prost(uint32, tag = "6")]
+    pub limit: u32,
+}
+/// Where a session stands in an order: compared by number, text and client id.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SessionPlace {
+    #[prost(int64, tag = "1")]
+    pub number: i64,
+    #[prost(string, tag = "2")]
+    pub text: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub client_id: ::prost::alloc::string::String,
+}
+/// Those of these clients that are here; at most 1000.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FindSessions {
+    #[prost(string, repeated, tag = "1")]
+    pub client_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CountSessions {}
+/// Ends these sessions as they are, at most 1000.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct EndSessions {
+    #[prost(message, repeated, tag = "1")]
+    pub sessions: ::prost::alloc::vec::Vec<SessionReference>,
+    /// Ends sessions without a connection; else: ends connections.
+    #[prost(bool, tag = "2")]
+    pub clear: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SessionReference {
+    #[prost(string, tag = "1")]
+    pub client_id: ::prost::alloc::string::String,
+    /// Another one is left alone; empty: any.
+    #[prost(string, tag = "2")]
+    pub session_id: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct QuerySubscriptions {
+    #[prost(message, optional, tag = "1")]
+    pub filter: ::core::option::Option<super::super::control::v1::SubscriptionFilter>,
+    #[prost(message, optional, tag = "2")]
+    pub after: ::core::option::Option<SubscriptionPlace>,
+    /// At most 1000.
+    #[prost(uint32, tag = "3")]
+    pub limit: u32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SubscriptionPlace {
+    #[prost(string, tag = "1")]
+    pub client_id: ::prost::alloc::string::String,
+    /// With its share name, as the client has it; empty: before the first.
+    #[prost(string, tag = "2")]
+    pub filter: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SetSubscriptions {
+    #[prost(message, optional, tag = "1")]
+    pub session: ::core::option::Option<SessionReference>,
+    #[prost(message, repeated, tag = "2")]
+    pub subscriptions: ::prost::alloc::vec::Vec<SubscriptionInfo>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct QueryGroups {
+    /// Parts of the share name and of the topic filter.
+    #[prost(string, tag = "1")]
+    pub share_name: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub filter: ::prost::alloc::string::String,
+    /// Case-insensitive part of the client id of a member.
+    #[prost(string, tag = "3")]
+    pub client_id: ::prost::alloc::string::String,
+    /// The whole filter after which it goes on.
+    #[prost(string, tag = "4")]
+    pub after: ::prost::alloc::string::String,
+    /// At most 1000.
+    #[prost(uint32, tag = "5")]
+    pub limit: u32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct QueryRetained {
+    #[prost(message, optional, tag = "1")]
+    pub filter: ::core::option::Option<super::super::control::v1::RetainedMessageFilter>,
+    /// The topic after which it goes on.
+    #[prost(string, tag = "2")]
+    pub after: ::prost::alloc::string::String,
+    /// At most 1000.
+    #[prost(uint32, tag = "3")]
+    pub limit: u32,
+    /// Bytes of each payload.
+    #[prost(uint32, tag = "4")]
+    pub payload_bytes: u32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetRetained {
+    #[prost(string, tag = "1")]
+    pub topic: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ClearRetained {
+    #[prost(message, optional, tag = "1")]
+    pub filter: ::core::option::Option<super::super::control::v1::RetainedMessageFilter>,
+    /// The topic after which it goes on.
+    #[prost(string, tag = "2")]
+    pub after: ::prost::alloc::string::String,
+    /// At most 1000.
+    #[prost(uint32, tag = "3")]
+    pub limit: u32,
+    /// Only counts.
+    #[prost(bool, tag = "4")]
+    pub validate_only: bool,
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct NodeReply {
     #[prost(uint64, tag = "1")]
     pub id: u64,
-    #[prost(oneof = "node_reply::Reply", tags = "10, 11, 12, 13, 14, 15")]
+    #[prost(
+        oneof = "node_reply::Reply",
+        tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23"
+    )]
     pub reply: ::core::option::Option<node_reply::Reply>,
 }
 /// Nested message and enum types in `NodeReply`.
@@ -161,6 +317,22 @@ pub mod node_reply {
         /// It was not done, and why.
         #[prost(string, tag = "15")]
         Error(::prost::alloc::string::String),
+        #[prost(message, tag = "16")]
+        SessionPage(super::SessionPage),
+        #[prost(message, tag = "17")]
+        Tally(super::SessionTally),
+        #[prost(message, tag = "18")]
+        Ended(super::SessionsEnded),
+        #[prost(message, tag = "19")]
+        Subscriptions(super::SubscriptionPage),
+        #[prost(message, tag = "20")]
+        Groups(super::GroupPage),
+        #[prost(message, tag = "21")]
+        Retained(super::RetainedPage),
+        #[prost(message, tag = "22")]
+        RetainedFound(super::RetainedFound),
+        #[prost(message, tag = "23")]
+        RetainedCleared(super::RetainedCleared),
     }
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -214,6 +386,17 @@ pub struct SessionInfo {
     /// By what it was let in, for people: `MQTT_BASIC: name of the credentials`; empty: everybody is.
     #[prost(string, tag = "10")]
     pub authentication: ::prost::alloc::string::String,
+    #[prost(bool, tag = "11")]
+    pub disconnected: bool,
+    #[prost(string, tag = "12")]
+    pub session_id: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "13")]
+    pub disconnect_time: ::core::option::Option<::prost_types::Timestamp>,
+    #[prost(bool, tag = "14")]
+    pub persistent: bool,
+    /// Only of GetSession.
+    #[prost(message, optional, tag = "15")]
+    pub details: ::core::option::Option<super::super::control::v1::SessionDetails>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SubscriptionInfo {
@@ -229,6 +412,156 @@ pub struct SubscriptionInfo {
     pub retain_as_published: bool,
     #[prost(uint32, tag = "6")]
     pub retain_handling: u32,
+    #[prost(uint32, optional, tag = "7")]
+    pub identifier: ::core::option::Option<u32>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SessionPage {
+    #[prost(message, repeated, tag = "1")]
+    pub sessions: ::prost::alloc::vec::Vec<SessionInfo>,
+    /// Of each of them.
+    #[prost(message, repeated, tag = "2")]
+    pub places: ::prost::alloc::vec::Vec<SessionPlace>,
+    #[prost(bool, tag = "3")]
+    pub more: bool,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SessionTally {
+    #[prost(uint64, tag = "1")]
+    pub connected: u64,
+    #[prost(uint64, tag = "2")]
+    pub disconnected: u64,
+    #[prost(uint64, tag = "3")]
+    pub devices: u64,
+    #[prost(uint64, tag = "4")]
+    pub applications: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SessionsEnded {
+    /// Of each session that was named.
+    #[prost(enumeration = "sessions_ended::Result", repeated, tag = "1")]
+    pub results: ::prost::alloc::vec::Vec<i32>,
+}
+/// Nested message and enum types in `SessionsEnded`.
+pub mod sessions_ended {
+    #[derive(
+        Clone,
+        Copy,
+        Debug,
+        PartialEq,
+        Eq,
+        Hash,
+        PartialOrd,
+        Ord,
+        ::prost::Enumeration
+    )]
+    #[repr(i32)]
+    pub enum Result {
+        /// There is no such session here.
+        Unspecified = 0,
+        Ended = 1,
+        /// To be cleared, but connected.
+        Connected = 2,
+        /// The client has another session now.
+        Replaced = 3,
+        /// It is open whether it is recorded that the session has ended.
+        NotRecorded = 4,
+    }
+    impl Result {
+        /// String value of the enum field names used in the ProtoBuf definition.
+        ///
+        /// The values are not transformed in any way and thus are considered stable
+        /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+        pub fn as_str_name(&self) -> &'static str {
+            match self {
+                Self::Unspecified => "RESULT_UNSPECIFIED",
+                Self::Ended => "RESULT_ENDED",
+                Self::Connected => "RESULT_CONNECTED",
+                Self::Replaced => "RESULT_REPLACED",
+                Self::NotRecorded => "RESULT_NOT_RECORDED",
+            }
+        }
+        /// Creates an enum from field names used in the ProtoBuf definition.
+        pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+            match value {
+                "RESULT_UNSPECIFIED" => Some(Self::Unspecified),
+                "RESULT_ENDED" => Some(Self::Ended),
+                "RESULT_CONNECTED" => Some(Self::Connected),
+                "RESULT_REPLACED" => Some(Self::Replaced),
+                "RESULT_NOT_RECORDED" => Some(Self::NotRecorded),
+                _ => None,
+            }
+        }
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SubscriptionPage {
+    /// By client id and filter.
+    #[prost(message, repeated, tag = "1")]
+    pub subscriptions: ::prost::alloc::vec::Vec<ClientSubscriptionInfo>,
+    /// Where it goes on; absent: all was told.
+    #[prost(message, optional, tag = "2")]
+    pub next: ::core::option::Option<SubscriptionPlace>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ClientSubscriptionInfo {
+    #[prost(string, tag = "1")]
+    pub client_id: ::prost::alloc::string::String,
+    #[prost(bool, tag = "2")]
+    pub disconnected: bool,
+    #[prost(message, optional, tag = "3")]
+    pub subscription: ::core::option::Option<SubscriptionInfo>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GroupPage {
+    /// By their whole filters.
+    #[prost(message, repeated, tag = "1")]
+    pub groups: ::prost::alloc::vec::Vec<GroupInfo>,
+    #[prost(bool, tag = "2")]
+    pub more: bool,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GroupInfo {
+    /// With its share name.
+    #[prost(string, tag = "1")]
+    pub filter: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "2")]
+    pub member_count: u64,
+    /// At most 1000.
+    #[prost(message, repeated, tag = "3")]
+    pub members: ::prost::alloc::vec::Vec<GroupMember>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GroupMember {
+    #[prost(string, tag = "1")]
+    pub client_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub client_type: ::prost::alloc::string::String,
+    #[prost(bool, tag = "3")]
+    pub disconnected: bool,
+    #[prost(uint32, tag = "4")]
+    pub qos: u32,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RetainedPage {
+    #[prost(message, repeated, tag = "1")]
+    pub messages: ::prost::alloc::vec::Vec<super::super::control::v1::RetainedMessage>,
+    #[prost(bool, tag = "2")]
+    pub more: bool,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RetainedFound {
+    /// Absent: there is none.
+    #[prost(message, optional, tag = "1")]
+    pub message: ::core::option::Option<super::super::control::v1::RetainedMessage>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RetainedCleared {
+    #[prost(uint64, tag = "1")]
+    pub count: u64,
+    /// The topic after which it goes on; empty: all is done.
+    #[prost(string, tag = "2")]
+    pub next: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct MatchList {
@@ -248,7 +581,7 @@ pub struct ClientMatch {
     #[prost(string, tag = "4")]
     pub share_name: ::prost::alloc::string::String,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ForwardRequest {
     /// The data plane.
     #[prost(string, tag = "1")]
@@ -263,6 +596,45 @@ pub struct ForwardRequest {
 pub struct ForwardResponse {
     #[prost(message, optional, tag = "1")]
     pub reply: ::core::option::Option<NodeReply>,
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum SessionOrder {
+    /// By client id, in the order of bytes; sessions that are equal in the others are so as well.
+    Unspecified = 0,
+    Username = 1,
+    ClientType = 2,
+    ConnectTime = 3,
+    DisconnectTime = 4,
+    SubscriptionCount = 5,
+}
+impl SessionOrder {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "SESSION_ORDER_UNSPECIFIED",
+            Self::Username => "SESSION_ORDER_USERNAME",
+            Self::ClientType => "SESSION_ORDER_CLIENT_TYPE",
+            Self::ConnectTime => "SESSION_ORDER_CONNECT_TIME",
+            Self::DisconnectTime => "SESSION_ORDER_DISCONNECT_TIME",
+            Self::SubscriptionCount => "SESSION_ORDER_SUBSCRIPTION_COUNT",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "SESSION_ORDER_UNSPECIFIED" => Some(Self::Unspecified),
+            "SESSION_ORDER_USERNAME" => Some(Self::Username),
+            "SESSION_ORDER_CLIENT_TYPE" => Some(Self::ClientType),
+            "SESSION_ORDER_CONNECT_TIME" => Some(Self::ConnectTime),
+            "SESSION_ORDER_DISCONNECT_TIME" => Some(Self::DisconnectTime),
+            "SESSION_ORDER_SUBSCRIPTION_COUNT" => Some(Self::SubscriptionCount),
+            _ => None,
+        }
+    }
 }
 /// Generated client implementations.
 #[cfg(feature = "grpc")]

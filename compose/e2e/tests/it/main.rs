@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 #![allow(clippy::print_stdout, reason = "an audit is worth reading when its test passes, too")]
 
+mod administered;
 mod agree;
 mod apply;
 mod chaos;

@@ -42,7 +42,7 @@ async fn found_through(deployment: &Deployment, instance: Instance, client_id: &
 
 async fn disconnected_through(deployment: &Deployment, instance: Instance, mut client: Client) -> Result<()> {
     found_through(deployment, instance, "c").await?;
-    let request = DisconnectSessionRequest { client_id: "c".to_owned() };
+    let request = DisconnectSessionRequest { client_id: "c".to_owned(), ..Default::default() };
     sessions(deployment, instance).await?.disconnect_session(request).await?;
     match client.receive().await? {
         Packet::Disconnect(told) if told.reason == ReasonCode::AdministrativeAction => Ok(()),

@@ -47,6 +47,7 @@ mod ending;
 mod inbound;
 mod keepalive;
 mod outbound;
+mod outside;
 mod state;
 mod subscribing;
 mod will;
@@ -59,6 +60,7 @@ use inbound::Inbound;
 use keepalive::KeepAlive;
 pub use outbound::{Delivery, InFlight, Stage};
 use outbound::{Outbound, Reception};
+pub use outside::{NotAssigned, Summary};
 pub use state::State;
 
 /// The time: a monotonic clock for deadlines and the wall clock for message expiry.
@@ -248,7 +250,8 @@ pub enum Effect {
         /// The client had no subscription with this filter.
         is_new: bool,
     },
-    /// The client may have less of a filter than it had: its options are these now.
+    /// Without the client's doing its options of a filter are these now: it may have less of it than it had, or was given it
+    /// ([`Session::assign_filters`]). No retained messages are sent.
     Restrict {
         /// The filter, on its own memory.
         filter: Text,

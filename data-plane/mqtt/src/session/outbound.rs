@@ -201,6 +201,16 @@ impl Outbound {
             .collect()
     }
 
+    /// How much is in flight.
+    pub(super) fn flights(&self) -> usize {
+        self.in_flight.len()
+    }
+
+    /// What the client takes, once a connection has begun.
+    pub(super) fn reception(&self) -> Option<&Reception> {
+        (self.reception.window > 0).then_some(&self.reception)
+    }
+
     /// Whether the client takes a SUBACK or UNSUBACK with so many reasons (MQTT-3.1.2-24 of 5.0).
     pub(super) fn takes_answer(&self, reasons: usize) -> bool {
         let body = 3 + reasons;
