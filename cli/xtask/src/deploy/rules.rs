@@ -30,8 +30,9 @@ const OURS: [&str; 14] = [
 ];
 
 /// Variables of the OpenTelemetry specification, and of the Compose files themselves.
-const OTHERS: [&str; 8] = [
+const OTHERS: [&str; 9] = [
     "OTEL_EXPORTER_OTLP_ENDPOINT",
+    "OTEL_EXPORTER_OTLP_PROTOCOL",
     "OTEL_TRACES_SAMPLER",
     "OTEL_TRACES_SAMPLER_ARG",
     "HTTP_PUBLISH",
