@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::{conformance, r#gen, instructions, servers, tidy};
+use crate::{conformance, deploy, r#gen, instructions, servers, tidy};
 
 /// What the tests that feed damaged packets get of the gate's time; `cargo xtask fuzz` gives them more.
 const FUZZ: [(&str, &str); 2] = [("TBMQ_FUZZ_SECONDS", "45"), ("TBMQ_FUZZ_PACKETS", "1000000")];
@@ -24,6 +24,7 @@ pub(crate) fn run(root: &Path) -> Result<()> {
     gate.step("format", || cargo(root, &["fmt", "--all", "--check"], &[]));
     gate.step("generated code", || r#gen::run(root, true).and_then(|()| conformance::run(root, true)));
     gate.step("tidy", || tidy::run(root));
+    gate.step("deploy", || deploy::run(root, is_ci));
     gate.step("clippy", || {
         cargo(root, &["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"], &[])
     });

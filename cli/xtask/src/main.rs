@@ -5,6 +5,7 @@ mod bench;
 mod chaos;
 mod ci;
 mod conformance;
+mod deploy;
 mod fuzz;
 mod r#gen;
 mod instructions;
@@ -35,6 +36,8 @@ enum Task {
     Ci,
     /// Check the rules that a machine keeps.
     Tidy,
+    /// Check what deploys and watches TBMQ: containers, Kubernetes, systemd, alerts, dashboards; each by its own linter.
+    Deploy,
     /// Generate Rust from the .proto files, and the table of conformance from the tests.
     Gen {
         /// Only tell whether the generated files are up to date.
@@ -84,6 +87,7 @@ fn main() -> Result<()> {
         Task::Test { filter } => ci::filtered(&root, &filter),
         Task::Ci => ci::run(&root),
         Task::Tidy => tidy::run(&root),
+        Task::Deploy => deploy::run(&root, false),
         Task::Gen { check } => r#gen::run(&root, check).and_then(|()| conformance::run(&root, check)),
         Task::Servers { install } => servers::run(install),
         Task::Bench { arguments } => bench::run(&root, &arguments),

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use tbmq_harness::{
     kafka,
     libraries::{self, Library},
-    mosquitto, postgres, redis, toolbox,
+    linters, mosquitto, postgres, prometheus, redis, toolbox,
 };
 
 /// Tells whether something is missing.
@@ -21,6 +21,9 @@ const PACKAGES: &[(Test, &str)] = &[
     (|| mosquitto::availability().is_err(), "mosquitto-clients"),
     (|| mosquitto::broker_availability().is_err(), "mosquitto"),
     (|| missing("valgrind"), "valgrind"),
+    (|| prometheus::availability().is_err(), "prometheus"),
+    (|| missing("haproxy"), "haproxy"),
+    (|| missing("systemd-analyze"), "systemd"),
     (toolbox::pip_is_missing, "python3-pip"),
     (toolbox::go_is_missing, "golang-go"),
     (libraries::npm_is_missing, "npm"),
@@ -43,8 +46,10 @@ pub(crate) fn run(install: bool) -> Result<()> {
         ("Redis", redis::availability()),
         ("Mosquitto clients", mosquitto::availability()),
         ("Mosquitto broker", mosquitto::broker_availability()),
+        ("Prometheus", prometheus::availability()),
         ("Python's gRPC packages", toolbox::python_availability()),
         ("grpcurl", toolbox::grpcurl_availability()),
+        ("Linters of the deployment", linters::availability()),
     ];
     checks.extend(Library::ALL.map(|library| (library.name(), library.availability())));
     for (name, state) in checks {

@@ -2,7 +2,7 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | [`kafka`], [`postgres`], [`redis`], [`mosquitto`] | real servers and clients, started natively on free ports, stopped by pid |
+//! | [`kafka`], [`postgres`], [`redis`], [`mosquitto`], [`prometheus`] | real servers and clients, started natively on free ports, stopped by pid |
 //! | [`process`] | our own binaries: start, addresses, kill -9, drain, CPU time and memory |
 //! | [`client`] | an MQTT client over the workspace's codec that remembers what was acknowledged |
 //! | [`http_sink`] | an HTTP server that records what arrives |
@@ -10,6 +10,7 @@
 //! | [`port`] | a TCP port that is closed and opened again |
 //! | [`proxy`] | a TCP proxy that goes down, swallows, cuts and refuses |
 //! | [`toolbox`] | Python's gRPC packages and grpcurl, for the examples in `clients/` |
+//! | [`linters`] | linters and schemas of what deploys TBMQ |
 //! | [`libraries`] | MQTT libraries of other languages, each in a program that takes commands |
 //! | [`ledger`] | the independent checker: nothing acknowledged is missing, nothing is out of order, all is accounted for |
 //!
@@ -24,10 +25,12 @@ pub mod http_sink;
 pub mod kafka;
 pub mod ledger;
 pub mod libraries;
+pub mod linters;
 pub mod mosquitto;
 pub mod port;
 pub mod postgres;
 pub mod process;
+pub mod prometheus;
 pub mod proxy;
 pub mod redis;
 pub mod toolbox;
@@ -47,6 +50,8 @@ pub enum Need {
     Mosquitto,
     /// Mosquitto's broker.
     MosquittoBroker,
+    /// Prometheus's server and promtool.
+    Prometheus,
     /// Python's gRPC packages, from PyPI.
     Python,
     /// grpcurl, from Go's module proxy.
@@ -66,6 +71,7 @@ pub fn availability(needs: &[Need]) -> Result<(), String> {
                 Need::Redis => redis::availability(),
                 Need::Mosquitto => mosquitto::availability(),
                 Need::MosquittoBroker => mosquitto::broker_availability(),
+                Need::Prometheus => prometheus::availability(),
                 Need::Python => toolbox::python_availability(),
                 Need::Grpcurl => toolbox::grpcurl_availability(),
                 Need::Library(library) => library.availability(),

@@ -9,11 +9,13 @@
 
 use std::{
     collections::BTreeMap,
-    fmt, io,
-    net::SocketAddr,
+    fmt,
+    io::{self, Read as _, Write as _},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use axum::{
@@ -35,6 +37,10 @@ use crate::{drain::Drain, metrics::Metrics};
 
 /// Connections served at a time; more wait in the system's backlog.
 const CONNECTIONS_MAX: usize = 64;
+
+/// How long each step of a [`probe`] may take, and what is read of the answer.
+const PROBE: Duration = Duration::from_secs(5);
+const ANSWER_BYTES_MAX: u64 = 16 << 10;
 
 /// The bound endpoint.
 #[derive(Debug)]
@@ -116,6 +122,25 @@ async fn health(State(served): State<Served>) -> Response {
     let code = if up { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let body = serde_json::json!({ "status": state(up), "components": components });
     (code, [(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response()
+}
+
+/// Asks the endpoint at `address` whether it is ready, for health checks where there is no other HTTP client. An address
+/// that means all interfaces stands for loopback. Blocks, at most 5 s a step; an error says who is down.
+pub fn probe(mut address: SocketAddr) -> io::Result<()> {
+    if address.ip().is_unspecified() {
+        let is_ipv4 = address.is_ipv4();
+        address.set_ip(if is_ipv4 { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() });
+    }
+    let mut stream = std::net::TcpStream::connect_timeout(&address, PROBE)?;
+    stream.set_read_timeout(Some(PROBE))?;
+    stream.set_write_timeout(Some(PROBE))?;
+    write!(stream, "GET /readyz HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.take(ANSWER_BYTES_MAX).read_to_string(&mut answer)?;
+    if answer.starts_with("HTTP/1.1 200 ") {
+        return Ok(());
+    }
+    Err(io::Error::other(answer.split_once("\r\n\r\n").map_or(answer.as_str(), |(_, body)| body).to_owned()))
 }
 
 /// The components that a process needs to do its work. Clones share them.
@@ -283,6 +308,21 @@ mod tests {
         assert_eq!(get(address, "/readyz").await, (503, "draining\n".to_owned()));
         assert_eq!(get(address, "/livez").await.0, 200);
         task.abort();
+    }
+
+    #[tokio::test]
+    async fn a_probe_tells_who_is_down_also_of_an_endpoint_on_all_interfaces() {
+        let health = Health::default();
+        let store = health.component("store");
+        let (address, _drain, task) = serving(&health).await;
+        let everywhere = SocketAddr::from(([0, 0, 0, 0], address.port()));
+        let ask = move || tokio::task::spawn_blocking(move || probe(everywhere));
+        assert_eq!(ask().await.unwrap().unwrap_err().to_string(), "store: starting\n");
+        store.up();
+        ask().await.unwrap().unwrap();
+        task.abort();
+        assert!(task.await.unwrap_err().is_cancelled());
+        assert_eq!(ask().await.unwrap().unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
     }
 
     #[tokio::test]

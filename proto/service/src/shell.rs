@@ -46,7 +46,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
-    admin::{Admin, Health},
+    admin::{self, Admin, Health},
     build_info,
     bus_config::KafkaSettings,
     config::{self, Loader, Setting},
@@ -193,6 +193,9 @@ struct Arguments<A: Args> {
     /// Print the configuration that would be used, as YAML, and stop
     #[arg(long)]
     print_config: bool,
+    /// Ask the process that runs here with the same configuration whether it is ready, and stop: exit code 0 when it is
+    #[arg(long, conflicts_with = "print_config")]
+    probe: bool,
     #[command(flatten)]
     own: A,
 }
@@ -240,6 +243,12 @@ where
             trees.extend(print(&config));
             print_line(serde_norway::to_string(&merged(trees)).unwrap_or_default().trim_end());
             ExitCode::SUCCESS
+        }
+        Ok((shell, _)) if arguments.probe => {
+            match admin::probe(SocketAddr::new(shell.server.address, shell.server.port)) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => complain(&format!("not ready: {}", error.to_string().trim_end()), 1),
+            }
         }
         Ok((shell, config)) => {
             if let Err(error) = check(&config, &shell) {

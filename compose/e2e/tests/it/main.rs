@@ -10,6 +10,7 @@ mod clients;
 mod command_line;
 mod crash;
 mod credentials;
+mod dashboards;
 mod examples;
 mod fencing;
 mod kinds;
