@@ -139,8 +139,8 @@ impl Validator {
         span.set("messaging.system", "kafka");
         span.set("messaging.operation.name", "validation");
         span.set("messaging.operation.type", "send");
-        span.set("tbmq.integration.id", request.integration.to_string());
-        span.set("tbmq.integration.kind", request.kind.as_str().to_owned());
+        span.set("tbmq.integration_id", request.integration.to_string());
+        span.set("tbmq.integration_kind", request.kind.as_str().to_owned());
         Some(span)
     }
 

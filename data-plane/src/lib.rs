@@ -137,11 +137,7 @@ pub fn describe_metrics(registry: &mut tbmq_service::metrics::Registry) {
 /// # Errors
 /// [`Misconfigured`] when the configuration can't be used; another when the bus refuses or an address can't be bound.
 pub async fn start(config: Config, context: Context) -> anyhow::Result<Running> {
-    let service: ServiceId = context
-        .identity
-        .service_id
-        .parse()
-        .map_err(|error| Misconfigured::new(format!("TB_SERVICE_ID: {error}")))?;
+    let service = service_id(&context.identity)?;
     config.check().map_err(Misconfigured::new)?;
     let keys = config.keys().map_err(|error| Misconfigured::new(error.to_string()))?;
     let metrics = metrics::Metrics::default();
@@ -263,6 +259,10 @@ pub async fn start(config: Config, context: Context) -> anyhow::Result<Running> 
         node_session::NodeSession::new(plane.clone(), context.identity.clone(), urls, control_planes)?;
     tasks.spawn(async move { session.run().await.into() });
     Ok(Running { plane, addresses, tasks, accepting, workers, stop_workers, applied, stop_applied })
+}
+
+fn service_id(identity: &Identity) -> Result<ServiceId, Misconfigured> {
+    identity.service_id.parse().map_err(|error| Misconfigured::new(format!("TB_SERVICE_ID: {error}")))
 }
 
 /// The writer of messages.

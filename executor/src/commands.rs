@@ -67,8 +67,8 @@ fn begin(tracer: &Tracer, request: &ValidationRequest, parent: &TraceContext) ->
     span.set("messaging.system", "kafka");
     span.set("messaging.operation.name", "validate");
     span.set("messaging.operation.type", "process");
-    span.set("tbmq.integration.id", request.integration.to_string());
-    span.set("tbmq.integration.kind", request.kind.as_str().to_owned());
+    span.set("tbmq.integration_id", request.integration.to_string());
+    span.set("tbmq.integration_kind", request.kind.as_str().to_owned());
     span.set("tbmq.validation.id", request.id.to_string());
     Some(span)
 }

@@ -43,9 +43,9 @@ impl Origin {
     }
 
     fn name(&self, span: &mut Span) {
-        span.set("tbmq.integration.id", self.shard.integration.to_string());
-        span.set("tbmq.integration.shard", i64::from(self.shard.index));
-        span.set("tbmq.integration.kind", self.kind.as_str().to_owned());
+        span.set("tbmq.integration_id", self.shard.integration.to_string());
+        span.set("tbmq.integration_shard", i64::from(self.shard.index));
+        span.set("tbmq.integration_kind", self.kind.as_str().to_owned());
     }
 }
 

@@ -78,7 +78,7 @@ async fn each_attempt_is_a_span_below_that_of_its_message() {
     assert_eq!(told(&delivered[1]), ["", "", "delivered", ""]);
     assert!(!delivered.iter().any(Finished::is_error));
     assert_eq!(delivered[1].attribute("messaging.destination.name"), world.catalogue.messages(id, 1).name);
-    assert_eq!(delivered[1].attribute("tbmq.integration.id"), id.to_string());
+    assert_eq!(delivered[1].attribute("tbmq.integration_id"), id.to_string());
     assert_eq!(delivered[0].data.span_context.trace_state().header(), "vendor=x");
     assert_eq!(&*delivered[1].service, "tbmq-executor");
 
