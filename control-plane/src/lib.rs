@@ -154,12 +154,7 @@ async fn launch(config: Config, context: Context, faults: Faults) -> anyhow::Res
     let access = Access::open(&config.control, &context.identity.service_id, &store, &metrics).await?;
     let plane = Arc::new(Plane::new(config, context, service_id, store, Arc::new(access), metrics, faults));
 
-    let looked_at = Arc::downgrade(&plane);
-    registry.before_reading(move || {
-        if let Some(plane) = looked_at.upgrade() {
-            plane.metrics.look(&plane);
-        }
-    });
+    look_when_read(&registry, &plane);
     let started = Instant::now();
     let replies_from = loop {
         match prepare(&plane).await {
@@ -240,20 +235,23 @@ async fn launch(config: Config, context: Context, faults: Faults) -> anyhow::Res
     tasks.spawn({
         let plane = plane.clone();
         async move {
-            api::drift::follow(plane).await;
-            Ok(())
-        }
-    });
-    tasks.spawn({
-        let plane = plane.clone();
-        async move {
-            api::lagging::follow(plane).await;
+            tokio::join!(api::drift::follow(plane.clone()), api::lagging::follow(plane));
             Ok(())
         }
     });
     tasks.spawn(driver::announce(plane.clone(), plane.advertised().to_owned()));
     component.up();
     Ok(Running { plane, address, server, tasks, component })
+}
+
+/// Has what is not kept looked up each time that metrics are read.
+fn look_when_read(registry: &tbmq_service::metrics::Metrics, plane: &Arc<Plane>) {
+    let plane = Arc::downgrade(plane);
+    registry.before_reading(move || {
+        if let Some(plane) = plane.upgrade() {
+            plane.metrics.look(&plane);
+        }
+    });
 }
 
 /// Creates the topics that every control plane needs; returns where the replies to this one will begin.

@@ -169,12 +169,7 @@ pub async fn start(config: Config, context: Context) -> anyhow::Result<Running> 
         metrics.clone(),
         context.tracer.clone(),
     );
-    let looked_at = Arc::downgrade(&plane);
-    context.metrics.before_reading(move || {
-        if let Some(plane) = looked_at.upgrade() {
-            plane.metrics.look(&plane);
-        }
-    });
+    look_when_read(&context.metrics, &plane);
     // Bad endpoints are told before anything is served.
     let control_planes = &config.control.grpc;
     node_session::NodeSession::new(plane.clone(), context.identity.clone(), Vec::new(), control_planes)
@@ -202,13 +197,7 @@ pub async fn start(config: Config, context: Context) -> anyhow::Result<Running> 
         figures.publish();
     }
 
-    let mut addresses = Vec::new();
-    let mut bound = Vec::new();
-    for (path, listener) in config.listener.enabled() {
-        let listener = Listener::bind(&path, listener, &config.listener, &plane.limits).await?;
-        addresses.push((listener.scheme(), listener.address()?));
-        bound.push(listener);
-    }
+    let (addresses, bound) = bind(&config, &plane).await?;
     tell_who_may_come(&auth, config.auth.mqtt_anonymous_enabled, &addresses);
     let mut accepting = JoinSet::new();
     for listener in bound {
@@ -263,6 +252,30 @@ pub async fn start(config: Config, context: Context) -> anyhow::Result<Running> 
 
 fn service_id(identity: &Identity) -> Result<ServiceId, Misconfigured> {
     identity.service_id.parse().map_err(|error| Misconfigured::new(format!("TB_SERVICE_ID: {error}")))
+}
+
+/// Has what is not kept looked up each time that metrics are read.
+fn look_when_read(registry: &tbmq_service::metrics::Metrics, plane: &Arc<Plane>) {
+    let plane = Arc::downgrade(plane);
+    registry.before_reading(move || {
+        if let Some(plane) = plane.upgrade() {
+            plane.metrics.look(&plane);
+        }
+    });
+}
+
+/// Binds the listeners; returns their schemes and addresses as well.
+async fn bind(
+    config: &Config,
+    plane: &Plane,
+) -> anyhow::Result<(Vec<(&'static str, SocketAddr)>, Vec<Listener>)> {
+    let (mut addresses, mut bound) = (Vec::new(), Vec::new());
+    for (path, listener) in config.listener.enabled() {
+        let listener = Listener::bind(&path, listener, &config.listener, &plane.limits).await?;
+        addresses.push((listener.scheme(), listener.address()?));
+        bound.push(listener);
+    }
+    Ok((addresses, bound))
 }
 
 /// The writer of messages.

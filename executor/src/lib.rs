@@ -208,13 +208,7 @@ pub async fn start_with(
         applied: Applied::default(),
         config,
     });
-    let looked_at = Arc::downgrade(&shared);
-    registry.before_reading(move || {
-        if let Some(shared) = looked_at.upgrade() {
-            shared.metrics.uplink_backlog.set(shared.uplink.waiting() as i64);
-            shared.metrics.bus_in_flight_bytes.set(shared.writer.in_flight_bytes() as i64);
-        }
-    });
+    look_when_read(&registry, &shared);
     let (commands, working) = Commands::new(shared.clone(), writer.clone());
     services.spawn(working);
     services.spawn({
@@ -251,6 +245,17 @@ pub async fn start_with(
         tracing::warn!("no kind of integration is served");
     }
     Ok(Running { shared, writer, drain, groups, services })
+}
+
+/// Has what is not kept looked up each time that metrics are read.
+fn look_when_read(registry: &tbmq_service::metrics::Metrics, shared: &Arc<Shared>) {
+    let shared = Arc::downgrade(shared);
+    registry.before_reading(move || {
+        if let Some(shared) = shared.upgrade() {
+            shared.metrics.uplink_backlog.set(shared.uplink.waiting() as i64);
+            shared.metrics.bus_in_flight_bytes.set(shared.writer.in_flight_bytes() as i64);
+        }
+    });
 }
 
 impl Running {

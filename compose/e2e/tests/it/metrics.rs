@@ -1,8 +1,7 @@
-//! Metrics: the page that lists them all, what running planes serve, and what an integration's lag looks like.
+//! Metrics: what running planes serve is what they have described, and what an integration's lag looks like.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::Path,
     time::{Duration, Instant},
 };
 
@@ -17,7 +16,6 @@ use tbmq_harness::{Need, client::Plan, http_sink::HttpSink, kafka::Kafka, postgr
 use tbmq_service::metrics::{
     Description, Kind, Metrics, Registry, Values,
     exposition::{self, Family, Value},
-    page::{Part, render},
 };
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -36,39 +34,6 @@ fn common() -> Metrics {
     metrics.register(tbmq_service::otlp_metrics::describe_metrics);
     metrics.register(tbmq_service::trace::describe_metrics);
     metrics
-}
-
-fn parts() -> Vec<Part> {
-    let shared = common().descriptions();
-    let mut parts = vec![Part { title: "Every process", metrics: shared }];
-    for (title, describe) in PLANES {
-        let metrics = Metrics::default();
-        let before = metrics.descriptions().len();
-        metrics.register(describe);
-        parts.push(Part { title, metrics: metrics.descriptions().split_off(before) });
-    }
-    parts
-}
-
-#[test]
-fn the_page_lists_every_metric_with_help_and_closed_labels() {
-    let parts = parts();
-    let all: Vec<&Description> = parts.iter().flat_map(|part| &part.metrics).collect();
-    let problems: Vec<String> = all.iter().filter_map(|metric| metric.problem()).collect();
-    assert_eq!(problems, Vec::<String>::new());
-    let names: BTreeSet<&str> = all.iter().map(|metric| metric.name.as_str()).collect();
-    assert_eq!(names.len(), all.len(), "a name is registered twice");
-
-    let page = render(&parts);
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/metrics.md");
-    if std::env::var_os("UPDATE_METRICS").is_some() {
-        std::fs::write(&path, &page).unwrap();
-    }
-    let written = std::fs::read_to_string(&path).unwrap();
-    assert!(
-        written == page,
-        "docs/metrics.md is old; UPDATE_METRICS=1 cargo test -p tbmq-e2e --test it the_page_lists writes it anew"
-    );
 }
 
 /// What is not as it was described.

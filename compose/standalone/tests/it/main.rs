@@ -1,6 +1,8 @@
 //! The binary as a user starts it.
 
 #[cfg(test)]
+mod metrics;
+#[cfg(test)]
 mod sessions;
 
 use std::{
