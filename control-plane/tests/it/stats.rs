@@ -10,8 +10,8 @@ use std::{
 
 use async_trait::async_trait;
 use tbmq_bus::{
-    Admin, Bounds, Bus, Commit, Error, FencedWriter, Membership, MembershipConfig, Reader, ReaderConfig,
-    TopicInfo, TopicPartition, TopicSpec, Writer, WriterConfig,
+    Admin, Bounds, Bus, ClusterInfo, Commit, Error, FencedWriter, GroupDetails, Membership, MembershipConfig,
+    Reader, ReaderConfig, TopicDetails, TopicInfo, TopicPartition, TopicSpec, Writer, WriterConfig,
 };
 use tbmq_control_plane::config::DatabaseUrl;
 use tbmq_harness::{Need, ready};
@@ -127,6 +127,26 @@ impl Admin for WatchedAdmin {
     async fn committed(&self, group: &str, partitions: &[TopicPartition]) -> Result<Vec<Commit>, Error> {
         self.asked(&self.commits)?;
         self.inner.committed(group, partitions).await
+    }
+
+    async fn cluster(&self) -> Result<ClusterInfo, Error> {
+        self.inner.cluster().await
+    }
+
+    async fn topic_details(&self) -> Result<Vec<TopicDetails>, Error> {
+        self.inner.topic_details().await
+    }
+
+    async fn groups(&self) -> Result<Vec<GroupDetails>, Error> {
+        self.inner.groups().await
+    }
+
+    async fn group_commits(&self, groups: &[&str]) -> Vec<Result<Vec<Commit>, Error>> {
+        self.inner.group_commits(groups).await
+    }
+
+    async fn delete_group(&self, name: &str) -> Result<bool, Error> {
+        self.inner.delete_group(name).await
     }
 
     async fn ping(&self) -> Result<(), Error> {
