@@ -16,6 +16,7 @@ mod explain;
 mod filter;
 mod forward;
 mod integration;
+mod kafka;
 mod layers;
 mod listing;
 mod mask;
@@ -43,8 +44,9 @@ use tbmq_proto::{
         audit_service_server::AuditServiceServer, auth_provider_service_server::AuthProviderServiceServer,
         blocked_client_service_server::BlockedClientServiceServer,
         credentials_service_server::CredentialsServiceServer, event_service_server::EventServiceServer,
-        integration_service_server::IntegrationServiceServer, node_service_server::NodeServiceServer,
-        session_service_server::SessionServiceServer, token_service_server::TokenServiceServer,
+        integration_service_server::IntegrationServiceServer, kafka_service_server::KafkaServiceServer,
+        node_service_server::NodeServiceServer, session_service_server::SessionServiceServer,
+        token_service_server::TokenServiceServer,
         unauthorized_client_service_server::UnauthorizedClientServiceServer,
     },
     node::{
@@ -72,7 +74,7 @@ const REQUEST_BYTES_MAX: usize = 8 << 20;
 /// Bytes of an import: a thousand credentials with some rules each.
 const IMPORT_BYTES_MAX: usize = 16 << 20;
 
-const SERVICES: [&str; 12] = [
+const SERVICES: [&str; 13] = [
     IntegrationServiceServer::<integration::Integrations>::NAME,
     EventServiceServer::<event::Events>::NAME,
     NodeServiceServer::<node::NodesApi>::NAME,
@@ -83,6 +85,7 @@ const SERVICES: [&str; 12] = [
     BlockedClientServiceServer::<blocked::BlockedApi>::NAME,
     UnauthorizedClientServiceServer::<unauthorized::UnauthorizedApi>::NAME,
     AuthProviderServiceServer::<auth_provider::ProvidersApi>::NAME,
+    KafkaServiceServer::<kafka::KafkaApi>::NAME,
     NodeSessionServiceServer::<node_session::Sessions>::NAME,
     NodeForwardServiceServer::<forward::Forwards>::NAME,
 ];
@@ -156,6 +159,7 @@ impl Server {
                 plane.clone(),
             )))
             .add_service(AuthProviderServiceServer::new(auth_provider::ProvidersApi::new(plane.clone())))
+            .add_service(KafkaServiceServer::new(kafka::KafkaApi::new(plane.clone())))
             .add_service(NodeForwardServiceServer::new(forward::Forwards::new(plane.clone())))
             .add_service(NodeSessionServiceServer::new(node_session::Sessions::new(
                 plane.clone(),

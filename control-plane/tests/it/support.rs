@@ -99,6 +99,7 @@ impl Cluster {
             bus,
             catalogue: self.catalogue.clone(),
             replication_factor: 1,
+            topic_deletion: true,
             identity: Identity::of("control-plane", Some(id)),
             metrics: metrics.clone(),
             health: Health::default(),

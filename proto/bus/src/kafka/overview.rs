@@ -7,6 +7,7 @@ use rdkafka::{
     client::DefaultClientContext,
     consumer::{BaseConsumer, Consumer as _},
     error::RDKafkaErrorCode,
+    metadata::MetadataTopic,
 };
 
 use super::{
@@ -100,7 +101,7 @@ impl KafkaAdmin {
 fn describe(observer: &BaseConsumer, deadline: Instant) -> Result<Vec<TopicDetails>, Error> {
     let metadata =
         observer.fetch_metadata(None, left(deadline)).map_err(|failure| error("metadata", &failure))?;
-    let names: Vec<&str> = metadata.topics().iter().map(|topic| topic.name()).collect();
+    let names: Vec<&str> = metadata.topics().iter().map(MetadataTopic::name).collect();
     let described =
         ffi::describe_topics(observer, names, left(deadline)).map_err(failed("describing topics"))?;
     let mut topics = Vec::with_capacity(described.len());
@@ -139,7 +140,7 @@ pub(super) fn group_commits(observer: &BaseConsumer, names: &[String]) -> Vec<Re
     let found = ffi::group_commits(observer, names, PATIENCE);
     // Under no name is what was told of none of them.
     let silent = found.get("").and_then(|answer| answer.clone().err());
-    let silent = silent.unwrap_or((RDKafkaErrorCode::OperationTimedOut, "no answer".to_owned()));
+    let silent = silent.unwrap_or_else(|| (RDKafkaErrorCode::OperationTimedOut, "no answer".to_owned()));
     let of_group = |name: &String| {
         let answer = found.get(name).cloned().unwrap_or_else(|| Err(silent.clone()));
         answer.map_err(failed(&format!("commits of {name}")))

@@ -83,7 +83,7 @@ pub(in super::super) fn describe_cluster<C: ConsumerContext>(
     // SAFETY: the request keeps nothing. The answer is one to it; all that is read from it lives as long as it.
     unsafe {
         let answer = ask(client, operation, timeout, |rk, options, queue| {
-            sys::rd_kafka_DescribeCluster(rk, options, queue)
+            sys::rd_kafka_DescribeCluster(rk, options, queue);
         })?;
         let result = sys::rd_kafka_event_DescribeCluster_result(answer.0.as_ptr());
         if result.is_null() {
