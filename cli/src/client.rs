@@ -7,8 +7,9 @@ use tbmq_proto::control::{
     auth_provider_service_client::AuthProviderServiceClient,
     blocked_client_service_client::BlockedClientServiceClient,
     credentials_service_client::CredentialsServiceClient, event_service_client::EventServiceClient,
-    integration_service_client::IntegrationServiceClient, node_service_client::NodeServiceClient,
-    session_service_client::SessionServiceClient, token_service_client::TokenServiceClient,
+    integration_service_client::IntegrationServiceClient, kafka_service_client::KafkaServiceClient,
+    node_service_client::NodeServiceClient, session_service_client::SessionServiceClient,
+    token_service_client::TokenServiceClient,
     unauthorized_client_service_client::UnauthorizedClientServiceClient,
 };
 use tonic::{
@@ -120,6 +121,10 @@ impl Target {
 
     pub(crate) async fn sessions(&self) -> Result<SessionServiceClient<Channel>, Failure> {
         Ok(SessionServiceClient::new(self.connect().await?).max_decoding_message_size(ANSWER_BYTES_MAX))
+    }
+
+    pub(crate) async fn kafka(&self) -> Result<KafkaServiceClient<Channel>, Failure> {
+        Ok(KafkaServiceClient::new(self.connect().await?).max_decoding_message_size(ANSWER_BYTES_MAX))
     }
 
     pub(crate) async fn tokens(&self) -> Result<TokenServiceClient<Channel>, Failure> {
@@ -257,9 +262,14 @@ pub(crate) struct Listed<T> {
 impl<T> Listed<T> {
     /// Tells on stderr that there are more than these, if so.
     pub(crate) fn note_more(&self) {
-        if self.more {
-            note(&format!("there are more than these {}; --limit shows them", self.items.len()));
+        if let Some(text) = self.more_note() {
+            note(&text);
         }
+    }
+
+    /// That there are more than these, if so.
+    pub(crate) fn more_note(&self) -> Option<String> {
+        self.more.then(|| format!("there are more than these {}; --limit shows them", self.items.len()))
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod access;
 mod auth;
+mod kafka;
 mod session;
 mod stats;
 
@@ -19,6 +20,7 @@ pub(crate) use self::{
     auth::{
         Blocked, Order, Provider, Unauthorized, blocked_status, blocked_type, match_target, provider_type,
     },
+    kafka::{Cluster, Group, GroupLag, Topic, owner},
     session::{Session, Subscription},
     stats::{Stats, Top, seconds},
 };

@@ -3,6 +3,7 @@
 mod access;
 mod auth;
 mod grid;
+mod kafka;
 mod session;
 mod stats;
 
@@ -16,6 +17,7 @@ use self::grid::grid;
 pub(crate) use self::{
     access::{audit, caller, context, contexts, created_token, tokens},
     auth::{blocked, credential, credentials, provider, providers, unauthorized, unauthorized_one},
+    kafka::{cluster, group, groups, lags, lags_summary, topic, topics, topics_summary},
     session::{session, sessions, subscriptions},
     stats::{stats, top},
 };

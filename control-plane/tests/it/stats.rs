@@ -33,25 +33,28 @@ use crate::support::{
 
 /// A bus whose administrator counts what it is asked for, and answers nothing while it is away.
 #[derive(Debug)]
-struct Watched {
+pub(crate) struct Watched {
     inner: Arc<dyn Bus>,
-    admin: Arc<WatchedAdmin>,
+    pub(crate) admin: Arc<WatchedAdmin>,
 }
 
 #[derive(Debug)]
-struct WatchedAdmin {
+pub(crate) struct WatchedAdmin {
     inner: Arc<dyn Admin>,
-    is_away: AtomicBool,
+    pub(crate) is_away: AtomicBool,
+    /// Of the cluster, of topics as they lie there, and of groups.
+    pub(crate) overviews: AtomicUsize,
     describes: AtomicUsize,
     bounds: AtomicUsize,
     commits: AtomicUsize,
 }
 
 impl Watched {
-    fn new(inner: Arc<dyn Bus>) -> Arc<Self> {
+    pub(crate) fn new(inner: Arc<dyn Bus>) -> Arc<Self> {
         let admin = Arc::new(WatchedAdmin {
             inner: inner.admin(),
             is_away: AtomicBool::default(),
+            overviews: AtomicUsize::default(),
             describes: AtomicUsize::default(),
             bounds: AtomicUsize::default(),
             commits: AtomicUsize::default(),
@@ -130,14 +133,17 @@ impl Admin for WatchedAdmin {
     }
 
     async fn cluster(&self) -> Result<ClusterInfo, Error> {
+        self.asked(&self.overviews)?;
         self.inner.cluster().await
     }
 
     async fn topic_details(&self) -> Result<Vec<TopicDetails>, Error> {
+        self.asked(&self.overviews)?;
         self.inner.topic_details().await
     }
 
     async fn groups(&self) -> Result<Vec<GroupDetails>, Error> {
+        self.asked(&self.overviews)?;
         self.inner.groups().await
     }
 
@@ -146,6 +152,7 @@ impl Admin for WatchedAdmin {
     }
 
     async fn delete_group(&self, name: &str) -> Result<bool, Error> {
+        self.asked(&self.overviews)?;
         self.inner.delete_group(name).await
     }
 

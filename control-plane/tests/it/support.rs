@@ -48,6 +48,8 @@ pub(crate) struct Cluster {
     pub(crate) bus: Arc<MemoryBus>,
     pub(crate) catalogue: Catalogue,
     pub(crate) folder: TempDir,
+    /// Whether topics may be deleted.
+    pub(crate) topic_deletion: bool,
 }
 
 pub(crate) struct ControlPlane {
@@ -66,6 +68,7 @@ impl Cluster {
             bus: MemoryBus::new(),
             catalogue: Catalogue::new("test."),
             folder: tempfile::tempdir().unwrap(),
+            topic_deletion: true,
         }
     }
 
@@ -99,7 +102,7 @@ impl Cluster {
             bus,
             catalogue: self.catalogue.clone(),
             replication_factor: 1,
-            topic_deletion: true,
+            topic_deletion: self.topic_deletion,
             identity: Identity::of("control-plane", Some(id)),
             metrics: metrics.clone(),
             health: Health::default(),

@@ -11,6 +11,7 @@ mod crash;
 mod credentials;
 mod examples;
 mod fencing;
+mod kafka;
 mod kinds;
 mod planted;
 mod replicas;

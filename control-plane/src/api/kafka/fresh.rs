@@ -1,6 +1,9 @@
 //! Answers that are shared: however many ask, there is one question at a time, and its answer serves for a second.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use futures_util::{
     FutureExt as _,
@@ -12,11 +15,11 @@ use tonic::Status;
 
 use super::super::error;
 
-/// How old an answer may be.
+/// How long an answer serves.
 const AGE_MAX: Duration = Duration::from_secs(1);
 
 /// How long a caller waits. The question goes on without him, and no other is asked meanwhile.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(10);
 
 type Answer<T> = Result<Arc<T>, Status>;
 
@@ -26,9 +29,18 @@ pub(super) struct Fresh<T> {
 }
 
 struct Asked<T> {
-    at: Instant,
     task: AbortHandle,
+    answered: Arc<OnceLock<Instant>>,
     answer: Shared<BoxFuture<'static, Answer<T>>>,
+}
+
+impl<T> Asked<T> {
+    fn serves(&self) -> bool {
+        match self.answered.get() {
+            Some(at) => at.elapsed() < AGE_MAX,
+            None => !self.task.is_finished(),
+        }
+    }
 }
 
 impl<T> Default for Fresh<T> {
@@ -44,7 +56,7 @@ impl<T> std::fmt::Debug for Fresh<T> {
 }
 
 impl<T: Send + Sync + 'static> Fresh<T> {
-    /// An answer to a question that was asked at most a second ago, or is still open; asks if there is none.
+    /// The answer of the last second, or the one that is waited for already; asks if there is neither.
     ///
     /// # Errors
     /// The question's, or that there is no answer yet.
@@ -55,16 +67,22 @@ impl<T: Send + Sync + 'static> Fresh<T> {
         let answer = {
             let mut asked = self.asked.lock();
             match &*asked {
-                Some(held) if held.at.elapsed() < AGE_MAX || !held.task.is_finished() => held.answer.clone(),
+                Some(held) if held.serves() => held.answer.clone(),
                 _ => {
                     // It is bounded by the bus and by the database, and it ends also when nobody waits for it any more.
-                    let task = tokio::spawn(ask());
-                    let abort = task.abort_handle();
+                    let answered = Arc::new(OnceLock::new());
+                    let (question, told) = (ask(), Arc::clone(&answered));
+                    let task = tokio::spawn(async move {
+                        let answer = question.await;
+                        told.get_or_init(Instant::now);
+                        answer
+                    });
+                    let handle = task.abort_handle();
                     let answer = async {
                         task.await.unwrap_or_else(|error| Err(error::unavailable(error))).map(Arc::new)
                     };
                     let answer = answer.boxed().shared();
-                    *asked = Some(Asked { at: Instant::now(), task: abort, answer: answer.clone() });
+                    *asked = Some(Asked { task: handle, answered, answer: answer.clone() });
                     answer
                 }
             }
@@ -101,7 +119,7 @@ mod tests {
         assert!(all.iter().all(|answer| **answer.as_ref().unwrap() == 0), "{all:?}");
         tokio::time::sleep(Duration::from_millis(600)).await;
         assert_eq!(*get().await.unwrap(), 0);
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
         assert_eq!(*get().await.unwrap(), 1, "it was too old");
         fresh.forget();
         assert_eq!(*get().await.unwrap(), 2);
