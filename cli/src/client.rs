@@ -7,8 +7,8 @@ use tbmq_proto::control::{
     auth_provider_service_client::AuthProviderServiceClient,
     blocked_client_service_client::BlockedClientServiceClient,
     credentials_service_client::CredentialsServiceClient, event_service_client::EventServiceClient,
-    integration_service_client::IntegrationServiceClient, node_service_client::NodeServiceClient,
-    retained_message_service_client::RetainedMessageServiceClient,
+    integration_service_client::IntegrationServiceClient, kafka_service_client::KafkaServiceClient,
+    node_service_client::NodeServiceClient, retained_message_service_client::RetainedMessageServiceClient,
     session_service_client::SessionServiceClient, token_service_client::TokenServiceClient,
     unauthorized_client_service_client::UnauthorizedClientServiceClient,
 };
@@ -143,6 +143,10 @@ impl Target {
     pub(crate) async fn retained(&self) -> Result<RetainedMessageServiceClient<Channel>, Failure> {
         let client = RetainedMessageServiceClient::new(self.connect().await?);
         Ok(client.max_decoding_message_size(ANSWER_BYTES_MAX))
+    }
+
+    pub(crate) async fn kafka(&self) -> Result<KafkaServiceClient<Channel>, Failure> {
+        Ok(KafkaServiceClient::new(self.connect().await?).max_decoding_message_size(ANSWER_BYTES_MAX))
     }
 
     pub(crate) async fn tokens(&self) -> Result<TokenServiceClient<Channel>, Failure> {
@@ -280,9 +284,14 @@ pub(crate) struct Listed<T> {
 impl<T> Listed<T> {
     /// Tells on stderr that there are more than these, if so.
     pub(crate) fn note_more(&self) {
-        if self.more {
-            note(&format!("there are more than these {}; --limit shows them", self.items.len()));
+        if let Some(text) = self.more_note() {
+            note(&text);
         }
+    }
+
+    /// That there are more than these, if so.
+    pub(crate) fn more_note(&self) -> Option<String> {
+        self.more.then(|| format!("there are more than these {}; --limit shows them", self.items.len()))
     }
 }
 

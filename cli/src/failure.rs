@@ -92,6 +92,12 @@ impl Failure {
         self
     }
 
+    /// Whether the same may go well a moment later: the server, or what it needs, is away or busy.
+    pub(crate) fn may_pass(&self) -> bool {
+        let reason = self.reason.as_deref();
+        self.kind == ExitKind::Unreachable || matches!(reason, Some("DEPENDENCY_UNAVAILABLE" | "OVERLOADED"))
+    }
+
     /// Prints it to stderr and gives the exit code.
     pub(crate) fn report(&self) -> ExitCode {
         let text = self.text();
@@ -194,6 +200,8 @@ fn hint(reason: &str, retry: Option<Duration>) -> Option<String> {
         }
         "ALREADY_BLOCKED" => "`tbmqctl blocked update` changes until when, and why",
         "WRONG_PASSWORD" => "`tbmqctl credentials update --set-password` sets one that nobody knows any more",
+        "TOPIC_IN_USE" => "`tbmqctl kafka topics --owner orphan` shows what can be deleted",
+        "GROUP_IN_USE" => "`tbmqctl kafka groups GROUP` shows who is in it",
         "NOT_A_DATA_PLANE" => "`tbmqctl node list --role data-plane` shows the data planes",
         reason if reason.starts_with("NODE_") => {
             "`tbmqctl node list -o wide` shows which nodes are live and hold a session"

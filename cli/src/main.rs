@@ -17,6 +17,7 @@ mod manifest;
 mod password;
 mod progress;
 mod render;
+mod screen;
 mod selector;
 mod tbmq_import;
 
@@ -33,8 +34,8 @@ use crate::{
     client::Target,
     commands::{
         apply, audit, auth, blocked, completion, context as contexts, credentials, diff, edit, event,
-        explain, export, import, integration, kind, man, node, retained, session, subscription, token, top,
-        try_it, unauthorized, wait,
+        explain, export, import, integration, kafka, kind, man, node, retained, session, subscription, token,
+        top, try_it, unauthorized, wait,
     },
     context::{Config, Flags, Settings},
     failure::{ExitKind, Failure},
@@ -127,6 +128,9 @@ enum Call {
     /// How clients prove who they are: which providers are asked, and which first
     #[command(subcommand)]
     Auth(auth::Command),
+    /// What lies in Kafka: brokers, topics, consumer groups, and what waits
+    #[command(subcommand)]
+    Kafka(kafka::Command),
     /// Control planes, data planes and executors
     #[command(subcommand)]
     Node(node::Command),
@@ -194,6 +198,7 @@ async fn call(call: Call, target: &Target, output: Output) -> Result<(), Failure
         Call::Blocked(command) => blocked::run(command, target, output).await,
         Call::Unauthorized(command) => unauthorized::run(command, target, output).await,
         Call::Auth(command) => auth::run(command, target, output).await,
+        Call::Kafka(command) => kafka::run(command, target, output).await,
         Call::Node(command) => node::run(command, target, output).await,
         Call::Token(command) => token::run(command, target, output).await,
         Call::Whoami => token::whoami(target, output).await,

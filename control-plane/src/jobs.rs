@@ -51,7 +51,10 @@ pub(crate) async fn run(relayer: &Relayer) -> Error {
     loop {
         tokio::select! {
             _ = sealing.tick() => seal(relayer, &mut sealed).await,
-            _ = parking.tick() => if cleanup.ttl > 0 { park(relayer, cleanup.ttl).await },
+            // A topic that may not be deleted goes on to hold what is published.
+            _ = parking.tick() => if cleanup.ttl > 0 && relayer.plane.topic_deletion {
+                park(relayer, cleanup.ttl).await;
+            },
             // Boxed: it is a large future.
             _ = retention.tick() => Box::pin(keep_events(relayer)).await,
             _ = blocked.tick() => remove_blocks(relayer, tbmq_service::time::now_ms()).await,
@@ -100,7 +103,8 @@ async fn remove_leftovers(relayer: &Relayer, now_ms: i64) -> Result<(), Error> {
             continue;
         }
         // The record goes last: whoever finds it begins anew.
-        if node.applied.role() == Role::ControlPlane
+        if plane.topic_deletion
+            && node.applied.role() == Role::ControlPlane
             && let Ok(id) = id.parse::<ServiceId>()
         {
             plane.admin.delete_topic(&plane.catalogue.uplink_notifications(&id).name).await?;

@@ -83,6 +83,8 @@ pub struct Context {
     pub catalogue: Catalogue,
     /// Replicas of the topics that are created.
     pub replication_factor: u16,
+    /// Whether topics may be deleted.
+    pub topic_deletion: bool,
     /// Who we are.
     pub identity: Identity,
     /// The process's metrics.

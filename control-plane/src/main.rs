@@ -45,6 +45,7 @@ async fn start(config: Config, shell: Shell) -> anyhow::Result<Plane> {
         bus: KafkaBus::new(kafka(&shell.kafka)?)?,
         catalogue: Catalogue::new(shell.kafka.kafka_prefix.clone()),
         replication_factor: shell.kafka.replication_factor,
+        topic_deletion: shell.kafka.enable_topic_deletion,
         identity: shell.identity,
         metrics: shell.metrics,
         health: shell.health,

@@ -669,10 +669,14 @@ impl Relayer {
                     }
                     plane.faults.pass(Point::LifeMoved).await;
                 }
-                plane.admin.delete_topic(&plane.catalogue.messages(id, life.shards).name).await?;
+                if plane.topic_deletion {
+                    plane.admin.delete_topic(&plane.catalogue.messages(id, life.shards).name).await?;
+                    tracing::info!(integration = %id, goal = ?life.life.goal, "message topic deleted");
+                } else {
+                    tracing::info!(integration = %id, "message topic kept: topics may not be deleted");
+                }
                 plane.faults.pass(Point::TopicDeleted).await;
                 life.life.deleted(now);
-                tracing::info!(integration = %id, goal = ?life.life.goal, "message topic deleted");
             }
             Step::Forget => {
                 plane.ensure_downlink(&life.kind).await?;

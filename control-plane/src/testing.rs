@@ -25,6 +25,7 @@ pub(crate) async fn plane(folder: &Path, bus: &Arc<MemoryBus>, id: &str) -> Arc<
         bus: bus.clone(),
         catalogue: Catalogue::new(""),
         replication_factor: 1,
+        topic_deletion: true,
         identity: Identity::of("control-plane", Some(id)),
         metrics: tbmq_service::metrics::Metrics::default(),
         health: Health::default(),

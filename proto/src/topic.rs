@@ -22,7 +22,11 @@
 //! Records of configuration carry the header [`REVISION_HEADER`]. Names come with the prefix of
 //! `TB_KAFKA_PREFIX`, which [`Catalogue`] holds.
 
+mod role;
+
 use crate::ids::{IntegrationId, Kind, ServiceId};
+
+pub use self::role::{GroupRole, Role};
 
 /// Header of every configuration record: the revision in decimal text.
 pub const REVISION_HEADER: &str = "revision";

@@ -14,6 +14,7 @@ pub(crate) mod explain;
 pub(crate) mod export;
 pub(crate) mod import;
 pub(crate) mod integration;
+pub(crate) mod kafka;
 pub(crate) mod kind;
 pub(crate) mod man;
 pub(crate) mod node;

@@ -1,7 +1,6 @@
 //! `tbmqctl top`.
 
 mod rates;
-mod screen;
 
 use std::{
     io::{self, IsTerminal},
@@ -23,11 +22,11 @@ use crate::{
     failure::{ExitKind, Failure},
     progress,
     render::{Format, Output, json, note, table},
+    screen::Screen,
 };
 
 pub(crate) use rates::Row;
 use rates::Samples;
-use screen::Screen;
 
 /// Integrations that are looked at before the greatest are chosen: by lag, which comes with the list, and by rate, for which
 /// each is asked.

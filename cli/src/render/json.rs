@@ -3,6 +3,7 @@
 
 mod access;
 mod auth;
+mod kafka;
 mod retained;
 mod session;
 mod stats;
@@ -20,6 +21,7 @@ pub(crate) use self::{
     auth::{
         Blocked, Order, Provider, Unauthorized, blocked_status, blocked_type, match_target, provider_type,
     },
+    kafka::{Cluster, Group, GroupLag, Topic, owner},
     retained::Retained,
     session::{ClientSubscription, Session, SessionCounts, SharedSubscription, Subscription},
     stats::{Stats, Top, seconds},

@@ -3,6 +3,7 @@
 mod access;
 mod auth;
 mod grid;
+mod kafka;
 mod retained;
 mod session;
 mod stats;
@@ -17,6 +18,7 @@ use self::grid::grid;
 pub(crate) use self::{
     access::{audit, caller, context, contexts, created_token, tokens},
     auth::{blocked, credential, credentials, provider, providers, unauthorized, unauthorized_one},
+    kafka::{cluster, group, groups, lags, lags_summary, topic, topics, topics_summary},
     retained::{retained, retained_one},
     session::{client_subscriptions, session, session_counts, sessions, shared_subscriptions, subscriptions},
     stats::{stats, top},

@@ -36,6 +36,7 @@ use tbmq_proto::control::{
     integration_service_server::{IntegrationService, IntegrationServiceServer},
     integration_stats::Counters,
     integration_status::Phase,
+    kafka_service_server::KafkaServiceServer,
     node_service_server::{NodeService, NodeServiceServer},
     retained_message_service_server::{RetainedMessageService, RetainedMessageServiceServer},
     session_service_server::{SessionService, SessionServiceServer},
@@ -50,7 +51,7 @@ use tonic::{
 };
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 
-use crate::{auth_fake::AuthFake, tbmqctl};
+use crate::{auth_fake::AuthFake, kafka::KafkaFake, tbmqctl};
 
 pub(crate) const UID: &str = "0e2ffa8e-52c9-4a3f-8d0f-1f2e3d4c5b6a";
 
@@ -779,6 +780,7 @@ fn sessions() -> Vec<Session> {
 pub(crate) struct Served {
     pub(crate) fake: Fake,
     pub(crate) auth: AuthFake,
+    pub(crate) kafka: KafkaFake,
     pub(crate) address: String,
     _runtime: tokio::runtime::Runtime,
 }
@@ -793,7 +795,7 @@ pub(crate) fn serve_with(tls: Option<ServerTlsConfig>) -> Served {
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("threads");
     let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).expect("a free port");
     let address = format!("{scheme}://{}", listener.local_addr().expect("a bound address"));
-    let (fake, auth) = (Fake::default(), AuthFake::default());
+    let (fake, auth, kafka) = (Fake::default(), AuthFake::default(), KafkaFake::default());
     let gate = fake.clone();
     let mut server = Server::builder();
     if let Some(tls) = tls {
@@ -806,6 +808,7 @@ pub(crate) fn serve_with(tls: Option<ServerTlsConfig>) -> Served {
         .add_service(NodeServiceServer::new(fake.clone()))
         .add_service(SessionServiceServer::new(fake.clone()))
         .add_service(RetainedMessageServiceServer::new(fake.clone()))
+        .add_service(KafkaServiceServer::new(kafka.clone()))
         .add_service(TokenServiceServer::new(fake.clone()))
         .add_service(AuditServiceServer::new(fake.clone()))
         .add_service(CredentialsServiceServer::new(auth.clone()))
@@ -813,7 +816,7 @@ pub(crate) fn serve_with(tls: Option<ServerTlsConfig>) -> Served {
         .add_service(UnauthorizedClientServiceServer::new(auth.clone()))
         .add_service(AuthProviderServiceServer::new(auth.clone()));
     runtime.spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
-    Served { fake, auth, address, _runtime: runtime }
+    Served { fake, auth, kafka, address, _runtime: runtime }
 }
 
 impl Served {

@@ -116,6 +116,18 @@ fn nodes_and_sessions_are_shown_in_all_forms() {
 }
 
 #[test]
+fn what_lies_in_kafka_is_shown_in_all_forms() {
+    check("kafka_cluster", "kafka cluster");
+    check("kafka_topics", "kafka topics");
+    check("kafka_topic", "kafka topics tbmq.msg.ie.0e2ffa8e-52c9-4a3f-8d0f-000000000001");
+    check("kafka_groups", "kafka groups");
+    check("kafka_group", "kafka groups a/b");
+    check("kafka_group_without_members", "kafka groups ie-msg-consumer-group");
+    check("kafka_lag", "kafka lag");
+    check("kafka_delete_group_refused", "kafka delete-group my-group --yes");
+}
+
+#[test]
 fn access_is_shown_in_all_forms() {
     check("whoami", "whoami");
     check("token_list", "token list");

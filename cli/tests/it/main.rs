@@ -8,6 +8,7 @@ mod doors;
 mod fake;
 mod golden;
 mod import;
+mod kafka;
 mod mqtt;
 mod plane;
 mod resources;

@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// A program whose three streams are a terminal.
-struct Terminal {
+pub(crate) struct Terminal {
     keyboard: File,
     screen: mpsc::Receiver<Vec<u8>>,
     seen: String,
@@ -30,7 +30,7 @@ struct Terminal {
 }
 
 impl Terminal {
-    fn start(mut command: Command) -> Self {
+    pub(crate) fn start(mut command: Command) -> Self {
         let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a terminal");
         grantpt(&ours).expect("it is ours");
         unlockpt(&ours).expect("it opens");
@@ -57,7 +57,7 @@ impl Terminal {
     }
 
     /// Waits until a text was shown.
-    fn wait_for(&mut self, text: &str) {
+    pub(crate) fn wait_for(&mut self, text: &str) {
         let deadline = Instant::now() + Duration::from_secs(30);
         while !self.seen.contains(text) {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -68,8 +68,18 @@ impl Terminal {
         }
     }
 
+    pub(crate) fn type_in(&mut self, text: &str) {
+        self.keyboard.write_all(text.as_bytes()).expect("a keyboard");
+    }
+
+    /// All that was shown until it ended because it was interrupted.
+    pub(crate) fn interrupt(self) -> (String, ExitStatus) {
+        kill_process(Pid::from_child(&self.child), Signal::INT).expect("it runs");
+        self.end()
+    }
+
     /// All that was shown, and how it ended.
-    fn end(mut self) -> (String, ExitStatus) {
+    pub(crate) fn end(mut self) -> (String, ExitStatus) {
         let status = self.child.wait().expect("it ends");
         while let Ok(bytes) = self.screen.recv_timeout(Duration::from_secs(30)) {
             self.seen.push_str(&String::from_utf8_lossy(&bytes));
@@ -78,7 +88,7 @@ impl Terminal {
     }
 }
 
-fn command(served: &Served, arguments: &[&str]) -> Command {
+pub(crate) fn command(served: &Served, arguments: &[&str]) -> Command {
     let mut command = tbmqctl(arguments);
     command.env("TBMQCTL_SERVER", &served.address);
     command
@@ -154,9 +164,7 @@ fn top_is_drawn_again_and_again_and_leaves_the_terminal_as_it_was() {
         terminal.wait_for("lake");
         terminal.seen.clear();
     }
-    let pid = Pid::from_child(&terminal.child);
-    kill_process(pid, Signal::INT).unwrap();
-    let (shown, status) = terminal.end();
+    let (shown, status) = terminal.interrupt();
     assert_eq!(status.code(), Some(0), "{shown:?}");
     assert!(shown.ends_with("\u{1b}[?1049l"), "{shown:?}");
 }

@@ -16,6 +16,7 @@ const SOURCES: &[&str] = &[
     "tbmq/control/v1/credentials.proto",
     "tbmq/control/v1/event.proto",
     "tbmq/control/v1/integration.proto",
+    "tbmq/control/v1/kafka.proto",
     "tbmq/control/v1/node.proto",
     "tbmq/control/v1/retained.proto",
     "tbmq/control/v1/session.proto",

@@ -170,7 +170,10 @@ impl Planes {
     async fn fill(&mut self, config: Config, roles: Roles, shell: &Shell) -> anyhow::Result<()> {
         let Config { own, control_plane, mut data_plane, executor } = config;
         if roles != Roles::Executor {
-            let context = context!(tbmq_control_plane, "control-plane", roles, shell, self.log);
+            let context = {
+                let topic_deletion = shell.kafka.enable_topic_deletion;
+                context!(tbmq_control_plane, "control-plane", roles, shell, self.log, topic_deletion: topic_deletion)
+            };
             let running = tbmq_control_plane::start(control_plane, context).await;
             let running = running.map_err(misconfigured).context("the control plane can't start")?;
             if data_plane.control.grpc.endpoints.is_empty() {

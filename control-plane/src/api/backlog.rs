@@ -56,7 +56,7 @@ const TIMES_MAX: usize = 20_000;
 const PEEKS_MAX: usize = 1_000;
 
 /// Part of the patience of a call that is left for the reading of records.
-const PEEK_PATIENCE: Duration = Duration::from_millis(500);
+pub(super) const PEEK_PATIENCE: Duration = Duration::from_millis(500);
 
 /// The longest time that a protobuf duration can be.
 const DRAIN_MAX_SECONDS: f64 = 315_576_000_000.0;
@@ -65,7 +65,7 @@ const DRAIN_MAX_SECONDS: f64 = 315_576_000_000.0;
 const YEAR_10000_MS: i64 = 253_402_300_800_000;
 
 /// A record: id of its topic, partition, offset. What was there once is there for ever.
-type RecordKey = (Arc<str>, u32, u64);
+pub(super) type RecordKey = (Arc<str>, u32, u64);
 
 /// Looks at backlogs, and remembers what rates need.
 pub(super) struct Backlogs {
@@ -272,7 +272,13 @@ impl Backlogs {
             looking.await.map_err(|error| Error::Unavailable(error.to_string()))?
         };
         let topics = tokio::time::timeout_at(deadline, look).await.map_err(|_| late())??;
-        let read = self.peek(plane, &topics, deadline.min(Instant::now() + PEEK_PATIENCE)).await;
+        // Where the commit tells it, the record need not.
+        let untold = topics
+            .iter()
+            .flat_map(|(_, topic)| topic.fronts())
+            .filter(|(_, part)| part.oldest_ms().is_none());
+        let fronts = untold.map(|(key, part)| (key, part.at.clone())).collect();
+        let read = self.peek(plane, fronts, deadline.min(Instant::now() + PEEK_PATIENCE)).await;
         let now = self.began.elapsed();
         let backlog = |(id, topic): (IntegrationId, Topic)| {
             let mut backlog = topic.backlog(|key| read.get(key).copied());
@@ -293,24 +299,20 @@ impl Backlogs {
         samples.lock().add((topic.id.clone(), topic.generation), now, backlog.written, settled)
     }
 
-    /// When the records at the fronts were written, where no commit says so: as far as it is remembered or can be read
-    /// in time.
-    async fn peek(
+    /// When records were written: as far as it is remembered or can be read in time.
+    pub(super) async fn peek(
         &self,
         plane: &Plane,
-        topics: &[(IntegrationId, Topic)],
+        records: Vec<(RecordKey, TopicPartition)>,
         deadline: Instant,
     ) -> HashMap<RecordKey, i64> {
         let mut known = HashMap::new();
         let mut wanted: HashMap<TopicPartition, RecordKey> = HashMap::new();
-        for (key, part) in topics.iter().flat_map(|(_, topic)| topic.fronts()) {
-            if part.oldest_ms().is_some() {
-                continue;
-            }
+        for (key, at) in records {
             if let Some(time) = self.times.get(&key) {
                 known.insert(key, time);
             } else if wanted.len() < PEEKS_MAX {
-                wanted.insert(part.at.clone(), key);
+                wanted.insert(at, key);
             }
         }
         if wanted.is_empty() {

@@ -31,7 +31,7 @@ use crate::{
 const COLLECTION: &str = "blockedClients/";
 
 /// All but RFC 3986's unreserved characters and colons, which every key has.
-const ENCODED: &AsciiSet = &CONTROLS
+pub(super) const ENCODED: &AsciiSet = &CONTROLS
     .add(b' ')
     .add(b'"')
     .add(b'#')

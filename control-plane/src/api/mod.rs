@@ -16,6 +16,7 @@ mod explain;
 mod filter;
 mod forward;
 mod integration;
+mod kafka;
 pub(crate) mod lagging;
 mod layers;
 mod listing;
@@ -46,7 +47,8 @@ use tbmq_proto::{
         audit_service_server::AuditServiceServer, auth_provider_service_server::AuthProviderServiceServer,
         blocked_client_service_server::BlockedClientServiceServer,
         credentials_service_server::CredentialsServiceServer, event_service_server::EventServiceServer,
-        integration_service_server::IntegrationServiceServer, node_service_server::NodeServiceServer,
+        integration_service_server::IntegrationServiceServer, kafka_service_server::KafkaServiceServer,
+        node_service_server::NodeServiceServer,
         retained_message_service_server::RetainedMessageServiceServer,
         session_service_server::SessionServiceServer, token_service_server::TokenServiceServer,
         unauthorized_client_service_server::UnauthorizedClientServiceServer,
@@ -88,6 +90,7 @@ const SERVICES: [&str; 13] = [
     BlockedClientServiceServer::<blocked::BlockedApi>::NAME,
     UnauthorizedClientServiceServer::<unauthorized::UnauthorizedApi>::NAME,
     AuthProviderServiceServer::<auth_provider::ProvidersApi>::NAME,
+    KafkaServiceServer::<kafka::KafkaApi>::NAME,
     NodeSessionServiceServer::<node_session::Sessions>::NAME,
     NodeForwardServiceServer::<forward::Forwards>::NAME,
 ];
@@ -162,6 +165,7 @@ impl Server {
                 plane.clone(),
             )))
             .add_service(AuthProviderServiceServer::new(auth_provider::ProvidersApi::new(plane.clone())))
+            .add_service(KafkaServiceServer::new(kafka::KafkaApi::new(plane.clone())))
             .add_service(NodeForwardServiceServer::new(forward::Forwards::new(plane.clone())))
             .add_service(NodeSessionServiceServer::new(node_session::Sessions::new(
                 plane.clone(),

@@ -1,6 +1,9 @@
 //! Integrations: rows, changes, idempotency of requests.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use sea_orm::{
@@ -243,6 +246,18 @@ impl Store {
             query = query.filter(Column::Id.ne(except.0));
         }
         Ok(query.count(&self.connection).await.map_err(|error| fault(&error))? > 0)
+    }
+
+    /// The display names of all integrations.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn names(&self) -> Result<HashMap<IntegrationId, String>, Error> {
+        use entity::integration::Column;
+        let query = entity::integration::Entity::find().select_only().columns([Column::Id, Column::Name]);
+        let named: Vec<(Uuid, String)> =
+            query.into_tuple().all(&self.connection).await.map_err(|error| fault(&error))?;
+        Ok(named.into_iter().map(|(id, name)| (IntegrationId(id), name)).collect())
     }
 
     /// All integrations in the order of ids, in pages: those after `after`.

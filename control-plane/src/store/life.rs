@@ -239,6 +239,15 @@ impl Store {
         models.into_iter().map(from_model).collect()
     }
 
+    /// The lives of all topics.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn all_lives(&self) -> Result<Vec<Life>, Error> {
+        let models = entity::topic_life::Entity::find().all(&self.connection).await;
+        models.map_err(|error| fault(&error))?.into_iter().map(from_model).collect()
+    }
+
     /// Lives that are live, in the order of ids, in pages: those after `after`.
     ///
     /// # Errors

@@ -136,6 +136,7 @@ impl Lone {
             bus: system.cluster.bus.clone(),
             catalogue: system.cluster.catalogue.clone(),
             replication_factor: 1,
+            topic_deletion: true,
             identity: Identity::of("control-plane", Some("cp1")),
             metrics: Metrics::default(),
             health: Health::default(),

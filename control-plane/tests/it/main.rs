@@ -10,6 +10,7 @@ mod credentials;
 mod event_log;
 mod events;
 mod fuzz;
+mod kafka;
 mod nodes;
 mod overload;
 mod ownership;

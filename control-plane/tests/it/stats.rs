@@ -10,8 +10,8 @@ use std::{
 
 use async_trait::async_trait;
 use tbmq_bus::{
-    Admin, Bounds, Bus, Commit, Error, FencedWriter, Membership, MembershipConfig, Reader, ReaderConfig,
-    TopicInfo, TopicPartition, TopicSpec, Writer, WriterConfig,
+    Admin, Bounds, Bus, ClusterInfo, Commit, Error, FencedWriter, GroupDetails, Membership, MembershipConfig,
+    Reader, ReaderConfig, TopicDetails, TopicInfo, TopicPartition, TopicSpec, Writer, WriterConfig,
 };
 use tbmq_control_plane::config::DatabaseUrl;
 use tbmq_harness::{Need, ready};
@@ -33,25 +33,28 @@ use crate::support::{
 
 /// A bus whose administrator counts what it is asked for, and answers nothing while it is away.
 #[derive(Debug)]
-struct Watched {
+pub(crate) struct Watched {
     inner: Arc<dyn Bus>,
-    admin: Arc<WatchedAdmin>,
+    pub(crate) admin: Arc<WatchedAdmin>,
 }
 
 #[derive(Debug)]
-struct WatchedAdmin {
+pub(crate) struct WatchedAdmin {
     inner: Arc<dyn Admin>,
-    is_away: AtomicBool,
+    pub(crate) is_away: AtomicBool,
+    /// Of the cluster, of topics as they lie there, and of groups.
+    pub(crate) overviews: AtomicUsize,
     describes: AtomicUsize,
     bounds: AtomicUsize,
     commits: AtomicUsize,
 }
 
 impl Watched {
-    fn new(inner: Arc<dyn Bus>) -> Arc<Self> {
+    pub(crate) fn new(inner: Arc<dyn Bus>) -> Arc<Self> {
         let admin = Arc::new(WatchedAdmin {
             inner: inner.admin(),
             is_away: AtomicBool::default(),
+            overviews: AtomicUsize::default(),
             describes: AtomicUsize::default(),
             bounds: AtomicUsize::default(),
             commits: AtomicUsize::default(),
@@ -127,6 +130,30 @@ impl Admin for WatchedAdmin {
     async fn committed(&self, group: &str, partitions: &[TopicPartition]) -> Result<Vec<Commit>, Error> {
         self.asked(&self.commits)?;
         self.inner.committed(group, partitions).await
+    }
+
+    async fn cluster(&self) -> Result<ClusterInfo, Error> {
+        self.asked(&self.overviews)?;
+        self.inner.cluster().await
+    }
+
+    async fn topic_details(&self) -> Result<Vec<TopicDetails>, Error> {
+        self.asked(&self.overviews)?;
+        self.inner.topic_details().await
+    }
+
+    async fn groups(&self) -> Result<Vec<GroupDetails>, Error> {
+        self.asked(&self.overviews)?;
+        self.inner.groups().await
+    }
+
+    async fn group_commits(&self, groups: &[&str]) -> Vec<Result<Vec<Commit>, Error>> {
+        self.inner.group_commits(groups).await
+    }
+
+    async fn delete_group(&self, name: &str) -> Result<bool, Error> {
+        self.asked(&self.overviews)?;
+        self.inner.delete_group(name).await
     }
 
     async fn ping(&self) -> Result<(), Error> {

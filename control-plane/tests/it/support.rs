@@ -54,6 +54,8 @@ pub(crate) struct Cluster {
     pub(crate) catalogue: Catalogue,
     pub(crate) folder: TempDir,
     traces: Traces,
+    /// Whether topics may be deleted.
+    pub(crate) topic_deletion: bool,
 }
 
 pub(crate) struct ControlPlane {
@@ -73,6 +75,7 @@ impl Cluster {
             catalogue: Catalogue::new("test."),
             folder: tempfile::tempdir().unwrap(),
             traces: Traces::off(),
+            topic_deletion: true,
         }
     }
 
@@ -112,6 +115,7 @@ impl Cluster {
             bus,
             catalogue: self.catalogue.clone(),
             replication_factor: 1,
+            topic_deletion: self.topic_deletion,
             identity: Identity::of("control-plane", Some(id)),
             metrics: metrics.clone(),
             health: Health::default(),

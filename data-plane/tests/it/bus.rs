@@ -8,9 +8,9 @@ use std::sync::{
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use tbmq_bus::{
-    Admin, Bounds, Bus, Commit, Completion, CompletionQueue, Error, FencedWriter, Membership,
-    MembershipConfig, Outgoing, Reader, ReaderConfig, SubmitError, Ticket, TopicHandle, TopicInfo,
-    TopicPartition, TopicSpec, Writer, WriterConfig, Written, memory::MemoryBus,
+    Admin, Bounds, Bus, ClusterInfo, Commit, Completion, CompletionQueue, Error, FencedWriter, GroupDetails,
+    Membership, MembershipConfig, Outgoing, Reader, ReaderConfig, SubmitError, Ticket, TopicDetails,
+    TopicHandle, TopicInfo, TopicPartition, TopicSpec, Writer, WriterConfig, Written, memory::MemoryBus,
 };
 
 /// What the message writer does with the next records.
@@ -151,6 +151,29 @@ impl Admin for TestAdmin {
 
     async fn committed(&self, group: &str, partitions: &[TopicPartition]) -> Result<Vec<Commit>, Error> {
         self.reached()?.committed(group, partitions).await
+    }
+
+    async fn cluster(&self) -> Result<ClusterInfo, Error> {
+        self.reached()?.cluster().await
+    }
+
+    async fn topic_details(&self) -> Result<Vec<TopicDetails>, Error> {
+        self.reached()?.topic_details().await
+    }
+
+    async fn groups(&self) -> Result<Vec<GroupDetails>, Error> {
+        self.reached()?.groups().await
+    }
+
+    async fn group_commits(&self, groups: &[&str]) -> Vec<Result<Vec<Commit>, Error>> {
+        match self.reached() {
+            Ok(admin) => admin.group_commits(groups).await,
+            Err(error) => vec![Err(error); groups.len()],
+        }
+    }
+
+    async fn delete_group(&self, name: &str) -> Result<bool, Error> {
+        self.reached()?.delete_group(name).await
     }
 
     async fn ping(&self) -> Result<(), Error> {

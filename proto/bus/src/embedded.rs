@@ -246,6 +246,12 @@ fn partition_key(letter: u8, topic: TopicId, partition: u32) -> Vec<u8> {
     key
 }
 
+fn commit_key(topic: TopicId, partition: u32, group: &str) -> Vec<u8> {
+    let mut key = partition_key(letter::COMMIT, topic, partition);
+    key.extend_from_slice(group.as_bytes());
+    key
+}
+
 impl Open {
     fn apply(&self, changes: Vec<Change>, persist: PersistMode) -> Result<(), Problem> {
         let mut batch = self.database.batch().durability(Some(persist));
@@ -278,9 +284,11 @@ impl Open {
                     value.put_u64(positions.cleaned_to);
                     batch.insert(&self.meta, partition_key(letter::POSITIONS, topic, partition), value);
                 }
+                Change::RemoveCommit { group, topic, partition } => {
+                    batch.remove(&self.meta, commit_key(topic, partition, &group));
+                }
                 Change::Commit { group, topic, partition, offset, metadata } => {
-                    let mut key = partition_key(letter::COMMIT, topic, partition);
-                    key.extend_from_slice(group.as_bytes());
+                    let key = commit_key(topic, partition, &group);
                     let mut value = Vec::with_capacity(8 + metadata.len());
                     value.put_u64(offset);
                     value.extend_from_slice(metadata.as_bytes());
@@ -444,6 +452,10 @@ impl Storage for Fjall {
             batch.remove(&open.meta, topic_key(letter::GARBAGE, topic));
             Ok(batch.commit()?)
         })
+    }
+
+    fn disk_bytes(&self) -> Result<Option<u64>, String> {
+        self.with(|open| Ok(Some(open.database.disk_space()?)))
     }
 
     fn close(&self) {

@@ -21,6 +21,8 @@ pub mod fault;
 pub mod kafka;
 mod log;
 pub mod memory;
+mod overview;
 mod port;
 
+pub use overview::*;
 pub use port::*;

@@ -7,6 +7,8 @@ use bytes::Bytes;
 use futures_util::{future::BoxFuture, task::AtomicWaker};
 use parking_lot::Mutex;
 
+use crate::overview::{ClusterInfo, GroupDetails, TopicDetails};
+
 /// One partition of a topic.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TopicPartition {
@@ -604,6 +606,23 @@ pub trait Admin: Send + Sync + fmt::Debug {
 
     /// What a group has committed for these partitions; those without a commit are left out.
     async fn committed(&self, group: &str, partitions: &[TopicPartition]) -> Result<Vec<Commit>, Error>;
+
+    /// The brokers, with their sizes as far as they are known.
+    async fn cluster(&self) -> Result<ClusterInfo, Error>;
+
+    /// All topics as they lie in the cluster, by name. One that is about to be deleted may be missing.
+    async fn topic_details(&self) -> Result<Vec<TopicDetails>, Error>;
+
+    /// All groups that have members or commits, by name.
+    async fn groups(&self) -> Result<Vec<GroupDetails>, Error>;
+
+    /// All that these groups have committed, by partition; one result for each in their order. Topics that were deleted
+    /// may be among it. A group that does not exist has committed nothing.
+    async fn group_commits(&self, groups: &[&str]) -> Vec<Result<Vec<Commit>, Error>>;
+
+    /// Deletes a group with its commits; does nothing if it does not exist. `true` when it was deleted.
+    /// [`Error::Refused`] while it has members.
+    async fn delete_group(&self, name: &str) -> Result<bool, Error>;
 
     /// Tells whether the bus answers.
     async fn ping(&self) -> Result<(), Error>;

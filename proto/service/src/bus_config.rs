@@ -16,6 +16,9 @@ pub struct KafkaSettings {
     pub default: DefaultProperties,
     /// Replicas of each partition of the topics that TBMQ creates.
     pub replication_factor: u16,
+    /// Whether TBMQ may delete topics: those of integrations that were deleted or are disabled for too long, and orphans
+    /// by `KafkaService`. `false` keeps them all, with what they hold.
+    pub enable_topic_deletion: bool,
 }
 
 impl KafkaSettings {
@@ -25,6 +28,7 @@ impl KafkaSettings {
         Setting { env: "TB_KAFKA_PREFIX", key: "queue.kafka.kafka-prefix" },
         Setting { env: "TB_KAFKA_DEFAULT_PRODUCER_CONSUMER_CONFIG", key: "queue.kafka.default.config" },
         Setting { env: "TBMQ_REPLICATION_FACTOR", key: "queue.kafka.replication-factor" },
+        Setting { env: "TB_KAFKA_ENABLE_TOPIC_DELETION", key: "queue.kafka.enable-topic-deletion" },
     ];
 
     /// The brokers as `host:port,...`, if Kafka is to be used.
@@ -55,6 +59,7 @@ impl Default for KafkaSettings {
             kafka_prefix: String::new(),
             default: DefaultProperties::default(),
             replication_factor: 1,
+            enable_topic_deletion: true,
         }
     }
 }

@@ -6756,6 +6756,1194 @@ pub mod integration_service_server {
     }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Cluster {
+    /// Empty when the bus has none.
+    #[prost(string, tag = "1")]
+    pub cluster_id: ::prost::alloc::string::String,
+    /// KAFKA, EMBEDDED or MEMORY.
+    #[prost(string, tag = "2")]
+    pub kind: ::prost::alloc::string::String,
+    /// By id. An embedded log has one.
+    #[prost(message, repeated, tag = "3")]
+    pub brokers: ::prost::alloc::vec::Vec<Broker>,
+    /// Why sizes are absent, for people; empty when they are not.
+    #[prost(string, tag = "4")]
+    pub sizes_unknown_reason: ::prost::alloc::string::String,
+    /// Topics may be deleted (`TB_KAFKA_ENABLE_TOPIC_DELETION`).
+    #[prost(bool, tag = "5")]
+    pub topic_deletion_enabled: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Broker {
+    #[prost(int32, tag = "1")]
+    pub id: i32,
+    /// `host:port`; empty for an embedded log.
+    #[prost(string, tag = "2")]
+    pub address: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub rack: ::prost::alloc::string::String,
+    #[prost(bool, tag = "4")]
+    pub controller: bool,
+    /// Bytes of all replicas on it; absent when they are not known.
+    #[prost(uint64, optional, tag = "5")]
+    pub size_bytes: ::core::option::Option<u64>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Topic {
+    /// `topics/{topic}`.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub topic: ::prost::alloc::string::String,
+    /// Tells one creation of a topic from another of the same name; empty when the cluster gives none.
+    #[prost(string, tag = "3")]
+    pub topic_id: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "4")]
+    pub partition_count: u32,
+    /// Replicas of the first partition.
+    #[prost(uint32, tag = "5")]
+    pub replication_factor: u32,
+    /// Partitions with fewer replicas in sync than there should be.
+    #[prost(uint32, tag = "6")]
+    pub under_replicated_count: u32,
+    /// Partitions without a leader.
+    #[prost(uint32, tag = "7")]
+    pub offline_count: u32,
+    /// Bytes of all replicas; absent when they are not known.
+    #[prost(uint64, optional, tag = "8")]
+    pub size_bytes: ::core::option::Option<u64>,
+    /// Settings of its own, which override the cluster's defaults, by Kafka's names.
+    #[prost(map = "string, string", tag = "9")]
+    pub configs: ::std::collections::HashMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+    #[prost(enumeration = "TopicOwner", tag = "10")]
+    pub owner: i32,
+    /// What it is for, for people; empty when it is not ours.
+    #[prost(string, tag = "11")]
+    pub purpose: ::prost::alloc::string::String,
+    /// `integrations/{uuid}`: of which integration it is, or was.
+    #[prost(string, tag = "12")]
+    pub integration: ::prost::alloc::string::String,
+    /// Empty when the integration is not in SQL any more.
+    #[prost(string, tag = "13")]
+    pub integration_display_name: ::prost::alloc::string::String,
+    /// By index; only from GetTopic.
+    #[prost(message, repeated, tag = "14")]
+    pub partitions: ::prost::alloc::vec::Vec<TopicPartition>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TopicPartition {
+    #[prost(uint32, tag = "1")]
+    pub partition: u32,
+    /// Broker id; absent when it has none.
+    #[prost(int32, optional, tag = "2")]
+    pub leader: ::core::option::Option<i32>,
+    #[prost(int32, repeated, tag = "3")]
+    pub replicas: ::prost::alloc::vec::Vec<i32>,
+    #[prost(int32, repeated, tag = "4")]
+    pub in_sync_replicas: ::prost::alloc::vec::Vec<i32>,
+    /// Bytes of all replicas; absent when they are not known.
+    #[prost(uint64, optional, tag = "5")]
+    pub size_bytes: ::core::option::Option<u64>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetClusterRequest {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetTopicRequest {
+    /// `topics/{topic}`.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListTopicsRequest {
+    /// 1 to 1000; 0 means 50.
+    #[prost(int32, tag = "1")]
+    pub page_size: i32,
+    #[prost(string, tag = "2")]
+    pub page_token: ::prost::alloc::string::String,
+    /// Case-insensitive part of the topic or of the integration's display name.
+    #[prost(string, tag = "3")]
+    pub text_search: ::prost::alloc::string::String,
+    /// Only those of this owner.
+    #[prost(enumeration = "TopicOwner", tag = "4")]
+    pub owner: i32,
+    /// `integrations/{uuid}`: only those of this integration.
+    #[prost(string, tag = "5")]
+    pub integration: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListTopicsResponse {
+    /// By name.
+    #[prost(message, repeated, tag = "1")]
+    pub topics: ::prost::alloc::vec::Vec<Topic>,
+    #[prost(string, tag = "2")]
+    pub next_page_token: ::prost::alloc::string::String,
+    /// Topics on all pages.
+    #[prost(int64, tag = "3")]
+    pub total_size: i64,
+    /// Bytes of the topics on all pages; absent when they are not known.
+    #[prost(uint64, optional, tag = "4")]
+    pub total_size_bytes: ::core::option::Option<u64>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeleteOrphanTopicsRequest {
+    /// `topics/{topic}`, each an orphan; empty: all orphans there are.
+    #[prost(string, repeated, tag = "1")]
+    pub names: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Only tells what would be deleted.
+    #[prost(bool, tag = "2")]
+    pub validate_only: bool,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct DeleteOrphanTopicsResponse {
+    /// What was deleted, or would be, by name.
+    #[prost(message, repeated, tag = "1")]
+    pub topics: ::prost::alloc::vec::Vec<Topic>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ConsumerGroup {
+    /// `consumerGroups/{group}`, percent-encoded.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub group_id: ::prost::alloc::string::String,
+    /// EMPTY, STABLE, PREPARING_REBALANCE, COMPLETING_REBALANCE, DEAD or UNKNOWN.
+    #[prost(string, tag = "3")]
+    pub state: ::prost::alloc::string::String,
+    /// How partitions are shared, such as `cooperative-sticky`; empty without members.
+    #[prost(string, tag = "4")]
+    pub assignor: ::prost::alloc::string::String,
+    /// Broker id; absent when it is not known.
+    #[prost(int32, optional, tag = "5")]
+    pub coordinator: ::core::option::Option<i32>,
+    #[prost(uint32, tag = "6")]
+    pub member_count: u32,
+    /// Messages that were written and not committed, over all partitions with a commit.
+    #[prost(uint64, tag = "7")]
+    pub lag_messages: u64,
+    /// It is one of TBMQ's.
+    #[prost(bool, tag = "8")]
+    pub system: bool,
+    /// What it is for, for people; empty when it is not ours.
+    #[prost(string, tag = "9")]
+    pub purpose: ::prost::alloc::string::String,
+    /// Why it can't be deleted now, for people; empty when it can.
+    #[prost(string, tag = "10")]
+    pub undeletable_reason: ::prost::alloc::string::String,
+    /// By client id; only from GetConsumerGroup.
+    #[prost(message, repeated, tag = "11")]
+    pub members: ::prost::alloc::vec::Vec<consumer_group::Member>,
+    /// By topic and index; only from GetConsumerGroup, the first 10,000.
+    #[prost(message, repeated, tag = "12")]
+    pub partitions: ::prost::alloc::vec::Vec<consumer_group::PartitionLag>,
+}
+/// Nested message and enum types in `ConsumerGroup`.
+pub mod consumer_group {
+    #[derive(Clone, PartialEq, ::prost::Message)]
+    pub struct Member {
+        #[prost(string, tag = "1")]
+        pub member_id: ::prost::alloc::string::String,
+        /// Of a static member.
+        #[prost(string, tag = "2")]
+        pub instance_id: ::prost::alloc::string::String,
+        #[prost(string, tag = "3")]
+        pub client_id: ::prost::alloc::string::String,
+        /// Where it connects from; empty in an embedded log.
+        #[prost(string, tag = "4")]
+        pub host: ::prost::alloc::string::String,
+        /// By topic.
+        #[prost(message, repeated, tag = "5")]
+        pub assignments: ::prost::alloc::vec::Vec<Assignment>,
+    }
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct Assignment {
+        #[prost(string, tag = "1")]
+        pub topic: ::prost::alloc::string::String,
+        #[prost(uint32, repeated, tag = "2")]
+        pub partitions: ::prost::alloc::vec::Vec<u32>,
+    }
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct PartitionLag {
+        #[prost(string, tag = "1")]
+        pub topic: ::prost::alloc::string::String,
+        #[prost(uint32, tag = "2")]
+        pub partition: u32,
+        /// The offset to be read next; absent when there is none that counts.
+        #[prost(uint64, optional, tag = "3")]
+        pub committed_offset: ::core::option::Option<u64>,
+        #[prost(uint64, tag = "4")]
+        pub start_offset: u64,
+        #[prost(uint64, tag = "5")]
+        pub end_offset: u64,
+        #[prost(uint64, tag = "6")]
+        pub lag_messages: u64,
+        /// The member that it is assigned to; empty without one.
+        #[prost(string, tag = "7")]
+        pub client_id: ::prost::alloc::string::String,
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetConsumerGroupRequest {
+    /// `consumerGroups/{group}`, percent-encoded.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListConsumerGroupsRequest {
+    /// 1 to 1000; 0 means 50.
+    #[prost(int32, tag = "1")]
+    pub page_size: i32,
+    #[prost(string, tag = "2")]
+    pub page_token: ::prost::alloc::string::String,
+    /// Case-insensitive part of the group id.
+    #[prost(string, tag = "3")]
+    pub text_search: ::prost::alloc::string::String,
+    /// Only those in this state.
+    #[prost(string, tag = "4")]
+    pub state: ::prost::alloc::string::String,
+    /// Only TBMQ's own.
+    #[prost(bool, tag = "5")]
+    pub system_only: bool,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListConsumerGroupsResponse {
+    /// By group id.
+    #[prost(message, repeated, tag = "1")]
+    pub consumer_groups: ::prost::alloc::vec::Vec<ConsumerGroup>,
+    #[prost(string, tag = "2")]
+    pub next_page_token: ::prost::alloc::string::String,
+    /// Groups on all pages.
+    #[prost(int64, tag = "3")]
+    pub total_size: i64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeleteConsumerGroupRequest {
+    /// `consumerGroups/{group}`, percent-encoded.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Does everything but the deletion.
+    #[prost(bool, tag = "2")]
+    pub validate_only: bool,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GroupLag {
+    #[prost(string, tag = "1")]
+    pub group_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub topic: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "3")]
+    pub lag_messages: u64,
+    /// Age of the oldest message that waits, by its record's time; absent when none waits or it could not be read in time.
+    #[prost(double, optional, tag = "4")]
+    pub lag_seconds: ::core::option::Option<f64>,
+    /// `integrations/{uuid}`, when the topic is of one.
+    #[prost(string, tag = "5")]
+    pub integration: ::prost::alloc::string::String,
+    #[prost(string, tag = "6")]
+    pub integration_display_name: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListGroupLagsRequest {
+    /// 1 to 1000; 0 means 50.
+    #[prost(int32, tag = "1")]
+    pub page_size: i32,
+    #[prost(string, tag = "2")]
+    pub page_token: ::prost::alloc::string::String,
+    /// Case-insensitive part of the group id, the topic or the integration's display name.
+    #[prost(string, tag = "3")]
+    pub text_search: ::prost::alloc::string::String,
+    /// Only those of which at least so many messages wait.
+    #[prost(uint64, tag = "4")]
+    pub messages_min: u64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListGroupLagsResponse {
+    /// By group and topic. Message topics of all integrations are there, also those that nobody has read yet.
+    #[prost(message, repeated, tag = "1")]
+    pub group_lags: ::prost::alloc::vec::Vec<GroupLag>,
+    #[prost(string, tag = "2")]
+    pub next_page_token: ::prost::alloc::string::String,
+    /// Rows on all pages.
+    #[prost(int64, tag = "3")]
+    pub total_size: i64,
+    /// Messages that wait, of the rows on all pages.
+    #[prost(uint64, tag = "4")]
+    pub total_lag_messages: u64,
+    /// When Kafka was asked.
+    #[prost(message, optional, tag = "5")]
+    pub observe_time: ::core::option::Option<::prost_types::Timestamp>,
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum TopicOwner {
+    Unspecified = 0,
+    /// TBMQ: a topic of its own, not of one integration.
+    System = 1,
+    /// An integration that is in SQL, or whose topic is about to be removed by itself.
+    Integration = 2,
+    /// An integration that is not in SQL: nothing will ever read or remove it.
+    Orphan = 3,
+    /// Somebody else.
+    Foreign = 4,
+    /// Kafka itself.
+    Kafka = 5,
+}
+impl TopicOwner {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "TOPIC_OWNER_UNSPECIFIED",
+            Self::System => "TOPIC_OWNER_SYSTEM",
+            Self::Integration => "TOPIC_OWNER_INTEGRATION",
+            Self::Orphan => "TOPIC_OWNER_ORPHAN",
+            Self::Foreign => "TOPIC_OWNER_FOREIGN",
+            Self::Kafka => "TOPIC_OWNER_KAFKA",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "TOPIC_OWNER_UNSPECIFIED" => Some(Self::Unspecified),
+            "TOPIC_OWNER_SYSTEM" => Some(Self::System),
+            "TOPIC_OWNER_INTEGRATION" => Some(Self::Integration),
+            "TOPIC_OWNER_ORPHAN" => Some(Self::Orphan),
+            "TOPIC_OWNER_FOREIGN" => Some(Self::Foreign),
+            "TOPIC_OWNER_KAFKA" => Some(Self::Kafka),
+            _ => None,
+        }
+    }
+}
+/// Generated client implementations.
+#[cfg(feature = "grpc")]
+pub mod kafka_service_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    /// What lies in Kafka (or in the embedded log): brokers, topics, consumer groups and their lag. Answers are up to a second
+    /// old: however many ask, Kafka is asked once. Kafka away: UNAVAILABLE, reason DEPENDENCY_UNAVAILABLE.
+    #[derive(Debug, Clone)]
+    pub struct KafkaServiceClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl<T> KafkaServiceClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> KafkaServiceClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            KafkaServiceClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        pub async fn get_cluster(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetClusterRequest>,
+        ) -> std::result::Result<tonic::Response<super::Cluster>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/tbmq.control.v1.KafkaService/GetCluster",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("tbmq.control.v1.KafkaService", "GetCluster"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn get_topic(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetTopicRequest>,
+        ) -> std::result::Result<tonic::Response<super::Topic>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/tbmq.control.v1.KafkaService/GetTopic",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("tbmq.control.v1.KafkaService", "GetTopic"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn list_topics(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListTopicsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListTopicsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/tbmq.control.v1.KafkaService/ListTopics",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("tbmq.control.v1.KafkaService", "ListTopics"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Deletes topics of integrations that are not in SQL any more, with all they hold; all that are named, or none.
+        pub async fn delete_orphan_topics(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DeleteOrphanTopicsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DeleteOrphanTopicsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/tbmq.control.v1.KafkaService/DeleteOrphanTopics",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("tbmq.control.v1.KafkaService", "DeleteOrphanTopics"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn get_consumer_group(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetConsumerGroupRequest>,
+        ) -> std::result::Result<tonic::Response<super::ConsumerGroup>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/tbmq.control.v1.KafkaService/GetConsumerGroup",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("tbmq.control.v1.KafkaService", "GetConsumerGroup"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn list_consumer_groups(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListConsumerGroupsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListConsumerGroupsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/tbmq.control.v1.KafkaService/ListConsumerGroups",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("tbmq.control.v1.KafkaService", "ListConsumerGroups"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Deletes a group with all it has committed. Refused while it has members, and while it keeps places of integrations.
+        pub async fn delete_consumer_group(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DeleteConsumerGroupRequest>,
+        ) -> std::result::Result<tonic::Response<()>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/tbmq.control.v1.KafkaService/DeleteConsumerGroup",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "tbmq.control.v1.KafkaService",
+                        "DeleteConsumerGroup",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Lag of each group and topic, and so of each integration; made to be asked again and again.
+        pub async fn list_group_lags(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListGroupLagsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListGroupLagsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/tbmq.control.v1.KafkaService/ListGroupLags",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("tbmq.control.v1.KafkaService", "ListGroupLags"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+#[cfg(feature = "grpc")]
+pub mod kafka_service_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with KafkaServiceServer.
+    #[async_trait]
+    pub trait KafkaService: std::marker::Send + std::marker::Sync + 'static {
+        async fn get_cluster(
+            &self,
+            request: tonic::Request<super::GetClusterRequest>,
+        ) -> std::result::Result<tonic::Response<super::Cluster>, tonic::Status>;
+        async fn get_topic(
+            &self,
+            request: tonic::Request<super::GetTopicRequest>,
+        ) -> std::result::Result<tonic::Response<super::Topic>, tonic::Status>;
+        async fn list_topics(
+            &self,
+            request: tonic::Request<super::ListTopicsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListTopicsResponse>,
+            tonic::Status,
+        >;
+        /// Deletes topics of integrations that are not in SQL any more, with all they hold; all that are named, or none.
+        async fn delete_orphan_topics(
+            &self,
+            request: tonic::Request<super::DeleteOrphanTopicsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DeleteOrphanTopicsResponse>,
+            tonic::Status,
+        >;
+        async fn get_consumer_group(
+            &self,
+            request: tonic::Request<super::GetConsumerGroupRequest>,
+        ) -> std::result::Result<tonic::Response<super::ConsumerGroup>, tonic::Status>;
+        async fn list_consumer_groups(
+            &self,
+            request: tonic::Request<super::ListConsumerGroupsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListConsumerGroupsResponse>,
+            tonic::Status,
+        >;
+        /// Deletes a group with all it has committed. Refused while it has members, and while it keeps places of integrations.
+        async fn delete_consumer_group(
+            &self,
+            request: tonic::Request<super::DeleteConsumerGroupRequest>,
+        ) -> std::result::Result<tonic::Response<()>, tonic::Status>;
+        /// Lag of each group and topic, and so of each integration; made to be asked again and again.
+        async fn list_group_lags(
+            &self,
+            request: tonic::Request<super::ListGroupLagsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListGroupLagsResponse>,
+            tonic::Status,
+        >;
+    }
+    /// What lies in Kafka (or in the embedded log): brokers, topics, consumer groups and their lag. Answers are up to a second
+    /// old: however many ask, Kafka is asked once. Kafka away: UNAVAILABLE, reason DEPENDENCY_UNAVAILABLE.
+    #[derive(Debug)]
+    pub struct KafkaServiceServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> KafkaServiceServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for KafkaServiceServer<T>
+    where
+        T: KafkaService,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/tbmq.control.v1.KafkaService/GetCluster" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetClusterSvc<T: KafkaService>(pub Arc<T>);
+                    impl<
+                        T: KafkaService,
+                    > tonic::server::UnaryService<super::GetClusterRequest>
+                    for GetClusterSvc<T> {
+                        type Response = super::Cluster;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetClusterRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as KafkaService>::get_cluster(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetClusterSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/tbmq.control.v1.KafkaService/GetTopic" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetTopicSvc<T: KafkaService>(pub Arc<T>);
+                    impl<
+                        T: KafkaService,
+                    > tonic::server::UnaryService<super::GetTopicRequest>
+                    for GetTopicSvc<T> {
+                        type Response = super::Topic;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetTopicRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as KafkaService>::get_topic(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetTopicSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/tbmq.control.v1.KafkaService/ListTopics" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListTopicsSvc<T: KafkaService>(pub Arc<T>);
+                    impl<
+                        T: KafkaService,
+                    > tonic::server::UnaryService<super::ListTopicsRequest>
+                    for ListTopicsSvc<T> {
+                        type Response = super::ListTopicsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListTopicsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as KafkaService>::list_topics(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListTopicsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/tbmq.control.v1.KafkaService/DeleteOrphanTopics" => {
+                    #[allow(non_camel_case_types)]
+                    struct DeleteOrphanTopicsSvc<T: KafkaService>(pub Arc<T>);
+                    impl<
+                        T: KafkaService,
+                    > tonic::server::UnaryService<super::DeleteOrphanTopicsRequest>
+                    for DeleteOrphanTopicsSvc<T> {
+                        type Response = super::DeleteOrphanTopicsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DeleteOrphanTopicsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as KafkaService>::delete_orphan_topics(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DeleteOrphanTopicsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/tbmq.control.v1.KafkaService/GetConsumerGroup" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetConsumerGroupSvc<T: KafkaService>(pub Arc<T>);
+                    impl<
+                        T: KafkaService,
+                    > tonic::server::UnaryService<super::GetConsumerGroupRequest>
+                    for GetConsumerGroupSvc<T> {
+                        type Response = super::ConsumerGroup;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetConsumerGroupRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as KafkaService>::get_consumer_group(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetConsumerGroupSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/tbmq.control.v1.KafkaService/ListConsumerGroups" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListConsumerGroupsSvc<T: KafkaService>(pub Arc<T>);
+                    impl<
+                        T: KafkaService,
+                    > tonic::server::UnaryService<super::ListConsumerGroupsRequest>
+                    for ListConsumerGroupsSvc<T> {
+                        type Response = super::ListConsumerGroupsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListConsumerGroupsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as KafkaService>::list_consumer_groups(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListConsumerGroupsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/tbmq.control.v1.KafkaService/DeleteConsumerGroup" => {
+                    #[allow(non_camel_case_types)]
+                    struct DeleteConsumerGroupSvc<T: KafkaService>(pub Arc<T>);
+                    impl<
+                        T: KafkaService,
+                    > tonic::server::UnaryService<super::DeleteConsumerGroupRequest>
+                    for DeleteConsumerGroupSvc<T> {
+                        type Response = ();
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DeleteConsumerGroupRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as KafkaService>::delete_consumer_group(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DeleteConsumerGroupSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/tbmq.control.v1.KafkaService/ListGroupLags" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListGroupLagsSvc<T: KafkaService>(pub Arc<T>);
+                    impl<
+                        T: KafkaService,
+                    > tonic::server::UnaryService<super::ListGroupLagsRequest>
+                    for ListGroupLagsSvc<T> {
+                        type Response = super::ListGroupLagsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListGroupLagsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as KafkaService>::list_group_lags(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListGroupLagsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for KafkaServiceServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "tbmq.control.v1.KafkaService";
+    impl<T> tonic::server::NamedService for KafkaServiceServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Node {
     #[prost(string, tag = "1")]
     pub service_id: ::prost::alloc::string::String,

@@ -20,11 +20,14 @@ use rdkafka::{
 use super::{
     KafkaConfig, blocking, by_code, error,
     ffi::{self, Described, End},
-    reader,
+    overview, reader,
 };
-use crate::{Admin, Bounds, CleanupPolicy, Commit, Error, TopicInfo, TopicPartition, TopicSpec};
+use crate::{
+    Admin, Bounds, CleanupPolicy, ClusterInfo, Commit, Error, GroupDetails, TopicDetails, TopicInfo,
+    TopicPartition, TopicSpec,
+};
 
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Time between two looks at a change that is under way.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -40,10 +43,10 @@ const GROUPS: usize = 16;
 
 /// The administrator.
 pub(super) struct KafkaAdmin {
-    config: KafkaConfig,
-    client: AdminClient<DefaultClientContext>,
+    pub(super) config: KafkaConfig,
+    pub(super) client: AdminClient<DefaultClientContext>,
     /// Asks for metadata and bounds; belongs to no group.
-    observer: Arc<BaseConsumer>,
+    pub(super) observer: Arc<BaseConsumer>,
     groups: Mutex<HashMap<String, Arc<BaseConsumer>>>,
 }
 
@@ -214,7 +217,7 @@ fn bounds(
 }
 
 /// What is left of a call's time, and enough for one more answer.
-fn left(deadline: Instant) -> Duration {
+pub(super) fn left(deadline: Instant) -> Duration {
     deadline.saturating_duration_since(Instant::now()).max(Duration::from_secs(1))
 }
 
@@ -247,7 +250,7 @@ fn describe(client: &BaseConsumer, names: &[String]) -> Result<Vec<Option<TopicI
     Ok(names.iter().map(|name| found.get(name).cloned()).collect())
 }
 
-fn options(deadline: Instant) -> AdminOptions {
+pub(super) fn options(deadline: Instant) -> AdminOptions {
     let timeout = Some(left(deadline));
     AdminOptions::new().operation_timeout(timeout).request_timeout(timeout)
 }
@@ -339,6 +342,30 @@ impl Admin for KafkaAdmin {
     async fn committed(&self, group: &str, partitions: &[TopicPartition]) -> Result<Vec<Commit>, Error> {
         let (consumer, partitions) = (self.group(group)?, partitions.to_vec());
         blocking(move || reader::committed(&consumer, &partitions)).await
+    }
+
+    async fn cluster(&self) -> Result<ClusterInfo, Error> {
+        self.look_at_cluster().await.map(|(cluster, _)| cluster)
+    }
+
+    async fn topic_details(&self) -> Result<Vec<TopicDetails>, Error> {
+        self.look_at_topics().await
+    }
+
+    async fn groups(&self) -> Result<Vec<GroupDetails>, Error> {
+        let observer = Arc::clone(&self.observer);
+        blocking(move || overview::groups(&observer)).await
+    }
+
+    async fn group_commits(&self, groups: &[&str]) -> Vec<Result<Vec<Commit>, Error>> {
+        let observer = Arc::clone(&self.observer);
+        let names: Vec<String> = groups.iter().map(|name| (*name).to_owned()).collect();
+        let found = blocking(move || Ok(overview::group_commits(&observer, &names))).await;
+        found.unwrap_or_else(|error| vec![Err(error); groups.len()])
+    }
+
+    async fn delete_group(&self, name: &str) -> Result<bool, Error> {
+        overview::delete_group(&self.client, name).await
     }
 
     async fn ping(&self) -> Result<(), Error> {

@@ -1,12 +1,13 @@
 //! What librdkafka can do and its Rust wrapper does not offer: producing by topic handle, delivery reports in batches,
 //! consuming in batches with the offset at which a partition ended, the ids of topics, offsets of many partitions at once,
-//! and whether a member has joined or left.
+//! brokers, groups with what they have committed, and whether a member has joined or left.
 //!
 //! The wrapper's producer looks a topic up by name for each record, which librdkafka does by scanning all topics:
 //! 0.75 µs at one topic, 38 µs at ten thousand.
 #![allow(unsafe_code, reason = "the one module that calls librdkafka directly")]
 
 mod asking;
+mod groups;
 
 use std::{
     any::Any,
@@ -25,7 +26,10 @@ use rdkafka::{
     producer::{BaseProducer, Producer as _, ProducerContext},
 };
 
-pub(super) use self::asking::{DESCRIBED_TOGETHER, Described, End, describe_topics, list_offsets};
+pub(super) use self::{
+    asking::{DESCRIBED_TOGETHER, Described, End, describe_topics, list_offsets},
+    groups::{describe_cluster, describe_groups, group_commits, list_groups},
+};
 use crate::{Header, Outgoing, Record};
 
 /// `RD_KAFKA_PARTITION_UA`: the partitioner chooses.

@@ -3,7 +3,9 @@
 mod admin;
 mod fenced;
 mod ffi;
+mod log_dirs;
 mod membership;
+mod overview;
 mod reader;
 mod writer;
 
@@ -46,6 +48,12 @@ impl KafkaConfig {
     /// The pair that can't be read.
     pub fn parse(servers: &str, properties: &str) -> Result<Self, InvalidProperty> {
         Ok(Self { servers: servers.to_owned(), properties: properties::parse(properties)? })
+    }
+
+    /// What is configured under librdkafka's name; the last wins.
+    fn property(&self, name: &str) -> Option<&str> {
+        let found = self.properties.iter().rev().find(|(key, _)| key == name);
+        found.map(|(_, value)| value.as_str())
     }
 
     fn client(&self, client_id: &str) -> ClientConfig {

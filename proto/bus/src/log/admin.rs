@@ -3,7 +3,10 @@
 use async_trait::async_trait;
 
 use super::{Log, append::Job, partition::Topic};
-use crate::{Admin, Bounds, Commit, Error, TopicInfo, TopicPartition, TopicSpec};
+use crate::{
+    Admin, Bounds, ClusterInfo, Commit, Error, GroupDetails, TopicDetails, TopicInfo, TopicPartition,
+    TopicSpec,
+};
 
 /// The administrator of a log.
 #[derive(Debug)]
@@ -58,6 +61,27 @@ impl Admin for LogAdmin {
 
     async fn committed(&self, group: &str, partitions: &[TopicPartition]) -> Result<Vec<Commit>, Error> {
         Ok(self.0.committed(group, partitions))
+    }
+
+    async fn cluster(&self) -> Result<ClusterInfo, Error> {
+        self.0.look(super::Core::cluster).await
+    }
+
+    async fn topic_details(&self) -> Result<Vec<TopicDetails>, Error> {
+        self.0.look(super::Core::topic_details).await
+    }
+
+    async fn groups(&self) -> Result<Vec<GroupDetails>, Error> {
+        Ok(self.0.core.group_details())
+    }
+
+    async fn group_commits(&self, groups: &[&str]) -> Vec<Result<Vec<Commit>, Error>> {
+        groups.iter().map(|group| Ok(self.0.core.group_commits(group))).collect()
+    }
+
+    async fn delete_group(&self, name: &str) -> Result<bool, Error> {
+        let name = name.to_owned();
+        self.0.ask(|reply| Job::DeleteGroup { name, reply }).await
     }
 
     async fn ping(&self) -> Result<(), Error> {

@@ -11,11 +11,11 @@ use tokio::time::Instant;
 
 use super::{
     Appender, Core, Garbage,
-    group::{MemberId, MemberQueue},
+    group::{Group, MemberId, MemberQueue},
     partition::{Limits, Partition, Topic},
     reader::Slot,
     record,
-    storage::{Change, Positions},
+    storage::{Change, Positions, TopicId},
     writer::{InFlight, WriterTopic},
 };
 use crate::{
@@ -45,6 +45,7 @@ pub(super) enum Job {
     Fence { name: String, reply: Reply<u64> },
     CreateTopics { specs: Vec<TopicSpec>, reply: Reply<Vec<Result<bool, Error>>> },
     DeleteTopic { name: String, reply: Reply<bool> },
+    DeleteGroup { name: String, reply: Reply<bool> },
     AdvanceStart { partition: Arc<Partition>, start: u64, reply: Reply<()> },
     Compact { partition: Arc<Partition>, removed: Vec<u64>, cleaned_to: u64, reply: Reply<()> },
     Ping { reply: Reply<()> },
@@ -285,6 +286,7 @@ impl Core {
                 }
                 Job::CreateTopics { specs, reply } => reply(Ok(self.create_topics(appender, specs))),
                 Job::DeleteTopic { name, reply } => reply(self.delete_topic(appender, &name)),
+                Job::DeleteGroup { name, reply } => reply(self.delete_group(appender, &name)),
                 Job::AdvanceStart { partition, start, reply } => {
                     reply(self.advance_start(appender, &partition, start));
                 }
@@ -566,6 +568,22 @@ impl Core {
         Ok(true)
     }
 
+    fn delete_group(&self, appender: &mut Appender, name: &str) -> Result<bool, Error> {
+        let members = self.groups.lock().get(name).map_or(0, Group::len);
+        if members > 0 {
+            return Err(Error::Refused(format!("group {name} has {members} members")));
+        }
+        let Some(commits) = self.commits.lock().get(name).cloned() else { return Ok(false) };
+        let remove = |(topic, partition): &(TopicId, u32)| Change::RemoveCommit {
+            group: name.to_owned(),
+            topic: *topic,
+            partition: *partition,
+        };
+        self.apply(appender, commits.keys().map(remove).collect())?;
+        self.commits.lock().remove(name);
+        Ok(true)
+    }
+
     fn advance_start(&self, appender: &mut Appender, partition: &Partition, start: u64) -> Result<(), Error> {
         let (topic, index) = (partition.topic, partition.name.partition);
         let now = partition.positions();
@@ -680,7 +698,7 @@ fn refuse(job: Job, error: &Error) {
         Job::Batch { reply, .. } => reply(Err(error)),
         Job::Fence { reply, .. } => reply(Err(error)),
         Job::CreateTopics { reply, .. } => reply(Err(error)),
-        Job::DeleteTopic { reply, .. } => reply(Err(error)),
+        Job::DeleteTopic { reply, .. } | Job::DeleteGroup { reply, .. } => reply(Err(error)),
         Job::Commit { reply, .. }
         | Job::AdvanceStart { reply, .. }
         | Job::Compact { reply, .. }

@@ -132,14 +132,14 @@ impl Core {
     }
 
     /// The cumulative bytes at the end of a partition.
-    fn newest(&self, partition: &Arc<Partition>) -> Result<u64, Error> {
+    pub(super) fn newest(&self, partition: &Arc<Partition>) -> Result<u64, Error> {
         let end = partition.positions().next;
         let last = self.read(partition, end.saturating_sub(1), end, 1)?;
         // The last record may be compacted away; then the partition's own count is as good.
         Ok(last.first().map_or_else(|| partition.cumulative(), |(_, bytes)| record::cumulative(bytes)))
     }
 
-    fn each(
+    pub(super) fn each(
         &self,
         partition: &Arc<Partition>,
         mut from: u64,
@@ -156,7 +156,7 @@ impl Core {
     }
 
     /// Reads records below `to`, from memory or the storage; none means that there are no more.
-    fn read(
+    pub(super) fn read(
         &self,
         partition: &Arc<Partition>,
         mut from: u64,

@@ -16,7 +16,7 @@ use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use crate::TopicPartition;
+use crate::{GroupMember, GroupState, TopicPartition};
 
 /// One group.
 #[derive(Debug, Default)]
@@ -238,6 +238,29 @@ impl Group {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.members.is_empty()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.members.len()
+    }
+
+    /// How it is, and who its members are.
+    pub(crate) fn describe(&self) -> (GroupState, Vec<GroupMember>) {
+        let member = |(id, member): (&MemberId, &Member)| GroupMember {
+            id: id.to_string(),
+            instance_id: member.instance_id.clone(),
+            client_id: member.client_id.clone(),
+            host: String::new(),
+            partitions: self.owned_by(*id),
+        };
+        let state = if self.members.is_empty() {
+            GroupState::Empty
+        } else if self.owners.values().any(|owner| owner.revoked_at.is_some()) {
+            GroupState::PreparingRebalance
+        } else {
+            GroupState::Stable
+        };
+        (state, self.members.iter().map(member).collect())
     }
 
     /// Brings owners nearer to an even share: grants what is free, revokes what is to move. `partitions` tells how

@@ -11,6 +11,7 @@ mod append;
 mod clean;
 mod group;
 mod membership;
+mod overview;
 mod partition;
 mod reader;
 mod record;
@@ -245,12 +246,20 @@ impl Log {
 
     /// Applies retention and compaction at once, however little there is to gain.
     pub(crate) async fn clean(&self) -> Result<(), Error> {
+        self.look(|core| core.clean(true)).await
+    }
+
+    /// Does what may read much, off the async threads when it reads from a disk.
+    async fn look<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Core) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
         let core = Arc::clone(&self.core);
         if !core.storage.is_durable() {
-            return core.clean(true);
+            return work(&core);
         }
-        let cleaning = tokio::task::spawn_blocking(move || core.clean(true));
-        cleaning.await.unwrap_or_else(|error| Err(Error::Unavailable(error.to_string())))
+        let looking = tokio::task::spawn_blocking(move || work(&core));
+        looking.await.unwrap_or_else(|error| Err(Error::Unavailable(error.to_string())))
     }
 
     /// Has a job done and waits for the answer.

@@ -24,6 +24,8 @@ pub(crate) struct Topic {
     pub(crate) id: TopicId,
     pub(crate) name: Arc<str>,
     pub(crate) limits: Limits,
+    /// As it was created with.
+    pub(crate) settings: Vec<(String, String)>,
     pub(crate) partitions: Box<[Arc<Partition>]>,
     deleted: AtomicBool,
 }
@@ -84,7 +86,8 @@ impl Topic {
             Arc::new(Partition::new(id, TopicPartition::new(Arc::clone(&name), index), found))
         };
         let partitions = (0..spec.partitions).map(partition).collect();
-        Self { id, name, limits, partitions, deleted: AtomicBool::new(false) }
+        let settings = spec.settings.clone();
+        Self { id, name, limits, settings, partitions, deleted: AtomicBool::new(false) }
     }
 
     pub(crate) fn is_deleted(&self) -> bool {
@@ -121,6 +124,20 @@ struct State {
     cache: VecDeque<(u64, Bytes)>,
     cached_from: u64,
     slots: Vec<Arc<Slot>>,
+    /// How often records were removed.
+    removals: u64,
+    measured: Option<Measured>,
+}
+
+/// What the records of a partition weighed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Measured {
+    /// How often records had been removed when this was begun.
+    pub(crate) removals: u64,
+    /// Bytes that had ever been written.
+    pub(crate) written: u64,
+    /// Bytes of the records that were there.
+    pub(crate) size: u64,
 }
 
 /// What is found at a position.
@@ -149,6 +166,8 @@ impl Partition {
             cache: VecDeque::new(),
             cached_from: next,
             slots: Vec::new(),
+            removals: 0,
+            measured: None,
         };
         Self {
             topic,
@@ -192,6 +211,7 @@ impl Partition {
             state.end = found.positions.next;
             state.cached_from = state.end;
             state.cache.clear();
+            state.removals += 1;
             self.cumulative.store(found.cumulative, Ordering::Relaxed);
         }
         state.start = state.start.max(found.positions.start);
@@ -251,6 +271,7 @@ impl Partition {
     pub(crate) fn advance_start(&self, start: u64) {
         let mut state = self.state.lock();
         state.start = state.start.max(start);
+        state.removals += 1;
         let first = state.start;
         let gone = state.cache.partition_point(|(offset, _)| *offset < first);
         state.cache.drain(..gone);
@@ -261,6 +282,18 @@ impl Partition {
         let mut state = self.state.lock();
         state.cache.retain(|(offset, _)| removed.binary_search(offset).is_err());
         state.cleaned_to = cleaned_to;
+        state.removals += u64::from(!removed.is_empty());
+    }
+
+    /// How often records were removed, and what they weighed then if that was measured.
+    pub(crate) fn measured(&self) -> (u64, Option<Measured>) {
+        let state = self.state.lock();
+        (state.removals, state.measured.filter(|measured| measured.removals == state.removals))
+    }
+
+    /// Remembers what the records weigh.
+    pub(crate) fn remember(&self, measured: Measured) {
+        self.state.lock().measured = Some(measured);
     }
 
     /// Drops the cached records up to and including an offset.

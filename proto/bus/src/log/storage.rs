@@ -24,6 +24,8 @@ pub(crate) enum Change {
     Positions { topic: TopicId, partition: u32, positions: Positions },
     /// Sets what a group has committed.
     Commit { group: String, topic: TopicId, partition: u32, offset: u64, metadata: String },
+    /// Removes what a group has committed.
+    RemoveCommit { group: String, topic: TopicId, partition: u32 },
 }
 
 /// Positions of a partition.
@@ -109,6 +111,9 @@ pub(crate) trait Storage: Send + Sync + fmt::Debug {
     /// Removes all records of a deleted topic, little by little.
     fn purge(&self, topic: TopicId) -> Result<(), String>;
 
+    /// Bytes that it takes on a disk, with what is still to be removed; `None` when it has none.
+    fn disk_bytes(&self) -> Result<Option<u64>, String>;
+
     /// Releases all files; afterwards everything fails.
     fn close(&self);
 }
@@ -144,6 +149,10 @@ impl Storage for Nothing {
 
     fn purge(&self, _topic: TopicId) -> Result<(), String> {
         Ok(())
+    }
+
+    fn disk_bytes(&self) -> Result<Option<u64>, String> {
+        Ok(None)
     }
 
     fn close(&self) {}

@@ -94,6 +94,8 @@ macro_rules! contract {
             a_static_member_that_vanishes_keeps_its_place_for_its_session
             an_expired_member_loses_all_and_is_fenced
             a_topic_has_another_id_when_it_is_created_anew
+            topics_tell_where_they_lie_how_big_they_are_and_their_own_settings
+            a_group_tells_its_members_and_commits_and_is_deleted_when_they_are_gone
             everything_is_there_after_a_restart
         }
     };
@@ -115,8 +117,10 @@ macro_rules! contract {
 pub(crate) use contract;
 
 mod members;
+mod overview;
 mod topics;
 pub(crate) use members::*;
+pub(crate) use overview::*;
 pub(crate) use topics::*;
 
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -97,6 +97,45 @@ async fn retention_by_size_keeps_at_least_the_limit() {
     assert!((38..=41).contains(&start), "start is {start}");
 }
 
+async fn size_of(bus: &MemoryBus, at: &TopicPartition) -> u64 {
+    let topics = bus.admin().topic_details().await.unwrap();
+    let topic = topics.iter().find(|topic| topic.name == *at.topic).unwrap();
+    let size = topic.partitions[at.partition as usize].size_bytes.unwrap();
+    assert_eq!(bus.admin().cluster().await.unwrap().brokers[0].size_bytes, Some(size), "it has one topic");
+    size
+}
+
+#[tokio::test]
+async fn a_size_is_that_of_the_records_that_are_kept() {
+    let (bus, _) = clocked();
+    let at = topic(&bus, CleanupPolicy::Delete, &[]).await;
+    assert_eq!(size_of(&bus, &at).await, 0);
+    put(&bus, "k", &[7; 1000]).await;
+    let one = size_of(&bus, &at).await;
+    assert!(one > 1000, "{one}");
+    for _ in 1..10 {
+        put(&bus, "k", &[7; 1000]).await;
+    }
+    assert_eq!(size_of(&bus, &at).await, 10 * one);
+    bus.admin().delete_records(&at, 4).await.unwrap();
+    assert_eq!(size_of(&bus, &at).await, 6 * one);
+    bus.admin().delete_records(&at, 10).await.unwrap();
+    assert_eq!(size_of(&bus, &at).await, 0);
+
+    let (bus, _) = clocked();
+    let at = topic(&bus, CleanupPolicy::Compact, &[]).await;
+    for key in ["a", "b", "a", "b", "c"] {
+        put(&bus, key, &[7; 1000]).await;
+    }
+    assert_eq!(size_of(&bus, &at).await, 5 * one);
+    bus.clean_now().await.unwrap();
+    assert_eq!(size_of(&bus, &at).await, 3 * one);
+    put(&bus, "a", &[7; 1000]).await;
+    assert_eq!(size_of(&bus, &at).await, 4 * one);
+    bus.clean_now().await.unwrap();
+    assert_eq!(size_of(&bus, &at).await, 3 * one);
+}
+
 #[tokio::test]
 async fn a_tombstone_goes_after_its_own_retention() {
     let (bus, time) = clocked();

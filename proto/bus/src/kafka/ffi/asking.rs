@@ -13,7 +13,7 @@ use rdkafka::{
 };
 
 use super::NativeQueue;
-use crate::TopicPartition;
+use crate::{PartitionDetails, TopicPartition};
 
 /// Why there is no answer at all.
 pub(in super::super) type Failure = (RDKafkaErrorCode, String);
@@ -27,6 +27,9 @@ pub(in super::super) struct Described {
     pub(in super::super) is_led: bool,
     /// Empty when the cluster is too old to give topics ids.
     pub(in super::super) id: String,
+    pub(in super::super) is_internal: bool,
+    /// Where its partitions lie, by index; without sizes.
+    pub(in super::super) places: Vec<PartitionDetails>,
     pub(in super::super) error: Option<RDKafkaErrorCode>,
 }
 
@@ -42,7 +45,7 @@ pub(in super::super) enum End {
 }
 
 /// An answer.
-struct Answer(NonNull<sys::rd_kafka_event_t>);
+pub(super) struct Answer(pub(super) NonNull<sys::rd_kafka_event_t>);
 
 impl Drop for Answer {
     fn drop(&mut self) {
@@ -52,7 +55,14 @@ impl Drop for Answer {
 }
 
 impl Answer {
-    fn failure(&self) -> Option<Failure> {
+    /// Waits for the next answer; `None` when none came.
+    pub(super) fn of(queue: &NativeQueue, timeout: Duration) -> Option<Self> {
+        // SAFETY: the queue is valid, and the event is ours.
+        let event = unsafe { sys::rd_kafka_queue_poll(queue.0.as_ptr(), timeout.as_millis() as i32) };
+        NonNull::new(event).map(Self)
+    }
+
+    pub(super) fn failure(&self) -> Option<Failure> {
         // SAFETY: the event is valid; its text, if there is any, is a C string that lives as long as it.
         unsafe {
             let code = sys::rd_kafka_event_error(self.0.as_ptr());
@@ -66,32 +76,48 @@ impl Answer {
     }
 }
 
+/// Options with a timeout, to be destroyed by the caller.
+///
+/// # Safety
+/// `rk` must be valid.
+pub(super) unsafe fn options(
+    rk: *mut sys::rd_kafka_t,
+    operation: sys::rd_kafka_admin_op_t,
+    timeout: Duration,
+) -> *mut sys::rd_kafka_AdminOptions_t {
+    let (mut text, timeout_ms) = ([0; 256], timeout.as_millis() as i32);
+    // SAFETY: as promised; the buffer has the length that is told.
+    unsafe {
+        let options = sys::rd_kafka_AdminOptions_new(rk, operation);
+        sys::rd_kafka_AdminOptions_set_request_timeout(options, timeout_ms, text.as_mut_ptr(), text.len());
+        options
+    }
+}
+
 /// Asks and waits for the answer, at most as long as `timeout` and a little more. Blocks.
 ///
 /// # Safety
 /// `request` must keep neither of its arguments.
-unsafe fn ask<C: ConsumerContext>(
+pub(super) unsafe fn ask<C: ConsumerContext>(
     client: &BaseConsumer<C>,
     operation: sys::rd_kafka_admin_op_t,
     timeout: Duration,
     request: impl FnOnce(*mut sys::rd_kafka_t, *mut sys::rd_kafka_AdminOptions_t, *mut sys::rd_kafka_queue_t),
 ) -> Result<Answer, Failure> {
-    let (rk, timeout_ms) = (client.client().native_ptr(), timeout.as_millis() as i32);
-    let mut text = [0; 256];
+    let rk = client.client().native_ptr();
     // SAFETY: the client lives for the call; the options are destroyed here, and so is the queue, which librdkafka keeps
     // until its answer has come; neither is ever null.
-    let event = unsafe {
+    let answer = unsafe {
         let queue = sys::rd_kafka_queue_new(rk);
         let queue = NativeQueue(NonNull::new(queue).expect("librdkafka always makes a queue"));
-        let options = sys::rd_kafka_AdminOptions_new(rk, operation);
-        sys::rd_kafka_AdminOptions_set_request_timeout(options, timeout_ms, text.as_mut_ptr(), text.len());
+        let options = options(rk, operation, timeout);
         request(rk, options, queue.0.as_ptr());
         sys::rd_kafka_AdminOptions_destroy(options);
         // The answer comes within the timeout, which librdkafka keeps.
-        sys::rd_kafka_queue_poll(queue.0.as_ptr(), timeout_ms + 1000)
+        Answer::of(&queue, timeout + Duration::from_secs(1))
     };
     let no_answer = || (RDKafkaErrorCode::OperationTimedOut, "no answer".to_owned());
-    let answer = Answer(NonNull::new(event).ok_or_else(no_answer)?);
+    let answer = answer.ok_or_else(no_answer)?;
     match answer.failure() {
         Some(failure) => Err(failure),
         None => Ok(answer),
@@ -150,8 +176,7 @@ unsafe fn described(topic: *const sys::rd_kafka_TopicDescription_t) -> Described
     unsafe {
         let mut count = 0;
         let partitions = sys::rd_kafka_TopicDescription_partitions(topic, &raw mut count);
-        let is_led = (0..count)
-            .all(|index| !sys::rd_kafka_TopicPartitionInfo_leader(*partitions.add(index)).is_null());
+        let places: Vec<_> = (0..count).map(|index| place(*partitions.add(index))).collect();
         let id = sys::rd_kafka_TopicDescription_topic_id(topic);
         let is_known = sys::rd_kafka_Uuid_most_significant_bits(id) != 0
             || sys::rd_kafka_Uuid_least_significant_bits(id) != 0;
@@ -161,11 +186,35 @@ unsafe fn described(topic: *const sys::rd_kafka_TopicDescription_t) -> Described
         Described {
             name: text(sys::rd_kafka_TopicDescription_name(topic)),
             partitions: count as u32,
-            is_led,
+            is_led: places.iter().all(|place| place.leader.is_some()),
+            places,
+            is_internal: sys::rd_kafka_TopicDescription_is_internal(topic) != 0,
             id: if is_known { text(sys::rd_kafka_Uuid_base64str(id)) } else { String::new() },
             error: code
                 .filter(|code| *code != sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR)
                 .map(Into::into),
+        }
+    }
+}
+
+/// # Safety
+/// The partition must be of a valid answer.
+unsafe fn place(partition: *const sys::rd_kafka_TopicPartitionInfo_t) -> PartitionDetails {
+    let mut count = 0;
+    // SAFETY: as promised; the leader may be null, and an array has the length that is told.
+    unsafe {
+        let ids = |nodes: *mut *const sys::rd_kafka_Node_t, count: usize| -> Vec<i32> {
+            (0..count).map(|index| sys::rd_kafka_Node_id(*nodes.add(index))).collect()
+        };
+        let leader = sys::rd_kafka_TopicPartitionInfo_leader(partition);
+        let replicas = sys::rd_kafka_TopicPartitionInfo_replicas(partition, &raw mut count);
+        let replicas = ids(replicas, count);
+        let in_sync = sys::rd_kafka_TopicPartitionInfo_isr(partition, &raw mut count);
+        PartitionDetails {
+            leader: (!leader.is_null()).then(|| sys::rd_kafka_Node_id(leader)),
+            replicas,
+            in_sync: ids(in_sync, count),
+            size_bytes: None,
         }
     }
 }

@@ -15,10 +15,10 @@ use crate::failure::Failure;
 
 /// What was on the terminal before comes back when it is dropped.
 #[derive(Debug)]
-pub(super) struct Screen;
+pub(crate) struct Screen;
 
 impl Screen {
-    pub(super) fn enter() -> Result<Self, Failure> {
+    pub(crate) fn enter() -> Result<Self, Failure> {
         // Made first, so that an error half-way is undone as well.
         let screen = Self;
         execute!(io::stdout(), EnterAlternateScreen, Hide, DisableLineWrap)?;
@@ -27,7 +27,7 @@ impl Screen {
 
     /// Shows as many lines as there is room for.
     #[expect(clippy::unused_self, reason = "there is nothing to draw on without the screen")]
-    pub(super) fn draw<'a>(
+    pub(crate) fn draw<'a>(
         &mut self,
         head: impl Iterator<Item = &'a str>,
         table: &'a str,
