@@ -12,7 +12,6 @@ mod credentials;
 mod examples;
 mod fencing;
 mod kinds;
-mod metrics;
 mod planted;
 mod replicas;
 mod rolling;
