@@ -189,8 +189,7 @@ impl Calls {
     }
 
     fn register(&self, registry: &mut Registry) {
-        let method =
-            || Label::bounded("method", "methods of the services that are served; others are `unknown`");
+        let method = || Label::bounded("method", "methods of the services that are served");
         registry.family(
             "tbmq_control_calls",
             "gRPC calls by method and code",
@@ -250,8 +249,7 @@ impl Metrics {
         counter("jwks_failures", "Failed reads of the JWT key set", &metrics.jwks_failures);
         counter("tls_reload_failures", "Changed certificates not usable", &metrics.tls_reload_failures);
         counter("handshakes_failed", "Failed TLS handshakes", &metrics.handshakes_failed);
-        let key =
-            || Label::bounded("key", "ids of the keys of secrets that are or were configured, and `none`");
+        let key = || Label::bounded("key", "ids of the keys of secrets that are configured or in use");
         registry.family(
             "tbmq_control_sealed_integrations",
             "Integrations whose secrets are sealed, by key",

@@ -15,7 +15,6 @@ mod examples;
 mod fencing;
 mod kafka;
 mod kinds;
-mod metrics;
 mod planted;
 mod replicas;
 mod rolling;

@@ -23,14 +23,14 @@ fn start(data_dir: &Path) -> Started {
     Started::new(tbmq(data_dir).stderr(Stdio::null()))
 }
 
-struct Client {
+pub(super) struct Client {
     stream: TcpStream,
     buffer: BytesMut,
 }
 
 impl Client {
     /// Connects, and tells whether there was a session.
-    fn connect(tbmq: &Started, client_id: &str, clean_start: bool) -> (Self, bool) {
+    pub(super) fn connect(tbmq: &Started, client_id: &str, clean_start: bool) -> (Self, bool) {
         let stream = TcpStream::connect(tbmq.address("mqtt")).expect("a connection");
         stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a timeout");
         let mut client = Self { stream, buffer: BytesMut::new() };
@@ -54,14 +54,14 @@ impl Client {
     }
 
     /// The process may be gone already.
-    fn send(&mut self, packet: &Packet) {
+    pub(super) fn send(&mut self, packet: &Packet) {
         let mut bytes = BytesMut::new();
         codec::encode(packet, VERSION, &mut bytes);
         self.stream.write_all(&bytes).ok();
     }
 
     /// The next packet, as long as the connection is there.
-    fn next(&mut self) -> Option<Packet> {
+    pub(super) fn next(&mut self) -> Option<Packet> {
         loop {
             let limits = codec::Limits::default();
             if let Some(packet) = codec::decode(&mut self.buffer, Some(VERSION), &limits).expect("a packet") {
