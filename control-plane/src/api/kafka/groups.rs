@@ -277,8 +277,8 @@ pub(super) fn undeletable(
         (0, None) => None,
         (0, Some(GroupRole::Messages)) if integrations == 0 => None,
         (0, Some(GroupRole::Messages)) => Some(format!(
-            "it holds how far the messages of {integrations} integrations were delivered; without it all that is kept \
-             would be delivered again"
+            "it holds how far the messages of integrations ({integrations}) were delivered; without it all that is \
+             kept would be delivered again"
         )),
         (0, Some(GroupRole::Uplink | GroupRole::Unauthorized)) => Some("control planes use it".to_owned()),
         (0, Some(GroupRole::Downlink(kind))) => {
