@@ -208,7 +208,7 @@ async fn sessions_end_only_as_they_were_seen() {
         let plane = if number % 2 == 0 { one } else { two };
         clients.push(lasting(plane, &format!("many-{number}")).await.0);
     }
-    let mut end = async |validate_only| {
+    let end = async |validate_only| {
         let request = DisconnectSessionsRequest {
             text_search: "MANY".to_owned(),
             validate_only,
@@ -221,7 +221,7 @@ async fn sessions_end_only_as_they_were_seen() {
         is_told(client, ReasonCode::AdministrativeAction).await;
     }
     eventually("all are away", async || end(true).await.count == 0).await;
-    let mut clear_many = async |validate_only, states: Vec<i32>| {
+    let clear_many = async |validate_only, states: Vec<i32>| {
         let filter = Some(SessionFilter { states, ..SessionFilter::default() });
         let request = ClearSessionsRequest {
             filter,
@@ -307,7 +307,7 @@ async fn retained_messages_are_browsed_at_any_node_and_deleted_for_all() {
     for (topic, payload) in [("a", "one"), ("a/b", "two"), ("a/c", "three"), ("z", "four")] {
         publish(&mut publisher, topic, true, payload).await;
     }
-    let mut listed = async |topic_filter: &str, page_size| {
+    let listed = async |topic_filter: &str, page_size| {
         let filter =
             Some(RetainedMessageFilter { topic_filter: topic_filter.to_owned(), ..Default::default() });
         let mut request = ListRetainedMessagesRequest { page_size, filter, ..Default::default() };

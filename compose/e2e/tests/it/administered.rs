@@ -65,7 +65,7 @@ impl World {
 
     /// Client ids of `session list` with these options.
     fn listed(&self, options: &[&str]) -> Result<Vec<String>> {
-        let told = self.tell(&[&["session", "list", "-o", "name"], options].concat())?;
+        let told = self.tell(&[&["session", "list", "-o", "name"][..], options].concat())?;
         Ok(told.lines().map(str::to_owned).collect())
     }
 
@@ -74,19 +74,9 @@ impl World {
         Ok(SessionServiceClient::new(Channel::from_shared(address)?.connect().await?))
     }
 
-    /// Waits until a question has this answer.
-    async fn until(&self, what: &str, asked: impl Fn() -> Result<bool>) -> Result<()> {
-        let began = Instant::now();
-        while !asked()? {
-            ensure!(began.elapsed() < PATIENCE, "{what}: it never came to that");
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        Ok(())
-    }
-
     /// Waits until all data planes answer.
     async fn ready(&self) -> Result<()> {
-        self.until("all data planes have a session", || {
+        until("all data planes have a session", || {
             let nodes = self.json(&["node", "list"])?;
             let data = nodes
                 .as_array()
@@ -97,6 +87,16 @@ impl World {
         })
         .await
     }
+}
+
+/// Waits until a question has this answer.
+async fn until(what: &str, asked: impl Fn() -> Result<bool>) -> Result<()> {
+    let began = Instant::now();
+    while !asked()? {
+        ensure!(began.elapsed() < PATIENCE, "{what}: it never came to that");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    Ok(())
 }
 
 async fn connect(broker: SocketAddr, client_id: &str, username: &str) -> Result<(Client, bool)> {
@@ -161,7 +161,7 @@ async fn filters_and_pages(world: &World) -> Result<()> {
     }
     // The last two go.
     clients.truncate(5);
-    world.until("two are away", || Ok(world.listed(&["--state", "disconnected"])? == ["c5", "c6"])).await?;
+    until("two are away", || Ok(world.listed(&["--state", "disconnected"])? == ["c5", "c6"])).await?;
     let cases: [(&[&str], &[&str]); 8] = [
         (&[], &["c0", "c1", "c2", "c3", "c4", "c5", "c6"]),
         (&["--state", "connected", "--search", "C4"], &["c4"]),
@@ -206,7 +206,7 @@ async fn filters_and_pages(world: &World) -> Result<()> {
             other => bail!("{other:?}"),
         }
     }
-    world.until("all are away", || Ok(world.listed(&["--state", "disconnected"])?.len() == 7)).await?;
+    until("all are away", || Ok(world.listed(&["--state", "disconnected"])?.len() == 7)).await?;
     assert_eq!(world.tell(&["session", "clear", "--all", "--yes"])?, "cleared 7 sessions\n");
     assert_eq!(world.listed(&[])?, [""; 0]);
     Ok(())
@@ -218,7 +218,7 @@ async fn clearing(world: &World) -> Result<()> {
     let (code, _, stderr) = world.run(&["session", "clear", "pump"])?;
     ensure!(code == 1 && stderr.contains("disconnect it first"), "{code} {stderr}");
     world.tell(&["session", "disconnect", "pump"])?;
-    world.until("it is away", || Ok(world.listed(&["--state", "disconnected"])? == ["pump"])).await?;
+    until("it is away", || Ok(world.listed(&["--state", "disconnected"])? == ["pump"])).await?;
     let (mut publisher, _) = connect(world.there, "publisher", "").await?;
     publish(&mut publisher, "t", false, "queued").await?;
     let got = world.json(&["session", "get", "pump"])?;
@@ -235,7 +235,7 @@ async fn clearing(world: &World) -> Result<()> {
     ensure!(!was_there, "its session is there");
     assert_eq!(heard(&mut client).await?, [""; 0], "its queue is gone");
     world.tell(&["session", "disconnect", "pump", "publisher"])?;
-    world.until("both are away", || Ok(world.listed(&["--state", "disconnected"])?.len() == 2)).await?;
+    until("both are away", || Ok(world.listed(&["--state", "disconnected"])?.len() == 2)).await?;
     world.tell(&["session", "clear", "pump", "publisher"])?;
     Ok(())
 }
@@ -262,7 +262,7 @@ async fn subscriptions(world: &World) -> Result<()> {
     assert_eq!(heard(&mut there).await?, ["live"]);
     let filter = Subscription { filter: "away".to_owned(), qos: 1, ..Subscription::default() };
     drop(there);
-    world.until("it is away", || Ok(world.listed(&["--state", "disconnected"])? == ["there"])).await?;
+    until("it is away", || Ok(world.listed(&["--state", "disconnected"])? == ["there"])).await?;
     let request = UpdateSubscriptionsRequest {
         client_id: "there".to_owned(),
         subscriptions: vec![filter],
@@ -286,11 +286,10 @@ async fn retained(world: &World) -> Result<()> {
     for (topic, payload) in [("r/a", "one"), ("r/b", "two"), ("r/c/d", "three")] {
         publish(&mut publisher, topic, true, payload).await?;
     }
-    world
-        .until("all are known", || {
-            Ok(world.tell(&["retained", "list", "r/#", "-o", "name"])? == "r/a\nr/b\nr/c/d\n")
-        })
-        .await?;
+    until("all are known", || {
+        Ok(world.tell(&["retained", "list", "r/#", "-o", "name"])? == "r/a\nr/b\nr/c/d\n")
+    })
+    .await?;
     assert_eq!(world.tell(&["retained", "list", "r/+", "--payload", "tw", "-o", "name"])?, "r/b\n");
     let got = world.json(&["retained", "get", "r/a"])?;
     assert_eq!((&got["payload"], &got["publisher"]), (&"one".into(), &"publisher".into()));
@@ -346,7 +345,7 @@ async fn what_was_set_and_what_was_cleared_is_so_after_sigkill() -> Result<()> {
         let (mut client, _) = connect(world.here, client_id, "").await?;
         client.subscribe("old", Qos::AtLeastOnce).await?;
     }
-    world.until("both are away", || Ok(world.listed(&["--state", "disconnected"])?.len() == 2)).await?;
+    until("both are away", || Ok(world.listed(&["--state", "disconnected"])?.len() == 2)).await?;
     world.tell(&["subscription", "set", "kept", "--filter", "new", "--qos", "1", "--yes"])?;
     world.tell(&["session", "clear", "cleared"])?;
     world.deployment.kill(Plane::All)?;
