@@ -30,12 +30,11 @@ const OURS: [&str; 14] = [
 ];
 
 /// Variables of the OpenTelemetry specification, and of the Compose files themselves.
-const OTHERS: [&str; 9] = [
+const OTHERS: [&str; 8] = [
     "OTEL_EXPORTER_OTLP_ENDPOINT",
     "OTEL_EXPORTER_OTLP_PROTOCOL",
     "OTEL_TRACES_SAMPLER",
     "OTEL_TRACES_SAMPLER_ARG",
-    "HTTP_PUBLISH",
     "MQTT_PUBLISH",
     "MQTT_WS_PUBLISH",
     "TBMQ_IMAGE",
