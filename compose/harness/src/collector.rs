@@ -1,6 +1,6 @@
 //! A collector of OpenTelemetry that keeps the spans it is sent, over gRPC and over HTTP.
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fmt::Write as _, net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
 use opentelemetry_proto::tonic::{
@@ -168,7 +168,10 @@ fn collected(service: String, resource: BTreeMap<String, String>, span: Span) ->
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        write!(text, "{byte:02x}").expect("a string takes what is written");
+        text
+    })
 }
 
 fn texts(attributes: Vec<KeyValue>) -> BTreeMap<String, String> {

@@ -78,7 +78,7 @@ const REQUEST_BYTES_MAX: usize = 8 << 20;
 /// Bytes of an import: a thousand credentials with some rules each.
 const IMPORT_BYTES_MAX: usize = 16 << 20;
 
-const SERVICES: [&str; 13] = [
+const SERVICES: [&str; 14] = [
     IntegrationServiceServer::<integration::Integrations>::NAME,
     EventServiceServer::<event::Events>::NAME,
     NodeServiceServer::<node::NodesApi>::NAME,

@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use super::{ANSWER_BYTES_MAX, LIMIT_MAX, SLICE, milliseconds, subscriptions, timestamp};
 use crate::{
-    mailbox::{Cleared, Client, Mailbox, Question, Told},
+    mailbox::{Cleared, Client, Mailbox, Question, Queued, Told},
     plane::{Plane, Registry},
     session_records::client_type_name,
 };
@@ -288,7 +288,7 @@ async fn details(told: Told) -> SessionDetails {
     let queued = match queue {
         // What is not known is told as nothing.
         Some(queue) => queue.await.unwrap_or_default(),
-        None => Default::default(),
+        None => Queued::default(),
     };
     SessionDetails {
         expiry_seconds: summary.expiry_s,

@@ -217,7 +217,7 @@ impl Connection {
         let epoch = self.plane.queues.epoch();
         let session_id = self.mailbox.client().map_or_else(Uuid::new_v4, |client| client.session_id);
         let guest = self.guest.as_deref();
-        let info = SessionInfo { epoch, session_id, ..self.info(now, connect, guest, link, &self.limits) };
+        let info = SessionInfo { session_id, epoch, ..self.info(now, connect, guest, link, &self.limits) };
         let client_id = &info.client_id;
         let will = connect.will.as_ref().map(|will| stored(client_id, will, None));
         Ok(Some(Beginning { lasting: Some(Lasting { info, will }) }))

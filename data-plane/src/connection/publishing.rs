@@ -201,7 +201,7 @@ impl Connection {
                 route,
                 written.outgoing(),
                 &self.mailbox,
-                Of { number, retained: topic, trace: sending },
+                Of { number, retained: topic, trace: sending.map(Box::new) },
             );
         }
         if record.is_empty() {
@@ -215,7 +215,7 @@ impl Connection {
             value: Some(record),
             headers: &headers,
         };
-        let of = Of { number, retained: None, trace: sending };
+        let of = Of { number, retained: None, trace: sending.map(Box::new) };
         self.worker.submit(&*plane.writer, route, outgoing, &self.mailbox, of)
     }
 

@@ -219,6 +219,7 @@ fn pack(times: u64, ordering: Ordering) -> Result<()> {
             weight: 300,
             timestamp_ms: NOW.epoch_ms,
             expires_at_ms: 0,
+            is_watched: false,
             message: (),
             unfit: None,
         });
