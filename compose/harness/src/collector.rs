@@ -168,7 +168,7 @@ fn collected(service: String, resource: BTreeMap<String, String>, span: Span) ->
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    bytes.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
 }
 
 fn texts(attributes: Vec<KeyValue>) -> BTreeMap<String, String> {
