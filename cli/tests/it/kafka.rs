@@ -169,7 +169,9 @@ impl KafkaService for KafkaFake {
     ) -> Result<Response<ListTopicsResponse>, Status> {
         let request = request.into_inner();
         let mut found = topics();
-        found.iter_mut().for_each(|topic| topic.partitions.clear());
+        for topic in &mut found {
+            topic.partitions.clear();
+        }
         found.retain(|topic| {
             (request.owner() == TopicOwner::Unspecified || topic.owner() == request.owner())
                 && topic.topic.contains(&request.text_search)
@@ -210,10 +212,10 @@ impl KafkaService for KafkaFake {
         let request = request.into_inner();
         let mut found = groups();
         found.retain(|group| request.state.is_empty() || group.state == request.state);
-        found.iter_mut().for_each(|group| {
+        for group in &mut found {
             group.members.clear();
             group.partitions.clear();
-        });
+        }
         let total_size = found.len() as i64;
         let (consumer_groups, next_page_token) = page(found, &request.page_token);
         Ok(Response::new(ListConsumerGroupsResponse { consumer_groups, next_page_token, total_size }))

@@ -208,7 +208,7 @@ impl Connection {
             let common_name = self.common_names.first().map(|name| &**name);
             record::encode(message, common_name, &plane.service_id, now.epoch_ms, record);
         }
-        let headers = sending.as_ref().map_or_else(Vec::new, |sending| sending.headers());
+        let headers = sending.as_ref().map_or_else(Vec::new, Sending::headers);
         let outgoing = Outgoing {
             partition: None,
             key: Some(message.topic.bytes()),

@@ -113,7 +113,7 @@ async fn follow(deployment: Deployment, collector: &Collector, bus_is_kafka: boo
         "{call:?}"
     );
 
-    let deployment = published(deployment, 1..2).await?;
+    let _running = published(deployment, 1..2).await?;
     sink.wait_for(1, PATIENCE).await?;
     let chain = ["publish", "send", "process", "deliver"];
     let message = collector.trace(&trace_id(1), PATIENCE, |spans| has(spans, &chain)).await?;
