@@ -18,7 +18,7 @@ const TRACE: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 /// A collector that keeps what it gets, with the header `who`.
 #[derive(Clone)]
 struct Collector {
-    got: mpsc::UnboundedSender<(String, ExportMetricsServiceRequest)>,
+    got: mpsc::Sender<(String, ExportMetricsServiceRequest)>,
     /// How many points it does not take.
     rejects: Arc<Mutex<i64>>,
 }
@@ -29,7 +29,7 @@ impl Collector {
         who: Option<String>,
         request: ExportMetricsServiceRequest,
     ) -> ExportMetricsServiceResponse {
-        self.got.send((who.unwrap_or_default(), request)).unwrap();
+        self.got.try_send((who.unwrap_or_default(), request)).unwrap();
         let rejected_data_points = *self.rejects.lock();
         let partial_success =
             Some(ExportMetricsPartialSuccess { rejected_data_points, ..Default::default() });
@@ -55,12 +55,9 @@ async fn over_http(State(collector): State<Collector>, headers: HeaderMap, body:
 }
 
 /// Listens with both protocols: gRPC first, then HTTP.
-async fn collector() -> (
-    Collector,
-    mpsc::UnboundedReceiver<(String, ExportMetricsServiceRequest)>,
-    [(&'static str, SocketAddr); 2],
-) {
-    let (got, receiver) = mpsc::unbounded_channel();
+async fn collector()
+-> (Collector, mpsc::Receiver<(String, ExportMetricsServiceRequest)>, [(&'static str, SocketAddr); 2]) {
+    let (got, receiver) = mpsc::channel(1024);
     let collector = Collector { got, rejects: Arc::default() };
     let grpc = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let http = TcpListener::bind("127.0.0.1:0").await.unwrap();
