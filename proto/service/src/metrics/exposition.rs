@@ -240,7 +240,7 @@ mod tests {
             panic!("no distribution")
         };
         assert_eq!((waits.count, waits.sum), (2, 100.004));
-        let five = waits.buckets.iter().find(|bucket| bucket.bound.total_cmp(&0.005).is_eq()).unwrap();
+        let five = waits.buckets.iter().find(|bucket| (bucket.bound - 0.005).abs() < 1e-9).unwrap();
         assert_eq!((five.cumulative, five.exemplar.as_ref().unwrap().value), (1, 0.004));
         assert_eq!(five.exemplar.as_ref().unwrap().labels[0].1, "0af7651916cd43dd8448eb211c80319c");
         let last = waits.buckets.last().unwrap();

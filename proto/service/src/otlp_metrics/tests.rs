@@ -57,7 +57,7 @@ async fn over_http(State(collector): State<Collector>, headers: HeaderMap, body:
 /// Listens with both protocols: gRPC first, then HTTP.
 async fn collector()
 -> (Collector, mpsc::Receiver<(String, ExportMetricsServiceRequest)>, [(&'static str, SocketAddr); 2]) {
-    let (got, receiver) = mpsc::channel(100);
+    let (got, receiver) = mpsc::channel(1024);
     let collector = Collector { got, rejects: Arc::default() };
     let grpc = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let http = TcpListener::bind("127.0.0.1:0").await.unwrap();
