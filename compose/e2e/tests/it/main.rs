@@ -11,7 +11,6 @@ mod crash;
 mod credentials;
 mod examples;
 mod fencing;
-mod kafka;
 mod kinds;
 mod planted;
 mod replicas;
