@@ -13,7 +13,6 @@ mod credentials;
 mod dashboards;
 mod examples;
 mod fencing;
-mod kafka;
 mod kinds;
 mod planted;
 mod replicas;
