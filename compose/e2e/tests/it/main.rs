@@ -13,6 +13,7 @@ mod credentials;
 mod dashboards;
 mod examples;
 mod fencing;
+mod kafka;
 mod kinds;
 mod planted;
 mod replicas;
