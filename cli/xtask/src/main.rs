@@ -34,7 +34,8 @@ enum Task {
     Ci,
     /// Check the rules that a machine keeps.
     Tidy,
-    /// Generate Rust from the .proto files, and the table of conformance from the tests.
+    /// Generate Rust from the .proto files, the table of conformance from the tests, and the pages of `docs/` that are made from
+    /// the code.
     Gen {
         /// Only tell whether the generated files are up to date.
         #[arg(long)]
@@ -77,7 +78,12 @@ fn main() -> Result<()> {
         Task::Test { filter } => ci::filtered(&root, &filter),
         Task::Ci => ci::run(&root),
         Task::Tidy => tidy::run(&root),
-        Task::Gen { check } => r#gen::run(&root, check).and_then(|()| conformance::run(&root, check)),
+        Task::Gen { check } => {
+            r#gen::run(&root, check)?;
+            conformance::run(&root, check)?;
+            // The tests of the all-in-one, which knows all planes, compare these pages with the code.
+            if check { Ok(()) } else { r#gen::pages(&root) }
+        }
         Task::Servers { install } => servers::run(install),
         Task::Bench { arguments } => bench::run(&root, &arguments),
         Task::Fuzz(options) => fuzz::run(&root, &options),
