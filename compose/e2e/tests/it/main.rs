@@ -13,6 +13,7 @@ mod examples;
 mod fencing;
 mod kinds;
 mod planted;
+mod readme;
 mod replicas;
 mod rolling;
 mod scenarios;
