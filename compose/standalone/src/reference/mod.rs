@@ -4,6 +4,7 @@
 
 mod errors;
 mod kinds;
+mod reasons;
 mod settings;
 mod wire;
 
