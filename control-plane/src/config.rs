@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tbmq_integration::seal::Keys;
 use tbmq_service::{
@@ -20,6 +21,9 @@ pub use crate::access::config::{
     AuthConfig, ClientAuth, ClientRole, InvalidClientRole, JwtConfig, TlsConfig,
 };
 use crate::{access, store};
+
+/// Default port of the admin endpoint of a control plane that runs alone.
+pub const ADMIN_PORT: u16 = 8083;
 
 /// Environment names of [`Config`].
 pub const SETTINGS: &[Setting] = &[
@@ -95,7 +99,7 @@ pub const SETTINGS: &[Setting] = &[
 ];
 
 /// Settings of the control plane.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Config {
     /// The gRPC server and validation.
@@ -115,10 +119,10 @@ pub struct Config {
 }
 
 /// What topic filters are allowed.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct MqttConfig {
-    /// Topics.
+    /// Topics; the data plane has the same settings.
     pub topic: TopicConfig,
     /// Subscriptions.
     pub subscription: SubscriptionConfig,
@@ -127,7 +131,7 @@ pub struct MqttConfig {
 }
 
 /// Clients that may not connect.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct BlockedClientConfig {
     /// Blocks that have expired.
@@ -135,10 +139,10 @@ pub struct BlockedClientConfig {
 }
 
 /// Blocks that have expired.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct BlockedCleanupConfig {
-    /// How often to look for them, minutes.
+    /// How often to look for blocks that have expired, minutes.
     pub period: NonZeroU32,
     /// How long after it expired a block is removed, minutes.
     pub ttl: u32,
@@ -151,15 +155,15 @@ impl Default for BlockedCleanupConfig {
 }
 
 /// Topics.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct TopicConfig {
-    /// Levels at most; 0: no limit.
+    /// Levels that the filter of an integration may have; 0: no limit.
     pub max_segments_count: usize,
 }
 
 /// Subscriptions.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct SubscriptionConfig {
     /// Whether the filter `#` is allowed.
@@ -173,7 +177,7 @@ impl Default for SubscriptionConfig {
 }
 
 /// The gRPC server and validation.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct ControlConfig {
     /// Where to listen.
@@ -184,6 +188,7 @@ pub struct ControlConfig {
     pub auth: AuthConfig,
     /// How long Create and Update wait for an executor's answer.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
     pub validation_timeout: Duration,
     /// Validations that may be pending at once; more are refused with `RESOURCE_EXHAUSTED`.
     pub validations_max: NonZeroUsize,
@@ -196,15 +201,19 @@ pub struct ControlConfig {
     pub watchers_per_client_max: NonZeroUsize,
     /// How long the client of a watch may take nothing before it is cut.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
     pub watch_patience: Duration,
     /// How often a watch says how far it has come; at most 10 s, which clients count on.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
     pub watch_bookmarks: Duration,
     /// How long Create and Update wait for data planes to apply the subscription.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
     pub apply_timeout: Duration,
     /// How long a stop waits for calls.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
     pub drain_timeout: Duration,
 }
 
@@ -228,19 +237,20 @@ impl Default for ControlConfig {
 }
 
 /// How much may be asked at once, over all connections; more is refused with `RESOURCE_EXHAUSTED`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct CallsConfig {
-    /// Calls that read.
+    /// Calls in work at once that read.
     pub reads_max: NonZeroUsize,
-    /// Calls that change something.
+    /// Calls in work at once that change something.
     pub writes_max: NonZeroUsize,
-    /// Connection checks. Fewer than validations, so that they leave some of those to Create and Update.
+    /// Connection checks in work at once. Fewer than validations, so that they leave some of those to Create and Update.
     pub checks_max: NonZeroUsize,
     /// How long a call may take, whatever its caller allows; streams may stay.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
     pub deadline: Duration,
-    /// Streams of one HTTP/2 connection.
+    /// Streams of one HTTP/2 connection, at most.
     pub streams_max: NonZeroU32,
 }
 
@@ -257,7 +267,7 @@ impl Default for CallsConfig {
 }
 
 /// Where the gRPC server listens.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct GrpcConfig {
     /// Address to bind.
@@ -274,9 +284,11 @@ pub struct GrpcConfig {
     pub ca_file: Option<PathBuf>,
     /// After how long a client is asked to connect anew, so that load spreads over replicas; 0: never.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
     pub max_connection_age: Duration,
     /// How long calls in work may go on after this before they are cut; 0: as long as they like.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
     pub max_connection_age_grace: Duration,
 }
 
@@ -319,7 +331,7 @@ impl GrpcConfig {
 const ADDRESS_BYTES_MAX: usize = 512 - ":65535".len();
 
 /// A host with or without a port, which others can connect to.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
 pub struct AdvertisedAddress {
     /// Absent: as this one is served.
@@ -369,7 +381,7 @@ impl From<AdvertisedAddress> for String {
 }
 
 /// Where the store is.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct DatabaseConfig {
     /// `postgres://user:password@host/database` or `sqlite://path?mode=rwc`; absent: TBMQ's names are looked at.
@@ -377,24 +389,24 @@ pub struct DatabaseConfig {
 }
 
 /// TBMQ's names for the store.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct SpringConfig {
-    /// The data source.
+    /// The database, under TBMQ's names; `database.url` wins.
     pub datasource: DatasourceConfig,
 }
 
 /// TBMQ's data source.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct DatasourceConfig {
     /// `jdbc:postgresql://host:port/database`.
     pub url: Option<DatabaseUrl>,
-    /// User.
+    /// User of the database, unless the URL names one.
     pub username: Option<String>,
-    /// Password.
+    /// Password of that user.
     pub password: Secret,
-    /// Connections at most.
+    /// Connections to the database, at most; SQLite takes 4 of them at most.
     pub maximum_pool_size: NonZeroU32,
 }
 
@@ -410,7 +422,7 @@ impl Default for DatasourceConfig {
 }
 
 /// Integrations.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct IntegrationsConfig {
     /// Connection checks.
@@ -420,7 +432,7 @@ pub struct IntegrationsConfig {
 }
 
 /// Connection checks.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct InitConfig {
     /// How long CheckConnection waits for an executor's answer, seconds.
@@ -434,10 +446,10 @@ impl Default for InitConfig {
 }
 
 /// Topics of long-disabled integrations (seed 000, "What Happens If an Integration Stays Disabled").
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct CleanupConfig {
-    /// How often to look, seconds.
+    /// How often to look for integrations that were disabled for long, seconds.
     pub period: NonZeroU64,
     /// How long an integration may be disabled before its topic is deleted, seconds; 0 or negative: for ever.
     pub ttl: i64,
@@ -450,17 +462,17 @@ impl Default for CleanupConfig {
 }
 
 /// Events in the store.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct SqlConfig {
-    /// What is stored.
+    /// What is stored of events.
     pub events: EventsConfig,
-    /// How long.
+    /// How long things are stored.
     pub ttl: TtlConfig,
 }
 
 /// What is stored of events.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct EventsConfig {
     /// Symbols kept of an error text; 0 or negative: all.
@@ -477,7 +489,7 @@ impl Default for EventsConfig {
 }
 
 /// How long things are stored.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct TtlConfig {
     /// Events.
@@ -487,14 +499,14 @@ pub struct TtlConfig {
 }
 
 /// How long refused clients are remembered.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct UnauthorizedTtlConfig {
-    /// Whether old ones are deleted at all.
+    /// Whether old refusals are deleted at all.
     pub enabled: bool,
-    /// How often, ms.
+    /// How often old refusals are deleted, ms.
     pub execution_interval_ms: NonZeroU64,
-    /// How long one is kept after its latest refusal, seconds; 0 or negative: for ever.
+    /// How long a refused client is kept after its latest refusal, seconds; 0 or negative: for ever.
     pub ttl: i64,
 }
 
@@ -509,12 +521,12 @@ impl Default for UnauthorizedTtlConfig {
 }
 
 /// How long events are stored.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct EventsTtlConfig {
     /// Whether old events are deleted at all.
     pub enabled: bool,
-    /// How often, ms.
+    /// How often old events are deleted, ms.
     pub execution_interval_ms: NonZeroU64,
     /// How long an event is kept, seconds; 0 or negative: for ever.
     pub ttl_sec: i64,
@@ -648,7 +660,7 @@ fn escape(text: &str) -> String {
 }
 
 /// A URL whose password is not shown.
-#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct DatabaseUrl(String);
 

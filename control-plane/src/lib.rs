@@ -65,7 +65,7 @@ use tbmq_service::{
 };
 use tokio::{sync::watch, task::JoinSet};
 
-pub use crate::config::{Config, SETTINGS};
+pub use crate::config::{ADMIN_PORT, Config, SETTINGS};
 use crate::{access::Access, fault::Faults, plane::Plane, relayer::only_partition, vault::Vault};
 
 /// How long a bus that answers "not yet" is tried again at the start, counted from it.

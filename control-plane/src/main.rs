@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, process::ExitCode};
 
 use tbmq_bus::kafka::{KafkaBus, KafkaConfig};
-use tbmq_control_plane::{Config, Context, SETTINGS};
+use tbmq_control_plane::{ADMIN_PORT, Config, Context, SETTINGS};
 use tbmq_proto::topic::Catalogue;
 use tbmq_service::{
     bus_config::KafkaSettings,
@@ -59,7 +59,7 @@ fn main() -> ExitCode {
         name: "tbmq-control-plane",
         about: "Owns the integrations of TBMQ: gRPC API, store, configuration of data planes and executors",
         role: "control-plane",
-        admin_port: 8083,
+        admin_port: ADMIN_PORT,
         settings: SETTINGS,
     };
     shell::main(&program, check, start)

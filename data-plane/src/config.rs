@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tbmq_integration::seal::Keys;
 use tbmq_mqtt::{session::Limits, topic::Rules};
@@ -27,7 +28,7 @@ use crate::{
 const PRODUCE_DEADLINE_MIN: Duration = Duration::from_millis(100);
 
 /// Everything that the data plane can be told.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Config {
     /// Where clients connect.
@@ -40,15 +41,17 @@ pub struct Config {
     pub secrets: SecretsConfig,
     /// Where control planes are.
     pub control: ControlConfig,
-    /// How Redis is reached, which keeps persistent sessions.
+    /// The Redis where a data plane that runs alone keeps sessions; without one they end with the process. `tbmq` without
+    /// one keeps them in its data folder. Redis wants `maxmemory-policy noeviction` and `appendonly yes`; TBMQ's own keys
+    /// are not taken over.
     pub redis: RedisConfig,
 }
 
 /// What clients may do.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct MqttConfig {
-    /// Connections at a time; more are closed at once.
+    /// Connections of all listeners at a time; more are closed at once.
     pub connections_max: NonZeroUsize,
     /// Connections at a time from one IPv4 address, or IPv6 network of 64 bits; more are closed at once. It is the
     /// address that a PROXY or forwarded header says, where a listener heeds them. 0: no limit.
@@ -56,18 +59,19 @@ pub struct MqttConfig {
     /// Whether a client may take over the session, and the client id, of a client with another user name; else it is
     /// refused (0x87; 3.x: 5), as long as there is that session.
     pub takeover_by_other_users: bool,
-    /// How often things may happen.
+    /// How often things may happen: `count:seconds`, several with commas between them, all of which must hold.
     pub rate_limits: RateLimitsConfig,
-    /// From the connection to a complete CONNECT.
+    /// From accepting a connection to a complete CONNECT, at most: PROXY header, TLS and WebSocket handshakes included.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
     pub connect_timeout: Duration,
-    /// Bytes of a 3.1 client's id.
+    /// Bytes that the id of a 3.1 client may have.
     pub client_id_max_length: NonZeroUsize,
     /// Keep alive.
     pub keep_alive: KeepAliveConfig,
-    /// Unacknowledged publishes of a client (Receive Maximum).
+    /// Unacknowledged publishes that a client may have at a time; told to 5.0 clients as Receive Maximum.
     pub max_in_flight_msgs: NonZeroU16,
-    /// Bytes of a client's publishes on their way to the bus; at the limit its socket is not read.
+    /// Bytes of one client's publishes on their way to the bus; at the limit its socket is not read.
     pub in_flight_bytes_max: NonZeroUsize,
     /// Bytes of one integration's records on their way to the bus; at the limit a publish for it is refused.
     pub topic_in_flight_bytes_max: NonZeroUsize,
@@ -75,12 +79,14 @@ pub struct MqttConfig {
     pub node_in_flight_bytes_max: NonZeroUsize,
     /// From a publish to the bus's confirmation, at most; later the publish is refused.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
     pub produce_deadline: Duration,
     /// Unacknowledged deliveries to a client.
     pub flow_control: FlowControlConfig,
-    /// Deliveries that wait for a connection's task: messages.
+    /// Deliveries that may wait for a connection's task, in messages. At the limit those at QoS 0 are dropped, and the connection
+    /// is closed for one at QoS 1 or 2 that no lasting session keeps.
     pub outbound_queue_messages_max: NonZeroUsize,
-    /// Deliveries that wait for a connection's task: bytes; and as many of shared subscriptions that wait for its
+    /// Deliveries that may wait for a connection's task, in bytes; and as many of shared subscriptions that wait for its
     /// acknowledgements.
     pub outbound_queue_bytes_max: NonZeroUsize,
     /// Retained messages.
@@ -90,30 +96,34 @@ pub struct MqttConfig {
     /// Topic filters.
     pub subscription: SubscriptionConfig,
     /// Sessions with and without a connection, on all nodes as far as they know of each other: at the limit clients that
-    /// have none on this node are refused. Heard every 5 s, so that it may be exceeded by a few. 0: no limit.
+    /// have none on this node are refused (CONNACK 0x97; 3.x: 3). Heard every 5 s, so that it may be exceeded by a few.
+    /// 0: no limit.
     pub sessions_limit: usize,
     /// Sessions of APPLICATION clients that outlive their connections on this node, and integrations, all together: at the
-    /// limit an APPLICATION client that has no session here is refused. 0: no limit.
+    /// limit an APPLICATION client that has no session here is refused (CONNACK 0x97; 3.x: 3). 0: no limit.
     pub application_clients_limit: usize,
     /// How long sessions live.
     pub client_session_expiry: SessionExpiryConfig,
     /// What is kept for clients.
     pub persistent_session: PersistentSessionConfig,
-    /// Where 5.0 clients are sent when this node stops or is drained: `host` or `host:port`, several with spaces
-    /// between them; empty: they are not told.
+    /// Where 5.0 clients are sent when this node stops or is drained (0x9C instead of 0x8B): `host` or `host:port`,
+    /// several with spaces between them; empty: they are not told.
     pub server_reference: String,
     /// Time between two publications of the broker's figures under `$SYS/broker/`; 0: there are none.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
     pub sys_interval: Duration,
     /// Response Information for 5.0 clients that ask for it; empty: none.
     pub response_info: String,
     /// Tasks that share completions, buffers and timers; 0: one per core.
     pub workers: usize,
-    /// How long a drain waits for what is in flight.
+    /// How long a stop waits for what is in flight.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
     pub drain_timeout: Duration,
-    /// Over how long DrainNode sends the clients away.
+    /// Over how long `tbmqctl node drain` sends the clients away.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
     pub drain_spread: Duration,
 }
 
@@ -153,7 +163,7 @@ impl Default for MqttConfig {
 }
 
 /// Keep alive.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct KeepAliveConfig {
     /// The longest that a 5.0 client gets, in seconds.
@@ -167,14 +177,15 @@ impl Default for KeepAliveConfig {
 }
 
 /// Unacknowledged deliveries to a client.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct FlowControlConfig {
-    /// Window of a 3.x client; a 5.0 client says it itself.
+    /// Messages that a 3.x client may have without having acknowledged them; a 5.0 client says its Receive Maximum itself.
     pub mqtt_3x_receive_max: NonZeroU16,
-    /// Messages that wait for the window.
+    /// Messages that may wait until a client that has as many as it may has acknowledged some. Further
+    /// ones stay in its outbound queue.
     pub delayed_queue_max_size: NonZeroUsize,
-    /// How long they wait, in seconds.
+    /// How long such a message waits, in seconds.
     pub ttl: NonZeroU32,
 }
 
@@ -189,14 +200,16 @@ impl Default for FlowControlConfig {
 }
 
 /// Retained messages.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct RetainMsgConfig {
-    /// Whether messages are retained; told to 5.0 clients as Retain Available.
+    /// Whether messages are retained; told to 5.0 clients as Retain Available. Without, a 5.0 client that tries is
+    /// disconnected (0x9A), and those of 3.x clients are ordinary messages.
     pub available: bool,
-    /// Topics that may have one.
+    /// Topics that may have a retained message. Beyond, a publish is answered 0x97, the connection of a 3.x client is closed, and
+    /// at QoS 0 the message is only delivered.
     pub messages_max: NonZeroUsize,
-    /// Bytes of all of them in memory, about.
+    /// Bytes of all retained messages in memory, about; beyond, as with `messages-max`.
     pub bytes_max: NonZeroUsize,
     /// Time between two removals of those that have expired, in ms. They are not sent meanwhile.
     pub expiry_processing_period_ms: NonZeroU32,
@@ -224,14 +237,14 @@ impl RetainMsgConfig {
 }
 
 /// Topics.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct TopicConfig {
-    /// Levels of a topic; 0: no limit.
+    /// Levels that a topic or filter may have; 0: no limit.
     pub max_segments_count: usize,
     /// Topic aliases that a 5.0 client may use, and the most that are used towards one.
     pub alias_max: u16,
-    /// Bytes of a topic for which an alias is used towards a 5.0 client that takes aliases.
+    /// Bytes of a topic from which on an alias is used towards a 5.0 client that takes aliases.
     pub min_length_for_alias_replacement: usize,
 }
 
@@ -242,7 +255,7 @@ impl Default for TopicConfig {
 }
 
 /// Topic filters.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct SubscriptionConfig {
     /// Filters that one client may have.
@@ -258,15 +271,15 @@ impl Default for SubscriptionConfig {
 }
 
 /// Where control planes are.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct ControlConfig {
-    /// Their gRPC endpoints.
+    /// The control planes' gRPC endpoints.
     pub grpc: ControlGrpcConfig,
 }
 
 /// The control planes' gRPC endpoints.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct ControlGrpcConfig {
     /// `http://host:port` or `https://host:port` of each; none: run without a session.
@@ -282,6 +295,9 @@ pub struct ControlGrpcConfig {
     /// A file that holds it, read for each session.
     pub token_file: Option<PathBuf>,
 }
+
+/// Default port of the admin endpoint of a data plane that runs alone.
+pub const ADMIN_PORT: u16 = 8081;
 
 /// Environment names of [`Config`].
 pub const SETTINGS: &[Setting] = &[

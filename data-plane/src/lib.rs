@@ -65,7 +65,7 @@ mod worker;
 use auth::Auth;
 pub use auth::AuthConfig;
 pub use config::{
-    Config, ControlConfig, ControlGrpcConfig, FlowControlConfig, KeepAliveConfig, MqttConfig,
+    ADMIN_PORT, Config, ControlConfig, ControlGrpcConfig, FlowControlConfig, KeepAliveConfig, MqttConfig,
     RetainMsgConfig, SETTINGS, SubscriptionConfig, TopicConfig,
 };
 use feed::{About, Feed};

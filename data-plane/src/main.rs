@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use tbmq_bus::kafka::{KafkaBus, KafkaConfig};
-use tbmq_data_plane::{Config, Context, Running, SETTINGS};
+use tbmq_data_plane::{ADMIN_PORT, Config, Context, Running, SETTINGS};
 use tbmq_proto::topic::Catalogue;
 use tbmq_service::{
     bus_config::KafkaSettings,
@@ -40,7 +40,7 @@ fn main() -> ExitCode {
         name: "tbmq-data-plane",
         about: "The MQTT broker of TBMQ: takes messages from clients and hands them to clients and integrations",
         role: "data-plane",
-        admin_port: 8081,
+        admin_port: ADMIN_PORT,
         settings: SETTINGS,
     };
     shell::main(&program, check, start)

@@ -2,13 +2,14 @@
 
 use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tbmq_mqtt::session::NEVER_S;
 
 use crate::session_store;
 
 /// How long sessions live.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct SessionExpiryConfig {
     /// The longest session expiry interval that a 5.0 client gets, in seconds; 4294967295: whatever it wants.
@@ -31,7 +32,7 @@ impl SessionExpiryConfig {
 }
 
 /// What is kept for clients.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct PersistentSessionConfig {
     /// Of clients of the type DEVICE.
@@ -39,7 +40,7 @@ pub struct PersistentSessionConfig {
 }
 
 /// What is kept for a device.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct DeviceConfig {
     /// Its queue.
@@ -47,18 +48,18 @@ pub struct DeviceConfig {
 }
 
 /// The queue of a client.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct PersistedMessagesConfig {
-    /// Messages; at the limit the oldest that wait are dropped.
+    /// Messages that may wait for one client; at the limit the oldest that wait are dropped.
     pub limit: NonZeroU64,
     /// How long a message waits, in seconds.
     pub ttl: NonZeroU32,
-    /// Bytes of a queue; at the limit the oldest that wait are dropped.
+    /// Bytes that may wait for one client; at the limit the oldest that wait are dropped.
     pub bytes_max: NonZeroU64,
-    /// Bytes of all queues; at the limit a message that would be kept is dropped.
+    /// Bytes that may wait for all clients; at the limit a message that would be kept is dropped.
     pub total_bytes_max: NonZeroU64,
-    /// Bytes of messages on their way into queues; at the limit a publish for one is refused.
+    /// Bytes of messages on their way into queues; at the limit a publish for one is refused (0x97).
     pub in_flight_bytes_max: NonZeroUsize,
 }
 

@@ -2,6 +2,7 @@
 
 use std::{num::NonZeroUsize, time::Duration};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tbmq_integration::{
     entity::{AckStrategy, Delivery, Document},
@@ -29,6 +30,9 @@ macro_rules! settings {
         ]
     };
 }
+
+/// Default port of the admin endpoint of an executor that runs alone.
+pub const ADMIN_PORT: u16 = 8082;
 
 /// Environment names of [`Config`].
 pub const SETTINGS: &[Setting] = settings! {
@@ -81,7 +85,7 @@ pub const SETTINGS: &[Setting] = settings! {
 macro_rules! tree {
     ($($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident: $type:ty = $default:expr,)* })*) => {$(
         $(#[$doc])*
-        #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+        #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
         #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
         pub struct $name { $($(#[$field_doc])* pub $field: $type,)* }
 
@@ -111,14 +115,14 @@ tree! {
     }
     /// Which kinds are served.
     Service {
-        /// See [`Kinds`].
+        /// Kinds that this executor runs, by name.
         integrations: Kinds = Kinds::default(),
     }
     /// Kinds by name.
     Kinds {
-        /// `ALL`, `NONE`, or names separated by commas.
+        /// Kinds that this executor runs: `ALL`, `NONE`, or names separated by commas.
         supported: String = "ALL".to_owned(),
-        /// The same; these are taken away from `supported`.
+        /// Kinds that are taken away from `supported`, written in the same way.
         excluded: String = "NONE".to_owned(),
     }
     /// Message processing, uplink and downlink.
@@ -135,9 +139,9 @@ tree! {
     /// Messages of integrations.
     IntegrationMsg {
         /// Messages come as they are written, without a poll; this is the pause between two attempts to reach the bus (to
-        /// find a message topic, to write a dead letter); ms.
+        /// find a message topic, to write a dead letter); ms. Per integration: `delivery.pollIntervalMs`.
         poll_interval: u64 = 1_000,
-        /// From submission of a message to the sink's answer, at most; ms.
+        /// From submission of a message to the sink's answer, at most; ms. Per integration: `delivery.packProcessingTimeoutMs`.
         pack_processing_timeout: u64 = 30_000,
         /// What happens to messages that fail or time out.
         ack_strategy: Strategy = Strategy::default(),
@@ -156,12 +160,14 @@ tree! {
         message_headers_max: usize = 1_024,
         /// Time between two commits of all integrations together.
         #[serde(with = "humantime_serde")]
+        #[schemars(with = "String")]
         commit_interval: Duration = Duration::from_secs(1),
     }
     /// Dead letters of integrations whose document says `delivery.deadLetter: true`.
     DeadLetters {
-        /// How long they are kept. Counts when the topic is made.
+        /// How long dead letters are kept. Counts when the topic is made.
         #[serde(with = "humantime_serde")]
+        #[schemars(with = "String")]
         retention: Duration = Duration::from_secs(30 * 86_400),
         /// Bytes of one integration's dead letters above which the oldest go; absent: no limit. Counts when the topic is
         /// made.
@@ -169,11 +175,11 @@ tree! {
     }
     /// Strategy, unless the integration's document names its own.
     Strategy {
-        /// `SKIP_ALL` or `RETRY_ALL`.
+        /// What becomes of a message that fails or times out. Per integration: `delivery.ackStrategy`.
         r#type: StrategyType = StrategyType::SkipAll,
-        /// Further attempts with `RETRY_ALL`; 0 = without end.
+        /// Further attempts with `RETRY_ALL`; 0: without end. Per integration: `delivery.retries`.
         retries: u32 = 5,
-        /// Wait before each further attempt; s.
+        /// Wait before each further attempt; s. Per integration: `delivery.pauseBetweenRetriesSec`.
         pause_between_retries: u64 = 1,
     }
     /// Events to the control plane.
@@ -185,6 +191,7 @@ tree! {
     Downlink {
         /// An executor that is silent for so long loses its integrations to others.
         #[serde(with = "humantime_serde")]
+        #[schemars(with = "String")]
         session_timeout: Duration = Duration::from_secs(10),
         /// Integrations in one downlink partition, at most; further ones are refused and counted.
         shards_per_partition_max: NonZeroUsize = NonZeroUsize::new(100_000).expect("100,000 is not 0"),
@@ -200,6 +207,7 @@ tree! {
         /// An integration that has something to deliver and whose remote end has confirmed nothing for so long is reported as
         /// stalled; the status shows it a moment later, within 5 s.
         #[serde(with = "humantime_serde")]
+        #[schemars(with = "String")]
         stalled_after: Duration = Duration::from_secs(4),
         /// Waiting for what is in flight.
         destroy: Destroy = Destroy::default(),
@@ -221,27 +229,28 @@ tree! {
     }
     /// Statistics events.
     Statistics {
-        /// Whether they are written.
+        /// Whether statistics events are written.
         enabled: bool = true,
-        /// Time between two of an integration; ms.
+        /// Time between two statistics events of an integration; ms.
         persist_frequency: u64 = 3_600_000,
     }
     /// Attempts to start failed integrations.
     Reinit {
-        /// Whether they are made; otherwise only an update or a restart tries again.
+        /// Whether failed integrations are tried anew; otherwise only an update or a restart tries again.
         enabled: bool = true,
         /// The longest pause between two attempts of one integration; ms.
         frequency: u64 = 300_000,
         /// The pause before the first attempt; it doubles with each, up to `frequency`, and is shortened by up to a half at
         /// random.
         #[serde(with = "humantime_serde")]
+        #[schemars(with = "String")]
         backoff: Duration = Duration::from_secs(1),
     }
     /// Waiting for what is in flight: `count` times `graceful-timeout-ms`, at most `forced-shutdown-timeout-ms`.
     Destroy {
-        /// One turn; ms.
+        /// How long one turn of waiting takes; ms.
         graceful_timeout_ms: u64 = 1_000,
-        /// Turns.
+        /// Turns of waiting.
         count: u64 = 10,
         /// The outer bound when the process stops; ms.
         forced_shutdown_timeout_ms: u64 = 15_000,
@@ -249,9 +258,9 @@ tree! {
     /// Networks by prefix (`10.0.0.0/8`) or address; `public` stands for all addresses that are not local. They are
     /// matched with the address that is connected to, with each attempt.
     EgressLists {
-        /// If any: nothing else may be reached, and these may be although they are local.
+        /// Networks that sinks may reach. If any: nothing else may be reached, and these may be although they are local.
         allow: Vec<Network> = Vec::new(),
-        /// Never to be reached, whatever else allows them.
+        /// Networks that are never to be reached, whatever else allows them.
         deny: Vec<Network> = Vec::new(),
     }
     /// Concurrency.
@@ -282,39 +291,39 @@ tree! {
     }
     /// The limit on error events.
     RateLimits {
-        /// Whether there is one.
+        /// Whether there is a limit on error events.
         enabled: bool = true,
-        /// `count:seconds` pairs; all must admit.
+        /// Error events of the whole process: `count:seconds` pairs separated by commas, all of which must admit one.
         integration: String = "5000:3600,100:60".to_owned(),
         /// An integration is told of the limit once per so many minutes.
         ttl_minutes: u64 = 60,
     }
     /// Printed statistics.
     Stats {
-        /// See [`PrintedStats`].
+        /// Printed statistics.
         ie: PrintedStats = PrintedStats::default(),
-        /// See [`SystemInfo`].
+        /// Load of the machine, as told to the control plane.
         system_info: SystemInfo = SystemInfo::default(),
     }
     /// Load of the machine, as told to the control plane.
     SystemInfo {
-        /// How often; s.
+        /// How often the load of the machine is told; s.
         persist_frequency: u64 = 60,
     }
     /// Printed statistics.
     PrintedStats {
-        /// Whether they are logged.
+        /// Whether statistics are logged.
         enabled: bool = true,
-        /// How often; ms.
+        /// How often statistics are logged; ms.
         print_interval_ms: u64 = 60_000,
     }
 }
 
-/// `SKIP_ALL` or `RETRY_ALL`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// What becomes of a message that fails or times out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum StrategyType {
-    /// One attempt.
+    /// One attempt, then an error event.
     SkipAll,
     /// Further attempts.
     RetryAll,

@@ -36,7 +36,7 @@ use tbmq_service::{
 };
 use tokio::{sync::Semaphore, task::JoinSet};
 
-pub use crate::config::{Config, SETTINGS};
+pub use crate::config::{ADMIN_PORT, Config, SETTINGS};
 use crate::{
     commands::Commands,
     driver::Group,

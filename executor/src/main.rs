@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use tbmq_bus::kafka::{KafkaBus, KafkaConfig};
-use tbmq_executor::{Config, Context, Running, SETTINGS};
+use tbmq_executor::{ADMIN_PORT, Config, Context, Running, SETTINGS};
 use tbmq_proto::topic::Catalogue;
 use tbmq_service::{
     bus_config::KafkaSettings,
@@ -40,7 +40,7 @@ fn main() -> ExitCode {
         name: "tbmq-executor",
         about: "Runs the integrations of TBMQ: consumes their messages and delivers them",
         role: "executor",
-        admin_port: 8082,
+        admin_port: ADMIN_PORT,
         settings: SETTINGS,
     };
     shell::main(&program, check, start)

@@ -88,6 +88,7 @@ pub(crate) async fn run(arguments: Arguments, target: &Target, output: Output) -
     }
     match (failed, differ) {
         (0, 0) => Ok(()),
+        (0, 1) => Err(Failure::drift("1 of the integrations differs")),
         (0, _) => Err(Failure::drift(format!("{differ} of the integrations differ"))),
         _ => Err(Failure::refused(format!("{failed} can't be compared, as told above"))),
     }

@@ -58,7 +58,8 @@ pub(crate) async fn run(arguments: Arguments, target: &Target, output: Output) -
                     if is_json { ("json", portable.json()?) } else { ("yaml", portable.yaml()?) };
                 std::fs::write(folder.join(format!("{name}.{ending}")), text).map_err(failed)?;
             }
-            note(&format!("{} integrations were written to {}", all.len(), folder.display()));
+            let were = if all.len() == 1 { "integration was" } else { "integrations were" };
+            note(&format!("{} {were} written to {}", all.len(), folder.display()));
         }
         None if is_json => {
             output.print(String::new, || all.iter().map(Portable::from).collect::<Vec<_>>())?;

@@ -4,9 +4,10 @@ use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
+    process::Command,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use prost::Message as _;
 
 const SOURCES: &[&str] = &[
@@ -48,6 +49,18 @@ pub(crate) fn run(root: &Path, check: bool) -> Result<()> {
     for (name, text) in fresh {
         fs::write(target.join(name), text)?;
     }
+    Ok(())
+}
+
+/// Writes the pages of `docs/` that are made from the code.
+pub(crate) fn pages(root: &Path) -> Result<()> {
+    let status = Command::new("cargo")
+        .args(["test", "--quiet", "-p", "tbmq", "--bin", "tbmq", "reference"])
+        .env("UPDATE_DOCS", "1")
+        .current_dir(root)
+        .status()
+        .context("cargo could not be started")?;
+    ensure!(status.success(), "a page of docs/ can't be made");
     Ok(())
 }
 

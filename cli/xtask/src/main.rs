@@ -38,7 +38,8 @@ enum Task {
     Tidy,
     /// Check what deploys and watches TBMQ: containers, Kubernetes, systemd, alerts, dashboards; each by its own linter.
     Deploy,
-    /// Generate Rust from the .proto files, and the table of conformance from the tests.
+    /// Generate Rust from the .proto files, the table of conformance from the tests, and the pages of `docs/` that are made from
+    /// the code.
     Gen {
         /// Only tell whether the generated files are up to date.
         #[arg(long)]
@@ -88,7 +89,12 @@ fn main() -> Result<()> {
         Task::Ci => ci::run(&root),
         Task::Tidy => tidy::run(&root),
         Task::Deploy => deploy::run(&root, false),
-        Task::Gen { check } => r#gen::run(&root, check).and_then(|()| conformance::run(&root, check)),
+        Task::Gen { check } => {
+            r#gen::run(&root, check)?;
+            conformance::run(&root, check)?;
+            // The tests of the all-in-one, which knows all planes, compare these pages with the code.
+            if check { Ok(()) } else { r#gen::pages(&root) }
+        }
         Task::Servers { install } => servers::run(install),
         Task::Bench { arguments } => bench::run(&root, &arguments),
         Task::Instructions { write } => instructions::run(&root, write),

@@ -6,6 +6,7 @@ use std::{
 };
 
 use clap::Args;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tbmq_service::{
     config::{Loader, Setting},
@@ -30,14 +31,15 @@ pub(crate) struct Config {
 }
 
 /// The composition's own part.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub(crate) struct OwnConfig {
+    /// The embedded log.
     pub(crate) bus: BusConfig,
 }
 
 /// The embedded log, and what is kept beside it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub(crate) struct BusConfig {
     /// What an acknowledged record, or what is kept of a client's session, survives.
@@ -45,7 +47,7 @@ pub(crate) struct BusConfig {
 }
 
 /// What an acknowledged record survives.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Durability {
     /// The end of the process, and the loss of power.
@@ -55,7 +57,8 @@ pub(crate) enum Durability {
     Process,
 }
 
-const SETTINGS: &[Setting] = &[Setting { env: "TBMQ_BUS_DURABILITY", key: "bus.durability" }];
+/// Environment names of [`OwnConfig`].
+pub(crate) const SETTINGS: &[Setting] = &[Setting { env: "TBMQ_BUS_DURABILITY", key: "bus.durability" }];
 
 impl Config {
     /// Takes all parts from one file and one environment.

@@ -6,6 +6,8 @@
 mod config;
 mod data_dir;
 mod planes;
+#[cfg(test)]
+mod reference;
 
 use std::process::ExitCode;
 
@@ -20,7 +22,7 @@ fn main() -> ExitCode {
         name: "tbmq",
         about: "TBMQ: an MQTT broker, its control plane and its integration executor in one process",
         role: "tbmq",
-        admin_port: if executor_only { 8082 } else { 8083 },
+        admin_port: if executor_only { tbmq_executor::ADMIN_PORT } else { tbmq_control_plane::ADMIN_PORT },
         settings: &[],
     };
     shell::run(&program, config::Config::load, config::Config::trees, planes::check, planes::start)

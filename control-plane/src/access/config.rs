@@ -2,28 +2,31 @@
 
 use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tbmq_service::config::Secret;
 
 use super::role::Role;
 
 /// Who may call.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct AuthConfig {
     /// Whether callers must show who they are; absent: when there is a way to do so (an admin token, a key for JWTs, or
-    /// roles of client certificates).
+    /// roles of client certificates). `true` with none of these: the API tokens of the database alone; `false`: nobody is
+    /// asked.
     pub enabled: Option<bool>,
     /// Whether the API may be served to other machines without authentication.
     pub insecure: bool,
     /// A token with the role ADMIN, with which the first API token is made; at least 16 characters.
     pub admin_token: Secret,
-    /// A file that holds it.
+    /// A file that holds the admin token.
     pub admin_token_file: Option<PathBuf>,
     /// JSON Web Tokens.
     pub jwt: JwtConfig,
     /// How long entries of the audit log are kept; 0: for ever.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
     pub audit_ttl: Duration,
 }
 
@@ -41,12 +44,12 @@ impl Default for AuthConfig {
 }
 
 /// JSON Web Tokens, sent as `authorization: Bearer <JWT>`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct JwtConfig {
     /// Secret of HS256; at least 32 bytes.
     pub secret: Secret,
-    /// A file that holds it.
+    /// A file that holds the secret of HS256.
     pub secret_file: Option<PathBuf>,
     /// A file with a public key in PEM: RSA (RS256 and up, PS256 and up), EC (ES256, ES384) or Ed25519 (EdDSA).
     pub key_file: Option<PathBuf>,
@@ -54,6 +57,7 @@ pub struct JwtConfig {
     pub jwks: Option<String>,
     /// How often the key set is read again.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
     pub jwks_refresh: Duration,
     /// What `iss` must be; absent: not looked at.
     pub issuer: Option<String>,
@@ -89,7 +93,7 @@ impl JwtConfig {
 }
 
 /// TLS of the gRPC server: on when there is a certificate.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct TlsConfig {
     /// File with the certificate chain, in PEM.
@@ -103,8 +107,10 @@ pub struct TlsConfig {
     /// `name=ROLE`: the role of the client whose certificate has this common name or alternative name; one `*` in the
     /// name stands for anything. The first that fits counts.
     pub client_roles: Vec<ClientRole>,
-    /// How often the files are looked at; a change is taken over without a restart.
+    /// How often the files are looked at; a change is taken over without a restart, and bad new ones are
+    /// warned about and change nothing.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
     pub reload_interval: Duration,
 }
 
@@ -122,7 +128,7 @@ impl Default for TlsConfig {
 }
 
 /// Whether clients must have a certificate; of no meaning without authorities.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum ClientAuth {
     /// A client may have one, and a token instead.
@@ -133,7 +139,7 @@ pub enum ClientAuth {
 }
 
 /// Whose certificate gives which role.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
 pub struct ClientRole {
     /// Name, with one `*` at most.

@@ -14,6 +14,7 @@ use std::{net::SocketAddr, num::NonZeroUsize, sync::Arc};
 
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tbmq_auth::{
     acl::{Acl, Permissions},
@@ -151,20 +152,21 @@ impl session::Access for Access {
 }
 
 /// How clients are judged.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct AuthConfig {
     /// Threads that hash passwords; 0: half the cores, at least one. Each takes 19 MiB while it hashes.
     pub hash_threads: usize,
-    /// Passwords that wait to be hashed; more clients are refused (0x97). 0: 400 for each thread, which takes 8 s.
+    /// Passwords that wait to be hashed; more clients are refused (0x97; 3.x: 3). 0: 400 for each thread, which takes 8 s.
     pub hash_queue_max: usize,
-    /// Of one IPv4 address, or one /64 of IPv6; 0: a quarter of all.
+    /// Passwords of one IPv4 address, or one /64 of IPv6, that wait to be hashed; 0: a quarter of all. Behind a balancer
+    /// without PROXY protocol all clients are one address.
     pub hash_queue_address_max: usize,
     /// Minutes in which a password that was right is not hashed again; 0: it always is.
     pub basic_credentials_password_ttl: u32,
-    /// Passwords of which that is remembered.
+    /// Passwords of which it is remembered that they were right.
     pub basic_credentials_password_max: NonZeroUsize,
-    /// Whether it is told which clients were refused.
+    /// Whether the control plane is told which clients were refused (the latest 10,000 are kept).
     pub unauth_clients_enabled: bool,
     /// Whether clients of other machines may connect while no provider is enabled, so that nobody is asked for anything.
     pub mqtt_anonymous_enabled: bool,

@@ -1,6 +1,7 @@
 //! Settings of limits: TBMQ's names and defaults where TBMQ has them (broker spec §5). All are read at the start, and off
 //! unless they are set.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tbmq_auth::limits::RateLimit;
 
@@ -9,27 +10,32 @@ use tbmq_auth::limits::RateLimit;
 const BYTES_PER_SECOND_MIN: u64 = 1000;
 
 /// How often something may happen: `count:seconds`, several with commas between them, all of which must hold.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct RateLimitsConfig {
-    /// Messages that a client publishes.
+    /// Messages that a client publishes: beyond the limit a publish is answered 0x97, at QoS 0 it is dropped, and the
+    /// connection of a 3.x client is closed.
     pub incoming_publish: ClientRateLimitConfig,
-    /// Messages that a client gets at QoS 0.
+    /// Messages that a client gets at QoS 0: more are dropped.
     pub outgoing_publish: ClientRateLimitConfig,
     /// Messages of all clients of all nodes: each that is published, and each delivery of one beyond its first. A node
-    /// has an even share.
+    /// has an even share. Publishes are refused as with `incoming-publish`, deliveries dropped.
     pub total: RateLimitConfig,
-    /// Messages put into queues of sessions, on all nodes. A node has an even share.
+    /// Messages put into queues of sessions, on all nodes. A node has an even share. The first receivers of a message get it.
     pub device_persisted_messages: RateLimitConfig,
-    /// Bytes that a client sends; when it is faster, its socket is not read for a while. `off`: no limit.
+    /// Bytes that a client sends, at least 1000 a second; when it is faster, its socket is not read for a while, and nothing is
+    /// lost. `off`: no limit.
     #[serde(with = "text_or_off")]
+    #[schemars(with = "String")]
     pub incoming_bytes: Option<RateLimit>,
     /// Connections that the node takes; more are closed at once. `off`: no limit.
     #[serde(with = "text_or_off")]
+    #[schemars(with = "String")]
     pub connections: Option<RateLimit>,
-    /// Connections that the node takes from one IPv4 address, or IPv6 network of 64 bits; more are closed at once.
-    /// `off`: no limit.
+    /// Connections that the node takes from one IPv4 address, or IPv6 network of 64 bits; more are closed
+    /// at once, before TLS. `off`: no limit.
     #[serde(with = "text_or_off")]
+    #[schemars(with = "String")]
     pub address_connections: Option<RateLimit>,
 }
 
@@ -61,13 +67,14 @@ impl RateLimitsConfig {
 }
 
 /// A limit of the cluster.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct RateLimitConfig {
-    /// Whether it is on.
+    /// Whether the limit is on.
     pub enabled: bool,
-    /// The limit.
+    /// The limit of all nodes together, as `count:seconds[,count:seconds…]`.
     #[serde(with = "text")]
+    #[schemars(with = "String")]
     pub config: RateLimit,
 }
 
@@ -78,13 +85,14 @@ impl RateLimitConfig {
 }
 
 /// A limit of each client.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct ClientRateLimitConfig {
-    /// Whether it is on.
+    /// Whether the limit is on.
     pub enabled: bool,
-    /// The limit.
+    /// The limit of each client, as `count:seconds[,count:seconds…]`.
     #[serde(with = "text")]
+    #[schemars(with = "String")]
     pub client_config: RateLimit,
 }
 

@@ -7,11 +7,12 @@ use std::{
     time::Duration,
 };
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tbmq_service::config::Secret;
 
 /// Where clients connect.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct ListenersConfig {
     /// MQTT over TCP.
@@ -22,9 +23,11 @@ pub struct ListenersConfig {
     pub ws: ListenerConfig,
     /// MQTT over secure WebSocket.
     pub wss: ListenerConfig,
-    /// Further listeners: what has `tls` is secured, what has `web-socket` speaks WebSocket.
+    /// Further listeners, each with the keys of `listener.tcp`: what has `tls` is secured, what has `web-socket` speaks
+    /// WebSocket.
     pub more: Vec<ListenerConfig>,
-    /// Whether connections begin with a header of the PROXY protocol (1 or 2), where a listener does not say so itself.
+    /// Whether connections begin with a header of the PROXY protocol (1 or 2), before TLS, where a listener does not say so
+    /// itself. A connection whose header names no source address is closed.
     pub proxy_protocol_enabled: bool,
     /// Networks (`10.0.0.0/8`) or addresses of proxies that are believed when they announce a client's address; none: all
     /// are. On a listener with the PROXY protocol a connection from elsewhere is closed; forwarded headers from elsewhere
@@ -32,8 +35,10 @@ pub struct ListenersConfig {
     pub trusted_proxies: Vec<String>,
     /// The system's receive buffer of each connection, in KB; 0: as the system likes.
     pub so_receive_buffer: u32,
-    /// How often files of certificates are looked at; a change counts without a restart.
+    /// How often files of certificates are looked at; a change counts without a restart, and bad new ones are warned about and
+    /// change nothing.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
     pub tls_reload_interval: Duration,
 }
 
@@ -77,14 +82,14 @@ impl ListenersConfig {
 }
 
 /// One listener.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct ListenerConfig {
     /// Whether to listen at all.
     pub enabled: bool,
     /// Address to bind.
     pub bind_address: IpAddr,
-    /// Port to bind; 0 picks a free one.
+    /// Port to bind; 0 picks a free one. Two data planes on one machine need different ones.
     pub bind_port: u16,
     /// What TBMQ calls the network's settings.
     pub netty: NettyConfig,
@@ -94,9 +99,9 @@ pub struct ListenerConfig {
     pub connections_max: u32,
     /// Connections taken in a second; more wait in the system's queue. 0: no limit.
     pub accept_rate_max: u32,
-    /// TLS; absent: none.
+    /// TLS; absent: none. Its keys are those of `listener.ssl.tls`.
     pub tls: Option<TlsConfig>,
-    /// WebSocket; absent: none.
+    /// WebSocket, at the path `/mqtt`; absent: none. Its keys are those of `listener.ws.web-socket`.
     pub web_socket: Option<WebSocketConfig>,
 }
 
@@ -124,10 +129,11 @@ impl ListenerConfig {
 }
 
 /// A listener's network settings, under TBMQ's names.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct NettyConfig {
     /// Bytes that a packet may have after its fixed header; announced to 5.0 clients as Maximum Packet Size.
+    /// A WebSocket frame may have as many, and at least 64 KiB.
     pub max_payload_size: NonZeroU32,
     /// TCP keep alive of the system.
     pub so_keep_alive: bool,
@@ -140,14 +146,14 @@ impl Default for NettyConfig {
 }
 
 /// TLS of a listener.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct TlsConfig {
     /// The lowest version that is spoken.
     pub protocol: TlsProtocol,
     /// Cipher suites by their names at IANA; none: all that there are.
     pub enabled_cipher_suites: Vec<String>,
-    /// How certificate and key are given.
+    /// How certificate and key are given; key stores of Java are not read.
     pub credentials_type: CredentialsType,
     /// File with the certificate chain, in PEM.
     pub pem_cert: PathBuf,
@@ -160,11 +166,14 @@ pub struct TlsConfig {
     /// Whether clients show a certificate.
     pub client_auth: ClientAuth,
     /// Files with lists of revoked client certificates, in PEM. If there are any, every authority on a client's path must
-    /// have one. One of which the next is overdue counts, and is warned about.
+    /// have one. One of which the next is overdue counts, and is warned about
+    /// (`tbmq_mqtt_tls_revocation_lists_overdue`).
     pub client_crl: Vec<PathBuf>,
-    /// Whether client certificates count that are not valid yet, or not any more.
+    /// Whether client certificates count that are not valid yet, or not any more. There must have been a time when the whole
+    /// path was valid.
     pub skip_validity_check_for_client_cert: bool,
-    /// Further certificates, each for the hosts that it names: a client says which host it means.
+    /// Further certificates (`pem-cert`, `pem-key`, `pem-key-password`), each for the DNS names in it: a client says which
+    /// host it means.
     pub sni: Vec<CertificateConfig>,
 }
 
@@ -187,7 +196,7 @@ impl Default for TlsConfig {
 }
 
 /// A certificate for the hosts that it names.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct CertificateConfig {
     /// File with the certificate chain, in PEM.
@@ -200,7 +209,7 @@ pub struct CertificateConfig {
 }
 
 /// The lowest version of TLS that is spoken. Nothing below 1.2 is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum TlsProtocol {
     /// 1.2 and 1.3, as with TBMQ.
     #[default]
@@ -212,7 +221,7 @@ pub enum TlsProtocol {
 }
 
 /// How certificate and key are given. Java's key stores are not read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum CredentialsType {
     /// As files in PEM.
     #[serde(rename = "PEM")]
@@ -220,7 +229,7 @@ pub enum CredentialsType {
 }
 
 /// Whether clients show a certificate. Without authorities they are not asked for one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum ClientAuth {
     /// They are not asked for one.
@@ -232,7 +241,7 @@ pub enum ClientAuth {
 }
 
 /// WebSocket of a listener.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct WebSocketConfig {
     /// Sub-protocols that are agreed to; `mqtt` first if a client offers it.

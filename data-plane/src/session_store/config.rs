@@ -2,6 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tbmq_service::config::Secret;
 
@@ -13,16 +14,16 @@ use super::{
 };
 
 /// How Redis is reached. Without a host or nodes it is not used.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct RedisConfig {
     /// One server or a cluster.
     pub connection: RedisConnectionConfig,
-    /// Host of the one server.
+    /// Host of the one server; empty: there is no Redis.
     pub host: String,
-    /// Its port.
+    /// Port of the one server.
     pub port: u16,
-    /// Its database.
+    /// Number of the database of the one server.
     pub db: u32,
     /// Nodes of a cluster, `host:port` each; some are enough.
     pub nodes: Vec<String>,
@@ -30,24 +31,25 @@ pub struct RedisConfig {
     pub username: String,
     /// Password; empty: none.
     pub password: Secret,
-    /// What all keys begin with.
+    /// What all keys in Redis begin with.
     pub key_prefix: String,
-    /// How long a call waits for Redis, connecting included.
+    /// How long a call waits for Redis, connecting included; more than 0.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
     pub timeout: Duration,
 }
 
 /// One server or a cluster.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct RedisConnectionConfig {
-    /// Which of them.
+    /// Whether `host` and `port`, or `nodes`, say where Redis is.
     #[serde(rename = "type")]
     pub kind: ConnectionType,
 }
 
 /// One server or a cluster.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum ConnectionType {
     /// One server.

@@ -11,6 +11,7 @@ use std::{
 };
 
 use ipnet::{IpNet, Ipv4Net};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use url::Host;
 
@@ -148,7 +149,7 @@ pub enum LookupError {
 }
 
 /// Some addresses, as `10.0.0.0/8`, `192.168.1.7`, `fd00::/8`, or `public` for all that are not local.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(into = "String", try_from = "String")]
 pub enum Network {
     /// All addresses that are not local.

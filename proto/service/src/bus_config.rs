@@ -1,11 +1,12 @@
 //! The settings of Kafka that every plane shares, under TBMQ's names and in TBMQ's tree.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{config::Setting, shell::Misconfigured};
 
 /// How to reach Kafka, at key `queue.kafka`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct KafkaSettings {
     /// Where the brokers are.
@@ -14,7 +15,7 @@ pub struct KafkaSettings {
     pub kafka_prefix: String,
     /// Properties for every client.
     pub default: DefaultProperties,
-    /// Replicas of each partition of the topics that TBMQ creates.
+    /// Replicas of each partition of the topics that are created; with 1 (warned about) the loss of a broker loses records.
     pub replication_factor: u16,
     /// Whether TBMQ may delete topics: those of integrations that were deleted or are disabled for too long, and orphans
     /// by `KafkaService`. `false` keeps them all, with what they hold.
@@ -65,17 +66,17 @@ impl Default for KafkaSettings {
 }
 
 /// Where the brokers are.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Bootstrap {
-    /// `host:port,...`; absent: no Kafka.
+    /// Kafka's brokers, `host:port,...`; absent: no Kafka, which only `tbmq` can do without.
     pub servers: Option<String>,
 }
 
 /// Properties for every client.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct DefaultProperties {
-    /// `name:value;name:value`, `\;` for a semicolon within a value.
+    /// Properties of librdkafka for every client: `name:value;name:value`, `\;` for a semicolon within a value.
     pub config: String,
 }

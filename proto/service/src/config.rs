@@ -15,6 +15,7 @@ use std::{
 };
 
 use config::{ConfigError, Value, ValueKind};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 /// Environment names beginning so are ours: one that nobody knows is warned about.
@@ -296,7 +297,7 @@ impl fmt::Display for Origin {
 }
 
 /// A text that is not to be seen: `Debug` and `--print-config` show `***`.
-#[derive(Clone, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct Secret(String);
 

@@ -2,12 +2,13 @@
 
 use std::{fmt::Display, fs, path::PathBuf};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Secret, Setting};
 
 /// The keys, at key `secrets`: one of the three is set, or none.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct SecretsConfig {
     /// `id:base64,…`, each 32 bytes: all of them decrypt, the first one encrypts.

@@ -43,6 +43,7 @@ use std::{
 
 use anyhow::Context as _;
 use clap::{Args, CommandFactory, FromArgMatches, Parser};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
@@ -120,7 +121,7 @@ impl Misconfigured {
 }
 
 /// The part of the configuration that the shell itself uses.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct ShellConfig {
     /// Id and type.
@@ -146,22 +147,24 @@ impl ShellConfig {
 }
 
 /// Who the process is.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct ServiceConfig {
-    /// Stable id of the process; absent: `<hostname>-<role>`.
+    /// Stable id of the process: different for each, the same after a restart; of two with the same one the newer goes on.
+    /// Absent: `<hostname>-<role>`. `tbmq` appends `-<role>` for each plane.
     pub id: Option<String>,
-    /// Which planes the all-in-one runs; the programs with one plane ignore it.
+    /// Which planes `tbmq` runs: `tbmq` (control and data plane), `tbmq-integration-executor` (executor); absent: all. The programs
+    /// with one plane ignore it.
     pub r#type: Option<String>,
 }
 
 /// The admin endpoint.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct AdminConfig {
-    /// Address to bind.
+    /// Address of `/livez`, `/readyz` and `/metrics`.
     pub address: IpAddr,
-    /// Port to bind; 0 picks a free one.
+    /// Port of `/livez`, `/readyz` and `/metrics`; 0 picks a free one.
     pub port: u16,
 }
 
@@ -172,7 +175,7 @@ impl Default for AdminConfig {
 }
 
 /// The bus.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct QueueConfig {
     /// Kafka.

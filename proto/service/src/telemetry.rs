@@ -7,6 +7,7 @@ mod repeats;
 
 use std::{io::IsTerminal, num::NonZeroU64, time::Duration};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tracing_subscriber::{
     EnvFilter, Layer as _,
@@ -21,7 +22,7 @@ use self::{json::Json, repeats::Repeats};
 use crate::config::{Error, Origin, Problem, Setting};
 
 /// How to log.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct LogConfig {
     /// Text for people, JSON (one object a line) for machines.
@@ -55,7 +56,7 @@ impl Default for LogConfig {
 }
 
 /// The form of a line.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum LogFormat {
     /// For people.

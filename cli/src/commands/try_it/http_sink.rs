@@ -104,7 +104,7 @@ pub(crate) async fn run(arguments: Arguments, output: Output) -> Result<(), Fail
     tokio::time::timeout(Duration::from_secs(1), async { while arrivals.recv().await.is_some() {} })
         .await
         .ok();
-    note(&format!("{seen} requests"));
+    note(&format!("{seen} {}", if seen == 1 { "request" } else { "requests" }));
     ended
 }
 

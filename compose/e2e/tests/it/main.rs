@@ -16,6 +16,7 @@ mod fencing;
 mod kafka;
 mod kinds;
 mod planted;
+mod readme;
 mod replicas;
 mod rolling;
 mod scenarios;

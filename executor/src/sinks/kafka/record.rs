@@ -5,7 +5,7 @@ use std::fmt;
 use bytes::Bytes;
 use rdkafka::message::{Header, Headers as _, OwnedHeaders};
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tbmq_service::trace::{TRACEPARENT, TRACESTATE, TraceContext};
 
 use crate::{
@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// How the values of headers are encoded.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Charset {
     /// 7 bits; `?` for what it lacks.
     #[serde(rename = "US-ASCII")]
