@@ -42,13 +42,13 @@ pub(crate) struct Sending {
 
 impl Sending {
     /// A record for this topic of the bus.
-    pub(crate) fn begin(publish: &Arc<Span>, topic: &str) -> Box<Self> {
+    pub(crate) fn begin(publish: &Arc<Span>, topic: &str) -> Self {
         let mut span = publish.child("send", SpanKind::Producer);
         span.set("messaging.system", "kafka");
         span.set("messaging.operation.name", "send");
         span.set("messaging.operation.type", "send");
         span.set("messaging.destination.name", topic.to_owned());
-        Box::new(Self { span, publish: publish.clone() })
+        Self { span, publish: publish.clone() }
     }
 
     /// What the record carries.
@@ -57,7 +57,7 @@ impl Sending {
     }
 
     /// The bus had no room for it.
-    pub(crate) fn refused(mut self: Box<Self>, error: SubmitError) {
+    pub(crate) fn refused(mut self, error: SubmitError) {
         let class = match error {
             SubmitError::TopicFull => "topic_full",
             SubmitError::BusFull => "bus_full",
@@ -66,7 +66,7 @@ impl Sending {
     }
 
     /// It is durable, or never will be.
-    pub(crate) fn settled(mut self: Box<Self>, result: &Result<(), Error>) {
+    pub(crate) fn settled(mut self, result: &Result<(), Error>) {
         if let Err(error) = result {
             let class = match error {
                 Error::UnknownTopic(_) => "unknown_topic",
