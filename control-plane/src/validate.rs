@@ -56,7 +56,7 @@ struct Caller {
 
 /// What the driver's loop is to write.
 enum Write {
-    Request(ValidationRequest, Vec<Header>),
+    Request(Box<ValidationRequest>, Vec<Header>),
     Tombstone(String, Uuid),
 }
 
@@ -271,7 +271,7 @@ impl Validator {
                         deadline_ms: now_ms + deadline.since(now).as_millis() as i64,
                         ..caller.request.clone()
                     };
-                    writes.push(Write::Request(request, headers(caller.span.as_ref())));
+                    writes.push(Write::Request(Box::new(request), headers(caller.span.as_ref())));
                 }
                 Step::Withdraw { exchange, request } => {
                     let Some(caller) = state.callers.get(&exchange) else { continue };

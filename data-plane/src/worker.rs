@@ -162,7 +162,7 @@ impl Worker {
         let entry = flights.vacant_entry();
         if let Err(error) = writer.submit(route.topic(), record, entry.key() as u64, &self.completions) {
             if let Some(sending) = of.trace {
-                sending.refused(error);
+                (*sending).refused(error);
             }
             return Err(error);
         }
@@ -256,7 +256,7 @@ impl Worker {
             let Flight { mailbox, bytes, route, of } = flight;
             route.settled(&result, now_ms, metrics);
             if let Some(sending) = of.trace {
-                sending.settled(&result);
+                (*sending).settled(&result);
             }
             let result = match result {
                 Ok(()) => {
