@@ -137,6 +137,11 @@ pub fn describe_metrics(registry: &mut tbmq_service::metrics::Registry) {
 /// # Errors
 /// [`Misconfigured`] when the configuration can't be used; another when the bus refuses or an address can't be bound.
 pub async fn start(config: Config, context: Context) -> anyhow::Result<Running> {
+    // Whoever waits for it need not hold all that it holds.
+    Box::pin(start_all(config, context)).await
+}
+
+async fn start_all(config: Config, context: Context) -> anyhow::Result<Running> {
     let service = service_id(&context.identity)?;
     config.check().map_err(Misconfigured::new)?;
     let keys = config.keys().map_err(|error| Misconfigured::new(error.to_string()))?;

@@ -9,6 +9,7 @@ use tbmq_service::{
     config::Setting,
     shell::{ShellConfig, tree},
     telemetry::LogConfig,
+    trace::OtelConfig,
 };
 
 use super::{allowed, check, description, shown, table};
@@ -172,7 +173,8 @@ fn shell(admin_port: u16) -> Value {
 
 fn sections() -> [(&'static str, Section); 5] {
     let standalone = Config::default();
-    let shell_settings = [ShellConfig::SETTINGS, LogConfig::SETTINGS, KafkaSettings::SETTINGS];
+    let shell_settings =
+        [ShellConfig::SETTINGS, LogConfig::SETTINGS, OtelConfig::SETTINGS, KafkaSettings::SETTINGS];
     [
         (
             "Every program",

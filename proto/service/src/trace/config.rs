@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 
 use crate::{
@@ -16,7 +17,7 @@ use crate::{
 };
 
 /// OpenTelemetry, at key `otel`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct OtelConfig {
     /// Switches everything below off.
@@ -25,8 +26,10 @@ pub struct OtelConfig {
     pub service_name: Option<String>,
     /// Attributes of the process, as `name=value,name=value` with percent-encoded values. `service.instance.id` (the
     /// service id) and `service.version` are there by default.
+    #[schemars(with = "String")]
     pub resource_attributes: Pairs,
     /// How contexts travel, separated by commas; `tracecontext` (W3C Trace Context) is the only one there is, and `none` switches traces off.
+    #[schemars(with = "String")]
     pub propagators: Propagators,
     /// Traces.
     pub traces: TracesConfig,
@@ -43,14 +46,18 @@ pub struct OtelConfig {
 }
 
 /// What is traced.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct TracesConfig {
     /// `otlp` or `none`; absent: `otlp` if an endpoint is set, else none.
+    #[schemars(with = "Option<String>")]
     pub exporter: Option<Exporter>,
-    /// Which traces are recorded.
+    /// Which traces are recorded: `always_on`, `always_off`, `traceidratio`, `parentbased_always_on`, `parentbased_always_off` or
+    /// `parentbased_traceidratio`.
+    #[schemars(with = "String")]
     pub sampler: Sampler,
     /// The part of traces that a sampler with a ratio records, from 0 to 1; absent: 1.
+    #[schemars(with = "Option<f64>")]
     pub sampler_arg: Option<Fraction>,
 }
 
@@ -61,10 +68,11 @@ impl Default for TracesConfig {
 }
 
 /// What is pushed of metrics. They are served at `/metrics` all the same.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct MetricsConfig {
     /// `otlp` or `none`; absent: `otlp` if an endpoint is set, else none.
+    #[schemars(with = "Option<String>")]
     pub exporter: Option<Exporter>,
     /// Time between two pushes, ms, from 1.
     pub interval: NonZeroU64,
@@ -166,25 +174,29 @@ named! {
 }
 
 /// How the collector is reached, for one signal or for all.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct OtlpSettings {
     /// URL, `http` or `https`; default `http://localhost:4317` with `grpc`, `http://localhost:4318` otherwise.
+    #[schemars(with = "Option<String>")]
     pub endpoint: Option<Endpoint>,
     /// `grpc` or `http/protobuf`, the default.
+    #[schemars(with = "Option<String>")]
     pub protocol: Option<Protocol>,
     /// Headers of each request, as `name=value,name=value` with percent-encoded values.
+    #[schemars(with = "Option<String>")]
     pub headers: Option<Headers>,
     /// How long an export may take, repetitions included, ms; default 10000.
     pub timeout: Option<NonZeroU64>,
     /// PEM file with the certificates that the collector's is judged by; absent: the system's.
     pub certificate: Option<PathBuf>,
     /// Only `none`.
+    #[schemars(with = "Option<String>")]
     pub compression: Option<Compression>,
 }
 
 /// How spans wait for their export.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct BatchConfig {
     /// Time between two exports, ms.
