@@ -11,10 +11,10 @@ use tower::{
 use super::{overload::OverloadLayer, traced::TraceLayer};
 use crate::{access::guard::GuardLayer, plane::Plane};
 
+type Layers = Stack<GuardLayer, Stack<OverloadLayer, Stack<TraceLayer, Identity>>>;
+
 /// The layers; what is added first is outermost.
-pub(super) fn stack(
-    plane: &Plane,
-) -> ServiceBuilder<Stack<GuardLayer, Stack<OverloadLayer, Stack<TraceLayer, Identity>>>> {
+pub(super) fn stack(plane: &Plane) -> ServiceBuilder<Layers> {
     let limits = plane.config.control.calls.clone();
     ServiceBuilder::new()
         .layer(TraceLayer::new(plane.tracer.clone()))
