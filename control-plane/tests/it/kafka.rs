@@ -302,7 +302,7 @@ async fn a_group_is_deleted_when_nobody_uses_it() {
     cluster.put("orders", "k", b"v").await;
     let odd = "a/b c";
     commit(&cluster, odd, "orders", 0, "").await;
-    let mut member = join(&cluster, "billing", "orders").await;
+    let member = join(&cluster, "billing", "orders").await;
     let downlink = cluster.catalogue.downlink_group(&"HTTP".parse().unwrap());
     commit(&cluster, &downlink, &cluster.catalogue.downlink(&"HTTP".parse().unwrap()).name, 0, "").await;
 

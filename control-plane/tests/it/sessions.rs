@@ -12,7 +12,8 @@ use tbmq_proto::control::{
     DeleteRetainedMessageRequest, DisconnectSessionRequest, DisconnectSessionsRequest,
     GetRetainedMessageRequest, GetSessionCountsRequest, ListRetainedMessagesRequest, ListSessionsRequest,
     ListSharedSubscriptionsRequest, RetainedMessageFilter, SearchSubscriptionsRequest, SessionFilter,
-    Subscription, UpdateSubscriptionsRequest, retained_message_service_client::RetainedMessageServiceClient,
+    Subscription, SubscriptionCount, UpdateSubscriptionsRequest,
+    retained_message_service_client::RetainedMessageServiceClient,
 };
 use tonic::{Code, Status};
 
@@ -165,7 +166,7 @@ async fn sessions_of_all_nodes_are_ordered_counted_and_what_was_left_behind_is_n
         ("", SessionFilter { client_types: vec!["CAT".to_owned()], ..none() }, "filter.client_types"),
         (
             "",
-            SessionFilter { subscription_count: Some(Default::default()), ..none() },
+            SessionFilter { subscription_count: Some(SubscriptionCount::default()), ..none() },
             "filter.subscription_count.operator",
         ),
     ] {

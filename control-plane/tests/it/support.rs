@@ -53,7 +53,7 @@ pub(crate) struct Cluster {
     pub(crate) bus: Arc<MemoryBus>,
     pub(crate) catalogue: Catalogue,
     pub(crate) folder: TempDir,
-    traces: Traces,
+    pub(crate) traces: Traces,
     /// Whether topics may be deleted.
     pub(crate) topic_deletion: bool,
 }

@@ -192,7 +192,7 @@ impl Connection {
         record: &mut Vec<u8>,
     ) -> Result<usize, SubmitError> {
         let plane = &self.plane;
-        let sending = trace.map(|publish| Box::new(Sending::begin(publish, route.topic().name())));
+        let sending = trace.map(|publish| Sending::begin(publish, route.topic().name()));
         if route.is_for_retained() {
             let written = plane.retained.record(message, route.purpose, now.epoch_ms);
             let topic = Some(message.topic.detached());

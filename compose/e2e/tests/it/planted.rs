@@ -80,7 +80,9 @@ impl World {
         let mut control: tbmq_control_plane::Config =
             config::load_from(&[tbmq_control_plane::SETTINGS], None, environment())?;
         control.use_sqlite(&folder.path().join("control.db"));
-        let context = context!(tbmq_control_plane, "control-plane", &bus, Metrics::default());
+        let context = context!(
+            tbmq_control_plane, "control-plane", &bus, Metrics::default(), topic_deletion: true
+        );
         let control_plane = tbmq_control_plane::start(control, context).await?;
         let data: tbmq_data_plane::Config =
             config::load_from(&[tbmq_data_plane::SETTINGS], None, environment())?;

@@ -15,7 +15,7 @@ use tbmq_harness::{
 };
 use tbmq_proto::control::CreateIntegrationRequest;
 
-use crate::clients::agent::{Agent, Program};
+use crate::clients::agent::Program;
 use tbmq_e2e::{
     api::http,
     deployment::{Deployment, Layout, Plane},

@@ -9,7 +9,7 @@ use tbmq_service::{
     config::Setting,
     shell::{ShellConfig, tree},
     telemetry::LogConfig,
-    trace::OtelConfig,
+    trace::config::OtelConfig,
 };
 
 use super::{allowed, check, description, shown, table};
