@@ -100,7 +100,7 @@ impl Report {
              with replication factor 1, which a Kafka sink writes to as well (acks all, linger {linger_ms} ms, one partition), PostgreSQL 15; \
              embedded: all of `tbmq`, whose log syncs to the disk before each acknowledgement. Medians of {rounds} rounds, in which the \
              sinks have their turns, after {warm_up} messages that do not count. The floor is the bare client library (reqwest with 128 \
-             requests in flight; librdkafka), with the same bodies and the same far end, just before. CPU is user and system time per message, \
+             requests in flight; the Kafka client of the sink), with the same bodies and the same far end, just before. CPU is user and system time per message, \
              memory is resident after the load. Latencies are at fixed rates (an open loop, {paced_s} s each): end to end from the publisher's \
              clock to the sink's (Kafka: its time of appending, whole ms), PUBACK from the write of the PUBLISH."
         );
