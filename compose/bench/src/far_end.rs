@@ -293,7 +293,7 @@ impl Topic {
         let (mut different, mut position) = (HashSet::new(), self.from);
         let mut arrived = 0;
         let mut times: Option<(i64, i64)> = None;
-        let mut latency_us = Histogram::<u64>::new(3)?;
+        let mut latency_us = Histogram::<u64>::new_with_bounds(1, 3_600_000_000, 3)?;
         while position < end {
             let event =
                 tokio::time::timeout(PATIENCE, reader.next()).await.context("the sink's topic is silent")?;

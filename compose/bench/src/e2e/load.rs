@@ -109,11 +109,11 @@ pub(super) async fn publish(
             pace,
             sent: VecDeque::new(),
             begun: 0,
-            puback: Histogram::new(3)?,
+            puback: Histogram::new_with_bounds(1, 3_600_000_000, 3)?,
         };
         publishers.spawn(publisher.run(wire));
     }
-    let mut puback = Histogram::new(3)?;
+    let mut puback = Histogram::new_with_bounds(1, 3_600_000_000, 3)?;
     while let Some(ended) = publishers.join_next().await {
         puback.add(ended??)?;
     }

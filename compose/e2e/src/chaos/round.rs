@@ -18,12 +18,12 @@ use super::{
     tally::Tally,
     world::{MOVING, World},
 };
-use crate::api::Api;
+use crate::{api::Api, instance::Plane};
 
 /// Pause between two looks at the system: nothing tells but asking.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// How far a late commit may set an offset back: what is delivered between two commits, and some.
+/// How far a commit that Kafka took late may set an offset back: what is delivered between two commits, and some.
 const LATE_MAX: u64 = 500;
 
 /// A committed offset that was lower than the one before.
@@ -91,17 +91,21 @@ async fn try_run(
     // Also after a failure everything begun is to be acknowledged, and to arrive.
     world.publishers.end(&tally, load).await?;
     let settled = settle(world, &tally, patience).await;
+    outcome.counts = tally.close(&first);
     for set_back in offsets.end().await? {
-        // A commit that was on its way when Kafka went may come late, after the next owner's. It repeats a little, and
-        // the next commit overwrites it.
-        let is_late = matches!(round.fault, Fault::KafkaRestart | Fault::KafkaKill | Fault::DiskFull);
-        if is_late && set_back.by <= LATE_MAX {
+        // A commit that was on its way when Kafka went, or when its sender froze, may come late, after the next owner's
+        // (ARCHITECTURE, "Ownership"). It repeats what was delivered meanwhile, and the next commit overwrites it.
+        let late_max = match round.fault {
+            Fault::KafkaRestart | Fault::KafkaKill | Fault::DiskFull => LATE_MAX,
+            Fault::Freeze(Plane::Executor) => outcome.counts.acknowledged as u64,
+            _ => 0,
+        };
+        if set_back.by <= late_max {
             outcome.note = format!("{}; a late commit: {}", outcome.note, set_back.text);
         } else {
             outcome.findings.push(set_back.text);
         }
     }
-    outcome.counts = tally.close(&first);
     settled?;
     outcome.restarts.extend(faults::clean_up(world, round).context("after the round")?);
     Ok(())
