@@ -4,7 +4,7 @@
 //! 20 bounds and two additions. Bounds are the same everywhere, so that histograms can be compared and added.
 //!
 //! An observation that belongs to a sampled trace may leave the trace's id as exemplar of its bucket. The encoder of
-//! prometheus-client takes exemplars only from its own histogram, so [`encode`] writes them itself, at the ends of the
+//! prometheus-client takes exemplars only from its own histogram, so `encode` writes them itself, at the ends of the
 //! lines that they belong to.
 
 use std::{
