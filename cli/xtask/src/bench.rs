@@ -10,7 +10,7 @@ pub(crate) fn run(root: &Path, arguments: &[String]) -> Result<()> {
         .current_dir(root)
         .status()?;
     ensure!(build.success(), "the build failed");
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), Into::into);
+    let target = crate::target(root);
     let status =
         Command::new(target.join("release/tbmq-bench")).args(arguments).current_dir(root).status()?;
     ensure!(status.success(), "the benchmark failed");

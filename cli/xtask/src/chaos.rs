@@ -10,7 +10,7 @@ pub(crate) fn run(root: &Path, arguments: &[String]) -> Result<()> {
     let packages = PACKAGES.iter().flat_map(|package| ["-p", package]);
     let build = Command::new("cargo").arg("build").args(packages).arg("--bins").current_dir(root).status()?;
     ensure!(build.success(), "the build failed");
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), Into::into);
+    let target = crate::target(root);
     let status = Command::new(target.join("debug/tbmq-chaos")).args(arguments).current_dir(root).status()?;
     ensure!(status.success(), "a round failed");
     Ok(())

@@ -25,7 +25,7 @@ pub(crate) fn run(root: &Path, write: bool) -> Result<()> {
         .current_dir(root)
         .status()?;
     ensure!(build.success(), "tbmq-steps could not be built");
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), Into::into);
+    let target = crate::target(root);
     let program = target.join("release/tbmq-steps");
     let mut counts = BTreeMap::new();
     for step in steps(&program)? {

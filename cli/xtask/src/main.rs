@@ -13,7 +13,7 @@ mod servers;
 mod sim;
 mod tidy;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
@@ -102,6 +102,11 @@ fn main() -> Result<()> {
         Task::Chaos { arguments } => chaos::run(&root, &arguments),
         Task::Sim { arguments } => sim::run(&root, &arguments),
     }
+}
+
+/// Where cargo puts what it builds.
+fn target(root: &Path) -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), Into::into)
 }
 
 fn root() -> Result<PathBuf> {

@@ -1,6 +1,6 @@
 //! A collector of OpenTelemetry that keeps the spans it is sent, over gRPC and over HTTP.
 
-use std::{collections::BTreeMap, fmt::Write as _, net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
 use opentelemetry_proto::tonic::{
@@ -15,7 +15,10 @@ use prost::Message as _;
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 use tonic::{Request, Response, Status, transport::server::TcpIncoming};
 
-use crate::http_sink::{HttpSink, Received};
+use crate::{
+    hex,
+    http_sink::{HttpSink, Received},
+};
 
 /// A span as it arrived.
 #[derive(Clone, Debug, PartialEq)]
@@ -165,13 +168,6 @@ fn collected(service: String, resource: BTreeMap<String, String>, span: Span) ->
         attributes: texts(span.attributes),
         is_error,
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("a string takes what is written");
-        text
-    })
 }
 
 fn texts(attributes: Vec<KeyValue>) -> BTreeMap<String, String> {

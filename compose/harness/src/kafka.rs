@@ -4,7 +4,6 @@
 //! `TBMQ_SERVERS_DIR`), and checked against `kafka-jars.sha256` before they are used.
 
 use std::{
-    fmt::Write as _,
     fs,
     net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
@@ -21,6 +20,7 @@ use tempfile::TempDir;
 use crate::{
     fetched,
     guard::{Guard, signal},
+    hex,
     postgres::free_port,
 };
 
@@ -82,10 +82,7 @@ fn verify(folder: &Path) -> Result<()> {
     for line in CHECKSUMS.lines() {
         let (expected, name) = line.split_once("  ").context("a line without a name")?;
         let bytes = fs::read(folder.join(name)).with_context(|| format!("{name} is missing"))?;
-        let found = Sha256::digest(&bytes).iter().fold(String::new(), |mut text, byte| {
-            write!(text, "{byte:02x}").expect("a string takes what is written");
-            text
-        });
+        let found = hex(&Sha256::digest(&bytes));
         ensure!(found == expected, "{name} has the checksum {found} instead of {expected}");
     }
     Ok(())

@@ -35,7 +35,10 @@ pub mod proxy;
 pub mod redis;
 pub mod toolbox;
 
-use std::path::{Path, PathBuf};
+use std::{
+    fmt::Write as _,
+    path::{Path, PathBuf},
+};
 
 /// What a test needs that the machine may lack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,6 +101,14 @@ pub fn ready(test: &str, needs: &[Need]) -> bool {
             false
         }
     }
+}
+
+/// Two digits for each byte, in lower case.
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        write!(text, "{byte:02x}").expect("a string takes what is written");
+        text
+    })
 }
 
 /// Where something lies that is fetched once: in `target/servers`, or `TBMQ_SERVERS_DIR`.

@@ -171,17 +171,18 @@ impl Running {
 
     fn poll_answers(&mut self, cx: &mut Context<'_>, clock: Clock) -> bool {
         let mut answers = 0;
-        let mut look = (Instant::now(), 0);
+        let mut look = None;
         while answers < ANSWERS_PER_WAKE
             && let Poll::Ready((ticket, outcome)) = self.sink.poll_outcome(cx)
         {
             if answers % PER_LOOK == 0 {
-                look = (Instant::now(), tbmq_service::time::now_ms());
+                look = None;
             }
             answers += 1;
             if let Some(lane) = self.lanes.get_mut(usize::from(pack::lane_of(ticket))) {
                 if let Some(held) = lane.pack.in_flight_mut(ticket) {
-                    held.answered(&outcome, look, &self.timings);
+                    let look = look.get_or_insert_with(|| (Instant::now(), tbmq_service::time::now_ms()));
+                    held.answered(&outcome, *look, &self.timings);
                 }
                 lane.pack.answered(clock.now(), ticket, answer(outcome));
             }

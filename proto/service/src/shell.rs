@@ -137,6 +137,10 @@ pub struct ShellConfig {
 }
 
 impl ShellConfig {
+    /// Environment names of everything in it.
+    pub const ALL_SETTINGS: [&'static [Setting]; 4] =
+        [Self::SETTINGS, LogConfig::SETTINGS, OtelConfig::SETTINGS, KafkaSettings::SETTINGS];
+
     /// Environment names, beside those of [`LogConfig`], [`OtelConfig`] and [`KafkaSettings`].
     pub const SETTINGS: &'static [Setting] = &[
         Setting { env: "TB_SERVICE_ID", key: "service.id" },
@@ -303,9 +307,7 @@ fn configured<A: Args, C>(
     loader.knows(&names.iter().map(String::as_str).collect::<Vec<_>>());
     let mut defaults = ShellConfig::default();
     defaults.server.port = program.admin_port;
-    let settings =
-        [ShellConfig::SETTINGS, LogConfig::SETTINGS, OtelConfig::SETTINGS, KafkaSettings::SETTINGS];
-    let shell = loader.load(defaults, &settings);
+    let shell = loader.load(defaults, &ShellConfig::ALL_SETTINGS);
     let config = load(&mut loader, &arguments.own);
     let warnings = loader.finish()?;
     shell.otel.check()?;

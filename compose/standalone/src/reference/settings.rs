@@ -5,11 +5,8 @@ use std::{fmt::Write as _, time::Duration};
 use schemars::{JsonSchema, generate::SchemaSettings};
 use serde_json::Value;
 use tbmq_service::{
-    bus_config::KafkaSettings,
     config::Setting,
     shell::{ShellConfig, tree},
-    telemetry::LogConfig,
-    trace::config::OtelConfig,
 };
 
 use super::{allowed, check, description, shown, table};
@@ -173,12 +170,10 @@ fn shell(admin_port: u16) -> Value {
 
 fn sections() -> [(&'static str, Section); 5] {
     let standalone = Config::default();
-    let shell_settings =
-        [ShellConfig::SETTINGS, LogConfig::SETTINGS, OtelConfig::SETTINGS, KafkaSettings::SETTINGS];
     [
         (
             "Every program",
-            Section::of::<ShellConfig>(shell(tbmq_control_plane::ADMIN_PORT), &shell_settings)
+            Section::of::<ShellConfig>(shell(tbmq_control_plane::ADMIN_PORT), &ShellConfig::ALL_SETTINGS)
                 .differing("`tbmq-data-plane`", &shell(tbmq_data_plane::ADMIN_PORT))
                 .differing("`tbmq-executor`", &shell(tbmq_executor::ADMIN_PORT)),
         ),

@@ -72,15 +72,10 @@ impl Durations {
 
     /// Notes one duration.
     pub fn observe(&self, elapsed: Duration) {
-        self.observe_many(elapsed, 1);
-    }
-
-    /// Notes the same duration so many times.
-    pub fn observe_many(&self, elapsed: Duration, count: u64) {
         let nanoseconds = u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX);
         let shard = &self.0.shards[shard()];
-        shard.counts[bucket(nanoseconds)].fetch_add(count, Ordering::Relaxed);
-        shard.nanoseconds.fetch_add(nanoseconds.wrapping_mul(count), Ordering::Relaxed);
+        shard.counts[bucket(nanoseconds)].fetch_add(1, Ordering::Relaxed);
+        shard.nanoseconds.fetch_add(nanoseconds, Ordering::Relaxed);
     }
 
     /// Notes one duration; when the trace is sampled it becomes the exemplar of its bucket.
@@ -208,7 +203,8 @@ mod tests {
             for _ in 0..2 * SHARDS {
                 scope.spawn(|| {
                     durations.observe(Duration::from_micros(500));
-                    durations.observe_many(Duration::from_nanos(500_001), 2);
+                    durations.observe(Duration::from_nanos(500_001));
+                    durations.observe(Duration::from_nanos(500_001));
                     durations.observe(Duration::from_secs(61));
                 });
             }
