@@ -329,12 +329,12 @@ pub struct ReaderConfig {
 }
 
 impl ReaderConfig {
-    /// 256 KiB a partition, 256 MiB in all, 500 records a batch (architecture §4.16).
+    /// 1 MiB a partition, 256 MiB in all, 500 records a batch.
     pub fn new(client_id: impl Into<String>, group: Option<String>) -> Self {
         Self {
             client_id: client_id.into(),
             group,
-            partition_budget_bytes: 256 << 10,
+            partition_budget_bytes: 1 << 20,
             budget_bytes: 256 << 20,
             batch_records: 500,
         }

@@ -1,5 +1,5 @@
 //! What librdkafka can do and its Rust wrapper does not offer: producing by topic handle, delivery reports in batches,
-//! consuming in batches with the offset at which a partition ended, the ids of topics, offsets of many partitions at once,
+//! consuming in batches, of one partition and with the offset at which it ended, the ids of topics, offsets of many partitions at once,
 //! brokers, groups with what they have committed, and whether a member has joined or left.
 //!
 //! The wrapper's producer looks a topic up by name for each record, which librdkafka does by scanning all topics:
@@ -270,112 +270,137 @@ impl Reports {
     }
 }
 
-/// What a consumer finds.
+/// What a consumer finds in a partition.
 #[derive(Debug)]
 pub(super) enum Found {
-    /// A record of a partition.
-    Record { topic: Arc<str>, partition: u32, record: Record },
-    /// The end of a partition: the offset that would come next.
-    End { topic: Arc<str>, partition: u32, position: u64 },
-    /// An error, of a partition if it names one.
-    Error { at: Option<(Arc<str>, u32)>, error: RDKafkaErrorCode },
+    Record(Record),
+    /// The end: the offset that would come next.
+    End(u64),
+    Error(RDKafkaErrorCode),
 }
 
-/// Takes records of all assigned partitions off a consumer, many at a time.
-pub(super) struct Batches {
+/// Called when an empty queue has got something, by a thread of librdkafka that holds the queue's lock: it must not wait
+/// and not touch the queue.
+type Bell = Box<dyn Fn() + Send + Sync>;
+
+/// What a consumer has fetched of one partition.
+///
+/// Left to itself, librdkafka mixes all partitions in one queue: one that nobody takes from would hold up the others,
+/// and the limits for a partition would count what is there of all.
+pub(super) struct PartitionQueue {
     queue: NativeQueue,
-    messages: Vec<*mut sys::rd_kafka_message_t>,
-    /// The last topic object and its name: neighbours mostly share it.
-    last: Option<(*mut sys::rd_kafka_topic_t, Arc<str>)>,
+    /// What the callback is given; it stays where it is until the callback is taken away.
+    _bell: Box<Bell>,
 }
 
-// SAFETY: the pointers are only compared or used within one call.
+impl PartitionQueue {
+    /// Gives a partition its queue, before it is assigned; `None` for a name that Kafka forbids. From then on its records
+    /// come here only, also when it is assigned again. Must go before the consumer.
+    pub(super) fn of<C: ConsumerContext>(
+        consumer: &BaseConsumer<C>,
+        topic: &str,
+        partition: u32,
+        bell: impl Fn() + Send + Sync + 'static,
+    ) -> Option<Self> {
+        let name = CString::new(topic).ok()?;
+        let bell: Box<Bell> = Box::new(Box::new(bell));
+        let opaque = (&raw const *bell).cast_mut().cast::<c_void>();
+        // SAFETY: the client is a consumer and valid, and the name is a C string. The callback is taken away in `drop`,
+        // before what it is given goes.
+        unsafe {
+            let client = consumer.client().native_ptr();
+            let queue = sys::rd_kafka_queue_get_partition(client, name.as_ptr(), partition as i32);
+            let queue = NativeQueue(NonNull::new(queue)?);
+            sys::rd_kafka_queue_forward(queue.0.as_ptr(), std::ptr::null_mut());
+            sys::rd_kafka_queue_cb_event_enable(queue.0.as_ptr(), Some(ring), opaque);
+            Some(Self { queue, _bell: bell })
+        }
+    }
+}
+
+impl Drop for PartitionQueue {
+    fn drop(&mut self) {
+        // SAFETY: the queue is valid. This takes the lock under which the callback is called: afterwards none runs.
+        unsafe { sys::rd_kafka_queue_cb_event_enable(self.queue.0.as_ptr(), None, std::ptr::null_mut()) }
+    }
+}
+
+impl fmt::Debug for PartitionQueue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PartitionQueue")
+    }
+}
+
+extern "C" fn ring(_: *mut sys::rd_kafka_t, opaque: *mut c_void) {
+    // SAFETY: set in `PartitionQueue::of` together with the callback, which goes first.
+    let bell = unsafe { &*opaque.cast::<Bell>() };
+    bell();
+}
+
+/// Takes what a consumer has found, many at a time.
+pub(super) struct Batches {
+    /// What belongs to no partition: the client's own troubles.
+    of_client: NativeQueue,
+    messages: Vec<*mut sys::rd_kafka_message_t>,
+}
+
+// SAFETY: the pointers are only used within one call.
 unsafe impl Send for Batches {}
 
 impl Batches {
-    /// Up to `size` records at a time.
+    /// Up to `size` records at a time. Must go before the consumer.
     pub(super) fn of<C: ConsumerContext>(consumer: &BaseConsumer<C>, size: usize) -> Self {
         // SAFETY: the client is a consumer and valid.
         let queue = unsafe { sys::rd_kafka_queue_get_consumer(consumer.client().native_ptr()) };
-        let queue = NativeQueue(NonNull::new(queue).expect("every consumer has a queue"));
-        Self { queue, messages: vec![std::ptr::null_mut(); size.max(1)], last: None }
+        let of_client = NativeQueue(NonNull::new(queue).expect("every consumer has a queue"));
+        Self { of_client, messages: vec![std::ptr::null_mut(); size.max(1)] }
     }
 
-    /// Waits until there is something, and appends it.
-    pub(super) fn poll(&mut self, timeout: Duration, into: &mut Vec<Found>) {
-        // A topic object may be gone, and its address taken by another, once no message refers to it.
-        self.last = None;
-        // librdkafka waits until the array is full or the time is up: one record is waited for, the others are taken
-        // as they are there.
-        let mut count = self.fill(0..1, timeout);
-        if count == 1 {
-            count += self.fill(1..self.messages.len(), Duration::ZERO);
-        }
-        for index in 0..count {
-            let pointer = self.messages[index];
-            // SAFETY: librdkafka has filled the first `count` entries; each is destroyed once, below.
-            unsafe {
-                if let Some(message) = pointer.as_ref() {
-                    into.push(self.read(message));
-                }
-            }
-        }
-        for pointer in &self.messages[..count] {
-            // SAFETY: as above.
-            unsafe { sys::rd_kafka_message_destroy(*pointer) }
-        }
+    /// Appends what is there of a partition, without waiting. When that is nothing, the bell rings with the next.
+    pub(super) fn take(&mut self, partition: &PartitionQueue, into: &mut Vec<Found>) {
+        self.take_from(partition.queue.0, into);
     }
 
-    /// Fills a part of the array from its beginning on and tells how much of it.
-    fn fill(&mut self, part: std::ops::Range<usize>, timeout: Duration) -> usize {
-        let part = &mut self.messages[part];
-        // SAFETY: the queue and the part are valid, and the part has the length that is told.
+    /// Appends what is there of the client itself, without waiting.
+    pub(super) fn take_of_client(&mut self, into: &mut Vec<Found>) {
+        self.take_from(self.of_client.0, into);
+    }
+
+    fn take_from(&mut self, queue: NonNull<sys::rd_kafka_queue_t>, into: &mut Vec<Found>) {
+        // SAFETY: the queue and the array are valid, and the array has the length that is told.
         let count = unsafe {
             sys::rd_kafka_consume_batch_queue(
-                self.queue.0.as_ptr(),
-                timeout.as_millis() as i32,
-                part.as_mut_ptr(),
-                part.len(),
+                queue.as_ptr(),
+                0,
+                self.messages.as_mut_ptr(),
+                self.messages.len(),
             )
         };
-        usize::try_from(count).unwrap_or(0)
-    }
-
-    fn topic(&mut self, topic: *mut sys::rd_kafka_topic_t) -> Option<Arc<str>> {
-        if topic.is_null() {
-            return None;
-        }
-        if let Some((last, name)) = &self.last
-            && *last == topic
-        {
-            return Some(Arc::clone(name));
-        }
-        // SAFETY: a message's topic is valid as long as the message, and its name is a C string.
-        let name: Arc<str> =
-            unsafe { CStr::from_ptr(sys::rd_kafka_topic_name(topic)) }.to_string_lossy().into();
-        self.last = Some((topic, Arc::clone(&name)));
-        Some(name)
-    }
-
-    fn read(&mut self, message: &sys::rd_kafka_message_t) -> Found {
-        let topic = self.topic(message.rkt);
-        let partition = message.partition.max(0) as u32;
-        match (message.err, topic) {
-            (sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR, Some(topic)) => {
-                let record = Record {
-                    offset: message.offset.max(0) as u64,
-                    timestamp_ms: timestamp(message),
-                    key: copy(message.key, message.key_len),
-                    value: copy(message.payload, message.len),
-                    headers: headers(message),
-                };
-                Found::Record { topic, partition, record }
+        for pointer in &self.messages[..usize::try_from(count).unwrap_or(0)] {
+            // SAFETY: librdkafka has filled the first `count` entries; each is destroyed once, after it was read.
+            unsafe {
+                if let Some(message) = pointer.as_ref() {
+                    into.push(found(message));
+                }
+                sys::rd_kafka_message_destroy(*pointer);
             }
-            (sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__PARTITION_EOF, Some(topic)) => {
-                Found::End { topic, partition, position: message.offset.max(0) as u64 }
-            }
-            (error, topic) => Found::Error { at: topic.map(|topic| (topic, partition)), error: error.into() },
         }
+    }
+}
+
+fn found(message: &sys::rd_kafka_message_t) -> Found {
+    match message.err {
+        sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR => Found::Record(Record {
+            offset: message.offset.max(0) as u64,
+            timestamp_ms: timestamp(message),
+            key: copy(message.key, message.key_len),
+            value: copy(message.payload, message.len),
+            headers: headers(message),
+        }),
+        sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__PARTITION_EOF => {
+            Found::End(message.offset.max(0) as u64)
+        }
+        error => Found::Error(error.into()),
     }
 }
 

@@ -1,8 +1,15 @@
-//! Reading: one consumer for all partitions, polled by one thread, many records at a time.
+//! Reading: one consumer for all partitions, each of which has a queue of its own, emptied by one thread, many records at a
+//! time.
 //!
-//! Adding, removing, pausing and resuming go to the thread as commands. What it found before it saw a command is sorted
-//! out here: a partition that was removed (or removed and added again) has another number, and records of a paused one
-//! are put aside until it is resumed.
+//! The thread waits for one thing: its inbox, in which librdkafka says that a partition has something, and the reader's
+//! owner what is to be added, removed, paused and resumed. What the thread found before it saw a command is sorted out
+//! here: a partition that was removed (or removed and added again) has another number, and records of a paused one are
+//! put aside until it is resumed.
+//!
+//! A consumer has one fetch on its way to a broker, and that asks for all partitions whose queues have room. When there is
+//! none for a busy one at that moment, the fetch asks for the idle ones alone, and the broker keeps it for
+//! `fetch.wait.max.ms` since they have nothing: so long the busy one gets nothing new. So a queue has room for several
+//! fetches, and a partition that is paused for a moment keeps its queue.
 //!
 //! librdkafka keeps the leader epochs of a topic for as long as a client lives and ignores lower ones, also those of a
 //! topic that was deleted and created anew, which count from 0: every fetch from it would be refused. A consumer that
@@ -11,7 +18,10 @@
 use std::{
     collections::{BTreeSet, HashMap, HashSet, VecDeque},
     fmt,
-    sync::Arc,
+    sync::{
+        Arc,
+        mpsc::{Receiver, RecvTimeoutError, Sender},
+    },
     time::{Duration, Instant},
 };
 
@@ -26,7 +36,7 @@ use tokio::sync::mpsc;
 
 use super::{
     KafkaConfig, blocking, error,
-    ffi::{self, Batches, Found},
+    ffi::{self, Batches, Found, PartitionQueue},
 };
 use crate::{Bounds, Commit, Error, Reader, ReaderConfig, ReaderEvent, Record, Start, TopicPartition};
 
@@ -35,14 +45,18 @@ type Native = Arc<BaseConsumer<DefaultConsumerContext>>;
 /// The consumer that is in use; the thread replaces it.
 type Current = Arc<Mutex<Native>>;
 
-/// How long the thread waits for records before it looks for commands.
-const TICK: Duration = Duration::from_millis(10);
-
 /// How often the thread looks whether its topics are still there, at the most.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Events that wait for the caller.
 const EVENTS: usize = 64;
+
+/// Fetches that the queue of a partition has room for.
+const FETCHES: usize = 4;
+
+/// How long a paused partition keeps what was fetched of it, at least. A shard that is merely slower than its messages
+/// come is paused for milliseconds; one whose remote end is away, for hours.
+const KEPT: Duration = Duration::from_secs(1);
 
 /// Topics that a consumer may know and not read any more, before it is replaced: it forgets none.
 const FORMER_TOPICS: usize = 10_000;
@@ -53,6 +67,15 @@ enum Command {
     Remove(TopicPartition),
     Pause(TopicPartition),
     Resume(TopicPartition),
+    End,
+}
+
+/// What the thread waits for.
+#[derive(Debug)]
+enum Wake {
+    Command(Command),
+    /// The partition with this number has something.
+    Ready(u64),
 }
 
 /// An event of a partition, with the number under which the partition was added.
@@ -66,8 +89,8 @@ struct Numbered {
 pub(super) struct KafkaReader {
     config: ReaderConfig,
     consumer: Current,
-    /// Unbounded in type only: one entry a call of the reader's owner, taken every tick.
-    commands: std::sync::mpsc::SyncSender<Command>,
+    /// Unbounded in type only: an entry for each call of the reader's owner, taken at once, and one for each partition.
+    inbox: Sender<Wake>,
     events: mpsc::Receiver<Numbered>,
     readings: HashMap<TopicPartition, Reading>,
     /// Events of partitions that were resumed, ahead of new ones.
@@ -102,9 +125,13 @@ impl KafkaReader {
             .set("auto.offset.reset", "error")
             .set("isolation.level", "read_committed")
             .set("queued.max.messages.kbytes", kibibytes(config.partition_budget_bytes))
-            .set("queued.min.messages", config.batch_records.clamp(1, 10_000_000).to_string())
-            .set("fetch.message.max.bytes", config.partition_budget_bytes.clamp(1, 1_000_000_000).to_string())
-            .set("fetch.max.bytes", config.budget_bytes.clamp(16_777_216, 2_147_483_135).to_string())
+            // Each record costs some hundred bytes that the budget does not count.
+            .set("queued.min.messages", (config.batch_records * 2 * FETCHES).clamp(1, 10_000_000).to_string())
+            .set(
+                "fetch.message.max.bytes",
+                (config.partition_budget_bytes / FETCHES).clamp(1, 1_000_000_000).to_string(),
+            )
+            .set("fetch.max.bytes", "16777216")
             .set("message.max.bytes", "16777216")
             .set("fetch.wait.max.ms", wait_ms(0, 0).to_string())
             .set("fetch.queue.backoff.ms", "1")
@@ -112,15 +139,25 @@ impl KafkaReader {
         let client = kafka.finish(client);
         let consumer = create(&client)?;
         let current = Arc::new(Mutex::new(Arc::clone(&consumer)));
-        let (commands, inbox) = std::sync::mpsc::sync_channel(65_536);
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "librdkafka's threads must not wait; a partition rings again only when it was emptied"
+        )]
+        let (inbox, wakes) = std::sync::mpsc::channel();
         let (outbox, events) = mpsc::channel(EVENTS);
         let poller = Poller {
             batches: Batches::of(&consumer, config.batch_records),
+            found: Vec::with_capacity(config.batch_records),
+            partitions: HashMap::new(),
+            numbers: HashMap::new(),
+            ready: VecDeque::new(),
+            kept: 0,
+            kept_most: config.budget_bytes / config.partition_budget_bytes.max(1),
+            inbox: inbox.clone(),
             consumer,
             client,
             current: Arc::clone(&current),
             records: config.batch_records,
-            partitions: HashMap::new(),
             outbox,
             fresh: BTreeSet::new(),
             known: HashMap::new(),
@@ -131,12 +168,12 @@ impl KafkaReader {
         };
         std::thread::Builder::new()
             .name("kafka-reader".to_owned())
-            .spawn(move || poller.run(&inbox))
+            .spawn(move || poller.run(&wakes))
             .map_err(|error| Error::Unavailable(format!("no thread for reading: {error}")))?;
         Ok(Self {
             config,
             consumer: current,
-            commands,
+            inbox,
             events,
             readings: HashMap::new(),
             resumed: VecDeque::new(),
@@ -146,7 +183,7 @@ impl KafkaReader {
 
     fn command(&self, command: Command) {
         // The thread lives as long as this reader; after that nobody wants anything.
-        if self.commands.send(command).is_err() {
+        if self.inbox.send(Wake::Command(command)).is_err() {
             tracing::error!("the reader's thread has ended");
         }
     }
@@ -164,6 +201,13 @@ impl KafkaReader {
             self.readings.remove(&at);
         }
         Some(event)
+    }
+}
+
+impl Drop for KafkaReader {
+    fn drop(&mut self) {
+        // It may have ended already: then there is nothing to end.
+        self.inbox.send(Wake::Command(Command::End)).ok();
     }
 }
 
@@ -321,8 +365,12 @@ struct Position {
     end_told: Option<u64>,
     /// Id of the topic, once it is known.
     topic_id: Option<String>,
-    /// Not assigned for now; what still comes is read again later.
-    paused: bool,
+    /// Not read from since then.
+    paused_at: Option<Instant>,
+    /// Where its records come while it is assigned.
+    queue: Option<PartitionQueue>,
+    /// It is among the ready ones.
+    is_ready: bool,
 }
 
 impl Position {
@@ -340,14 +388,23 @@ impl Position {
     }
 }
 
-/// The thread.
+/// The thread. What belongs to a consumer goes before it.
 struct Poller {
     batches: Batches,
+    found: Vec<Found>,
+    partitions: HashMap<TopicPartition, Position>,
+    /// Which partition has a number.
+    numbers: HashMap<u64, TopicPartition>,
+    /// Numbers of those that may have something, in turn.
+    ready: VecDeque<u64>,
+    /// Partitions that are paused and assigned, and how many may be.
+    kept: usize,
+    kept_most: usize,
+    inbox: Sender<Wake>,
     consumer: Native,
     client: ClientConfig,
     current: Current,
     records: usize,
-    partitions: HashMap<TopicPartition, Position>,
     outbox: mpsc::Sender<Numbered>,
     /// Topics of partitions that were added just now.
     fresh: BTreeSet<Arc<str>>,
@@ -363,15 +420,10 @@ struct Poller {
 }
 
 impl Poller {
-    fn run(mut self, inbox: &std::sync::mpsc::Receiver<Command>) {
-        let mut found = Vec::with_capacity(self.records);
+    fn run(mut self, wakes: &Receiver<Wake>) {
         loop {
-            loop {
-                match inbox.try_recv() {
-                    Ok(command) => self.obey(command),
-                    Err(std::sync::mpsc::TryRecvError::Empty) => break,
-                    Err(std::sync::mpsc::TryRecvError::Disconnected) => return,
-                }
+            if !self.listen(wakes) {
+                return;
             }
             if !self.fresh.is_empty() {
                 self.learn();
@@ -379,8 +431,9 @@ impl Poller {
             if self.renew_at.is_some_and(|at| at <= Instant::now()) {
                 self.renew();
             }
-            self.batches.poll(TICK, &mut found);
-            if !found.is_empty() && !self.tell(&mut found) {
+            if let Some(number) = self.ready.pop_front()
+                && !self.take(number)
+            {
                 return;
             }
             if self.next_look <= Instant::now() && !self.look() {
@@ -389,40 +442,87 @@ impl Poller {
         }
     }
 
+    /// Takes everything out of the inbox; waits for it while there is nothing to do. `false`: this is the end.
+    fn listen(&mut self, wakes: &Receiver<Wake>) -> bool {
+        loop {
+            let patience = if self.ready.is_empty() && self.fresh.is_empty() {
+                let until = self.renew_at.map_or(self.next_look, |at| at.min(self.next_look));
+                until.saturating_duration_since(Instant::now())
+            } else {
+                Duration::ZERO
+            };
+            match wakes.recv_timeout(patience) {
+                Ok(Wake::Ready(number)) => self.is_ready(number),
+                Ok(Wake::Command(Command::End)) | Err(RecvTimeoutError::Disconnected) => return false,
+                Ok(Wake::Command(command)) => self.obey(command),
+                Err(RecvTimeoutError::Timeout) => return true,
+            }
+        }
+    }
+
+    fn is_ready(&mut self, number: u64) {
+        let at = self.numbers.get(&number);
+        if let Some(position) = at.and_then(|at| self.partitions.get_mut(at)).filter(|at| !at.is_ready) {
+            position.is_ready = true;
+            self.ready.push_back(number);
+        }
+    }
+
     fn obey(&mut self, command: Command) {
         match command {
             Command::Add(at, start, number) => {
-                let (offset, next) = match start {
+                let (start, next) = match start {
                     Start::Earliest => (Offset::Beginning, None),
                     Start::Latest => (Offset::End, None),
                     Start::Offset(offset) => (Offset::Offset(offset as i64), Some(offset)),
                 };
                 self.fresh.insert(Arc::clone(&at.topic));
-                let position =
-                    Position { number, next, start: offset, end_told: None, topic_id: None, paused: false };
+                let position = Position {
+                    number,
+                    next,
+                    start,
+                    end_told: None,
+                    topic_id: None,
+                    paused_at: None,
+                    queue: None,
+                    is_ready: false,
+                };
+                self.numbers.insert(number, at.clone());
                 self.partitions.insert(at.clone(), position);
-                self.assign(&at, offset);
+                self.assign(&at);
             }
-            Command::Remove(at) => {
-                if self.partitions.remove(&at).is_some_and(|position| !position.paused) {
-                    self.unassign(&at);
-                }
-            }
-            // librdkafka's own pause goes on behind the offset at which a partition's end was told, which may be that
-            // of a record that was not read: a paused partition is given up, and taken again where we know to be.
+            Command::Remove(at) => self.remove(&at),
             Command::Pause(at) => {
-                if let Some(position) = self.partitions.get_mut(&at) {
-                    position.paused = true;
-                    self.unassign(&at);
+                let Some(position) = self.partitions.get_mut(&at) else { return };
+                position.paused_at = Some(Instant::now());
+                if position.queue.is_some() {
+                    self.kept += 1;
+                    if self.kept > self.kept_most {
+                        self.unassign(&at);
+                    }
                 }
             }
             Command::Resume(at) => {
-                if let Some(position) = self.partitions.get_mut(&at) {
-                    position.paused = false;
-                    let offset = position.offset();
-                    self.assign(&at, offset);
+                let Some(position) = self.partitions.get_mut(&at) else { return };
+                let was_kept = position.queue.is_some() && position.paused_at.is_some();
+                position.paused_at = None;
+                let number = position.number;
+                if was_kept {
+                    self.kept -= 1;
+                    self.is_ready(number);
+                } else {
+                    self.assign(&at);
                 }
             }
+            // The thread ends before it obeys.
+            Command::End => {}
+        }
+    }
+
+    fn remove(&mut self, at: &TopicPartition) {
+        self.unassign(at);
+        if let Some(position) = self.partitions.remove(at) {
+            self.numbers.remove(&position.number);
         }
     }
 
@@ -457,13 +557,13 @@ impl Poller {
     /// is fetched again.
     fn renew(&mut self) {
         let mut list = TopicPartitionList::with_capacity(self.partitions.len());
-        let mut reading = self.partitions.iter().filter(|(_, position)| !position.paused);
-        let listed = reading.try_for_each(|(at, position)| {
-            list.add_partition_offset(&at.topic, at.partition as i32, position.offset())
-        });
-        let listed = listed.map_err(|failure| error("positions", &failure));
-        let renewed = listed.and_then(|()| {
-            let consumer = create(&self.client)?;
+        let mut queues = Vec::new();
+        let renewed = create(&self.client).and_then(|consumer| {
+            for (at, position) in self.partitions.iter().filter(|(_, position)| position.queue.is_some()) {
+                list.add_partition_offset(&at.topic, at.partition as i32, position.offset())
+                    .map_err(|failure| error("positions", &failure))?;
+                queues.push((at.clone(), position.number, self.queue(&consumer, at, position.number)));
+            }
             consumer.incremental_assign(&list).map_err(|failure| error("assignment", &failure))?;
             Ok(consumer)
         });
@@ -477,6 +577,12 @@ impl Poller {
         };
         tracing::info!(partitions = list.count(), wait_ms = self.wait_ms, "reading with a new consumer");
         let batches = std::mem::replace(&mut self.batches, Batches::of(&consumer, self.records));
+        for (at, number, queue) in queues {
+            if let Some(position) = self.partitions.get_mut(&at) {
+                position.queue = queue;
+            }
+            self.is_ready(number);
+        }
         let former = std::mem::replace(&mut self.consumer, Arc::clone(&consumer));
         *self.current.lock() = consumer;
         self.renew_at = None;
@@ -492,6 +598,11 @@ impl Poller {
     /// Looks whether topics are still there, and the same: librdkafka tells a consumer of records nothing about
     /// that, and reads on in a topic that was created anew.
     fn look(&mut self) -> bool {
+        self.give_up_paused();
+        self.batches.take_of_client(&mut self.found);
+        for found in self.found.drain(..) {
+            tracing::warn!(?found, "the consumer reports what belongs to no partition");
+        }
         let wait_ms = wait_ms(self.partitions.len(), self.wait_ms);
         if wait_ms != self.wait_ms {
             self.wait_ms = wait_ms;
@@ -545,90 +656,122 @@ impl Poller {
         Some(found.collect())
     }
 
-    fn assign(&self, at: &TopicPartition, offset: Offset) {
+    /// The queue of a partition that is to be assigned.
+    fn queue(&self, consumer: &Native, at: &TopicPartition, number: u64) -> Option<PartitionQueue> {
+        let inbox = self.inbox.clone();
+        // The inbox goes with the thread.
+        let bell = move || drop(inbox.send(Wake::Ready(number)));
+        PartitionQueue::of(consumer, &at.topic, at.partition, bell)
+    }
+
+    fn assign(&mut self, at: &TopicPartition) {
+        let Some(position) = self.partitions.get(at) else { return };
+        let (number, offset) = (position.number, position.offset());
+        let Some(queue) = self.queue(&self.consumer, at, number) else {
+            return tracing::error!(partition = %at, "a topic has a name that Kafka forbids");
+        };
         let mut list = TopicPartitionList::new();
         let result = list
             .add_partition_offset(&at.topic, at.partition as i32, offset)
             .and_then(|()| self.consumer.incremental_assign(&list));
         if let Err(error) = result {
-            tracing::error!(%error, partition = %at, "a partition could not be assigned");
+            return tracing::error!(%error, partition = %at, "a partition could not be assigned");
         }
+        if let Some(position) = self.partitions.get_mut(at) {
+            position.queue = Some(queue);
+        }
+        // What an earlier assignment has left there is no reason for the bell to ring.
+        self.is_ready(number);
     }
 
-    fn unassign(&self, at: &TopicPartition) {
+    fn unassign(&mut self, at: &TopicPartition) {
+        let Some(position) = self.partitions.get_mut(at) else { return };
+        let Some(queue) = position.queue.take() else { return };
+        self.kept -= usize::from(position.paused_at.is_some());
         let mut list = TopicPartitionList::new();
         list.add_partition(&at.topic, at.partition as i32);
         if let Err(error) = self.consumer.incremental_unassign(&list) {
             tracing::warn!(%error, partition = %at, "a partition could not be given up");
         }
+        drop(queue);
     }
 
-    /// Sends what was found, in order within each partition; `false` when nobody listens any more.
-    fn tell(&mut self, found: &mut Vec<Found>) -> bool {
-        let mut batches: Vec<(TopicPartition, Vec<Record>)> = Vec::new();
+    /// Gives up what has been paused for long.
+    fn give_up_paused(&mut self) {
+        let is_long = |position: &Position| position.paused_at.is_some_and(|at| at.elapsed() >= KEPT);
+        let is_due = |position: &Position| position.queue.is_some() && is_long(position);
+        let due = self.partitions.iter().filter(|(_, position)| is_due(position));
+        for at in due.map(|(at, _)| at.clone()).collect::<Vec<_>>() {
+            self.unassign(&at);
+        }
+    }
+
+    /// Takes from a partition and tells what it found; `false` when nobody listens any more.
+    fn take(&mut self, number: u64) -> bool {
+        let Some(at) = self.numbers.get(&number).cloned() else { return true };
+        let Some(position) = self.partitions.get_mut(&at) else { return true };
+        position.is_ready = false;
+        // A paused one is looked at when it is resumed.
+        let Some(queue) = position.queue.as_ref().filter(|_| position.paused_at.is_none()) else {
+            return true;
+        };
+        let mut found = std::mem::take(&mut self.found);
+        self.batches.take(queue, &mut found);
+        if !found.is_empty() {
+            self.is_ready(number);
+        }
+        let goes_on = self.tell(&at, &mut found);
+        self.found = found;
+        goes_on
+    }
+
+    /// Sends what was found, in order; `false` when nobody listens any more.
+    fn tell(&mut self, at: &TopicPartition, found: &mut Vec<Found>) -> bool {
+        let mut records = Vec::new();
         for one in found.drain(..) {
-            match one {
-                Found::Record { topic, partition, record } => {
-                    let last = batches
-                        .iter_mut()
-                        .rev()
-                        .find(|(at, _)| at.partition == partition && at.topic == topic);
-                    match last {
-                        Some((_, records)) => records.push(record),
-                        None => batches.push((TopicPartition { topic, partition }, vec![record])),
-                    }
+            let told = match one {
+                Found::Record(record) => {
+                    records.push(record);
+                    continue;
                 }
-                Found::End { topic, partition, position } => {
-                    if !self.flush(&mut batches) || !self.end(TopicPartition { topic, partition }, position) {
-                        return false;
-                    }
-                }
-                Found::Error { at: Some((topic, partition)), error } => {
-                    if !self.flush(&mut batches) || !self.trouble(TopicPartition { topic, partition }, error)
-                    {
-                        return false;
-                    }
-                }
-                Found::Error { at: None, error } => tracing::warn!(%error, "the consumer reports an error"),
+                Found::End(position) => self.flush(at, &mut records) && self.end(at, position),
+                Found::Error(error) => self.flush(at, &mut records) && self.trouble(at.clone(), error),
+            };
+            if !told {
+                return false;
             }
         }
-        self.flush(&mut batches)
+        self.flush(at, &mut records)
     }
 
     fn send(&self, number: u64, event: ReaderEvent) -> bool {
         self.outbox.blocking_send(Numbered { number, event }).is_ok()
     }
 
-    fn flush(&mut self, batches: &mut Vec<(TopicPartition, Vec<Record>)>) -> bool {
-        for (partition, records) in batches.drain(..) {
-            let position = self.partitions.get_mut(&partition).filter(|position| !position.paused);
-            let Some(position) = position else { continue };
-            position.next = records.last().map(|record| record.offset + 1);
-            position.end_told = None;
-            let number = position.number;
-            if !self.send(number, ReaderEvent::Batch { partition, records }) {
-                return false;
-            }
-        }
-        true
+    fn flush(&mut self, at: &TopicPartition, records: &mut Vec<Record>) -> bool {
+        let Some(last) = records.last().map(|record| record.offset) else { return true };
+        let records = std::mem::take(records);
+        let Some(position) = self.partitions.get_mut(at) else { return true };
+        position.next = Some(last + 1);
+        position.end_told = None;
+        let number = position.number;
+        self.send(number, ReaderEvent::Batch { partition: at.clone(), records })
     }
 
-    fn end(&mut self, partition: TopicPartition, end: u64) -> bool {
-        let position = self.partitions.get_mut(&partition).filter(|position| !position.paused);
-        let Some(position) = position else { return true };
+    fn end(&mut self, at: &TopicPartition, end: u64) -> bool {
+        let Some(position) = self.partitions.get_mut(at) else { return true };
         position.next = Some(end);
         // librdkafka tells again after each fetch that found nothing new.
         if position.end_told.replace(end) == Some(end) {
             return true;
         }
         let number = position.number;
-        self.send(number, ReaderEvent::End { partition, position: end })
+        self.send(number, ReaderEvent::End { partition: at.clone(), position: end })
     }
 
     fn trouble(&mut self, partition: TopicPartition, error: RDKafkaErrorCode) -> bool {
         use RDKafkaErrorCode as Code;
-        let position = self.partitions.get(&partition).filter(|position| !position.paused);
-        let Some(position) = position else { return true };
+        let Some(position) = self.partitions.get(&partition) else { return true };
         let (number, wanted) = (position.number, position.next);
         match error {
             Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition => {
@@ -664,9 +807,7 @@ impl Poller {
     }
 
     fn gone(&mut self, number: u64, partition: TopicPartition, reason: String) -> bool {
-        if self.partitions.remove(&partition).is_some_and(|position| !position.paused) {
-            self.unassign(&partition);
-        }
+        self.remove(&partition);
         self.send(number, ReaderEvent::Gone { partition, reason })
     }
 
@@ -674,9 +815,9 @@ impl Poller {
     fn again(&mut self, partition: &TopicPartition, at: Option<u64>) -> bool {
         self.unassign(partition);
         if let Some(position) = self.partitions.get_mut(partition) {
-            position.next = at;
+            (position.next, position.start) = (at, Offset::Beginning);
         }
-        self.assign(partition, at.map_or(Offset::Beginning, |offset| Offset::Offset(offset as i64)));
+        self.assign(partition);
         true
     }
 }

@@ -69,6 +69,7 @@ macro_rules! contract {
             end_is_told_once_for_each_time_of_catching_up
             a_reader_begins_where_it_is_told_to
             a_paused_partition_delays_no_other_and_goes_on_where_it_was
+            a_partition_that_is_paused_after_each_batch_comes_once_and_in_order
             a_removed_partition_is_silent_and_can_be_added_again
             batches_keep_to_the_budget_and_lose_nothing
             removed_records_are_a_gap_for_who_wanted_them
@@ -422,6 +423,49 @@ pub(crate) async fn a_paused_partition_delays_no_other_and_goes_on_where_it_was<
         }
     }
     assert_eq!(seen, ["1", "2"]);
+}
+
+pub(crate) async fn a_partition_that_is_paused_after_each_batch_comes_once_and_in_order<F: Fixture>(
+    f: &mut F,
+) {
+    const RECORDS: u64 = 3_000;
+    let name = topic(f, 2).await;
+    let (writer, queue) = (writer(f).await, CompletionQueue::new());
+    let handle = writer.topic(&name);
+    for number in 0..RECORDS {
+        let value = number.to_string();
+        writer.submit(&handle, record((number % 2) as u32, "k", &value), number, &queue).unwrap();
+    }
+    assert!(outcomes(&queue, RECORDS as usize).await.iter().all(|done| done.result.is_ok()));
+    // With room for what was read of paused ones, and without any.
+    for budget_bytes in [256 << 20, 1] {
+        let config = ReaderConfig { budget_bytes, batch_records: 100, ..ReaderConfig::new("reader", None) };
+        let mut reader = f.bus().reader(config).await.unwrap();
+        let partitions = [0, 1].map(|partition| TopicPartition::new(name.as_str(), partition));
+        for at in &partitions {
+            reader.add(at, Start::Earliest);
+        }
+        let (mut seen, mut paused) = ([0, 1], None);
+        while seen.iter().any(|next| *next < RECORDS) {
+            let ReaderEvent::Batch { partition, records } = next(&mut *reader).await else { continue };
+            assert_ne!(Some(&partition), paused.as_ref());
+            let next = &mut seen[partition.partition as usize];
+            for value in values(&records) {
+                assert_eq!(value, next.to_string());
+                *next += 2;
+            }
+            reader.pause(&partition);
+            if let Some(before) = paused.replace(partition) {
+                reader.resume(&before);
+            }
+            // The other one has nothing more.
+            if seen.iter().any(|next| *next >= RECORDS)
+                && let Some(last) = paused.take()
+            {
+                reader.resume(&last);
+            }
+        }
+    }
 }
 
 pub(crate) async fn a_removed_partition_is_silent_and_can_be_added_again<F: Fixture>(f: &mut F) {
