@@ -75,24 +75,13 @@ pub(crate) struct Options {
     write: Option<PathBuf>,
 }
 
-/// What the harness sets for tests, as Kafka has it: it looks through all its logs at these intervals.
-const KAFKA: [(&str, &str); 3] = [
-    ("log.retention.check.interval.ms", "300000"),
-    ("log.cleaner.backoff.ms", "15000"),
-    ("file.delete.delay.ms", "60000"),
-];
-
 /// How long anything may take.
 const PATIENCE: Duration = Duration::from_mins(10);
 
 pub(crate) async fn run(options: Options) -> Result<()> {
     let mut report = Report::new(&options);
     if !options.only_embedded {
-        let properties = KAFKA.map(|(key, value)| (key.to_owned(), value.to_owned())).to_vec();
-        // It runs for minutes, as servers do: all of its compilers.
-        let jvm = vec!["-XX:TieredStopAtLevel=4".to_owned()];
-        let kafka =
-            block_in_place(|| Kafka::start(KafkaOptions { properties, jvm, ..KafkaOptions::default() }))?;
+        let kafka = block_in_place(|| Kafka::start(KafkaOptions::as_shipped()))?;
         let postgres = block_in_place(Postgres::start)?;
         let layout = Layout::of(1, options.data_planes, options.executors);
         let deployment = block_in_place(|| layout.start(&kafka, &postgres))?;

@@ -166,9 +166,7 @@ impl Bench {
                 warm: vec![],
             });
         }
-        // As it is run in production: compiled for speed, not for a quick start.
-        let jvm = vec!["-XX:TieredStopAtLevel=4".to_owned()];
-        let kafka = block_in_place(|| Kafka::start(KafkaOptions { jvm, ..KafkaOptions::default() }))?;
+        let kafka = block_in_place(|| Kafka::start(KafkaOptions::as_shipped()))?;
         let postgres = block_in_place(Postgres::start)?;
         let mut layout = Layout::default();
         for (name, value) in &options.settings {
