@@ -1,13 +1,17 @@
 //! What no delivery can undercut: the bare client library with the same messages, against the same far end.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use hdrhistogram::Histogram;
 use rdkafka::{
     ClientConfig, ClientContext,
     error::{KafkaError, RDKafkaErrorCode},
@@ -68,6 +72,56 @@ pub(crate) async fn publish(
     wire.publish(payloads.len() as u64, in_flight as u64, message).await
 }
 
+/// When a record was handed to the bare producer, and how long its acknowledgement took.
+struct Timing(parking_lot::Mutex<(Histogram<u64>, Option<KafkaError>)>);
+
+impl ClientContext for Timing {}
+
+impl ProducerContext for Timing {
+    type DeliveryOpaque = Box<Instant>;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, since: Box<Instant>) {
+        let mut timed = self.0.lock();
+        match result {
+            Ok(_) => timed.0.saturating_record(since.elapsed().as_micros() as u64),
+            Err((error, _)) => drop(timed.1.get_or_insert_with(|| error.clone())),
+        }
+    }
+}
+
+/// Produces so many records at a fixed rate (an open loop), as the data plane does, and tells how long each waited for its
+/// acknowledgement, µs. Blocks.
+pub(crate) fn acknowledged(
+    servers: &str,
+    topic: &str,
+    value: &[u8],
+    count: u64,
+    rate: f64,
+    linger_ms: u64,
+) -> Result<Histogram<u64>> {
+    let timing = Timing(parking_lot::Mutex::new((Histogram::new_with_bounds(1, 3_600_000_000, 3)?, None)));
+    let producer: ThreadedProducer<Timing> = ClientConfig::new()
+        .set("bootstrap.servers", servers)
+        .set("acks", "all")
+        .set("enable.idempotence", "true")
+        .set("linger.ms", linger_ms.to_string())
+        .create_with_context(timing)?;
+    let start = Instant::now();
+    for number in 0..count {
+        let due = start + Duration::from_secs_f64(number as f64 / rate);
+        // The pace itself; nothing is waited for.
+        std::thread::sleep(due.saturating_duration_since(Instant::now()));
+        let record = BaseRecord::<(), [u8], _>::with_opaque_to(topic, Box::new(due)).payload(value);
+        producer.send(record).map_err(|(error, _)| error)?;
+    }
+    producer.flush(Duration::from_mins(1)).context("not everything was acknowledged")?;
+    let (times, failure) = &mut *producer.context().0.lock();
+    match failure.take() {
+        Some(error) => bail!(error),
+        None => Ok(times.clone()),
+    }
+}
+
 /// Counts what was acknowledged, and keeps the first failure.
 #[derive(Default)]
 struct Reports {
@@ -112,13 +166,13 @@ pub(crate) fn produce(servers: &str, topic: &str, values: &[Bytes], settings: &K
                 Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), refused)) => {
                     record = refused;
                     // librdkafka has no call that waits for room.
-                    std::thread::sleep(std::time::Duration::from_millis(1));
+                    std::thread::sleep(Duration::from_millis(1));
                 }
                 Err((error, _)) => bail!(error),
             }
         }
     }
-    producer.flush(std::time::Duration::from_mins(1)).context("not everything was acknowledged")?;
+    producer.flush(Duration::from_mins(1)).context("not everything was acknowledged")?;
     if let Some(error) = reports.failed.lock().take() {
         bail!(error);
     }

@@ -13,6 +13,10 @@ use std::process::ExitCode;
 
 use tbmq_service::shell::{self, Program};
 
+/// As the executor's.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     // An executor apart has the executor's port, so that it can live beside a broker on one machine.
     let service_type = std::env::var("TB_SERVICE_TYPE").ok();

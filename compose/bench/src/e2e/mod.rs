@@ -18,6 +18,10 @@ use bytes::Bytes;
 use clap::{Args, ValueEnum};
 use hdrhistogram::Histogram;
 use serde_json::json;
+use tbmq_bus::{
+    Bus as _, CleanupPolicy, TopicSpec,
+    kafka::{KafkaBus, KafkaConfig},
+};
 use tbmq_e2e::{
     api::Api,
     deployment::{Deployment, Layout, Plane},
@@ -71,12 +75,16 @@ pub(crate) struct Options {
     /// MQTT topics that the messages are spread over: Kafka integrations have one message of each in flight.
     #[arg(long, default_value_t = 10_000)]
     topics: u64,
-    /// Messages per second for latencies; besides, half of what it reached as fast as it goes.
-    #[arg(long, default_value_t = 500.0)]
-    rate: f64,
+    /// Messages per second for latencies.
+    #[arg(long, value_delimiter = ',', default_value = "500,12500,22500")]
+    rates: Vec<f64>,
     /// Seconds at each rate; 0: none.
     #[arg(long, default_value_t = 20.0)]
     paced_s: f64,
+    /// Seconds at each of those rates that do not count, before a sink's first round: Kafka's virtual machine compiles for
+    /// minutes.
+    #[arg(long, default_value_t = 20.0)]
+    warm_up_s: f64,
     /// Rounds.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
@@ -115,6 +123,9 @@ impl Through {
         }
     }
 }
+
+/// How long the data plane lets a message wait for others on its way to Kafka.
+const LINGER_MS: u64 = 1;
 
 /// Create calls in flight.
 const CREATING: usize = 32;
@@ -282,16 +293,23 @@ impl Bench {
         if !self.warm.contains(&kind) {
             self.warm.push(kind);
             self.through(far_end, &load, self.options.warm_up, None).await.context("the warm-up")?;
+            if self.is_paced(count) {
+                for rate in self.options.rates.clone() {
+                    let messages = (rate * self.options.warm_up_s) as u64;
+                    self.through(far_end, &load, messages, Some(rate)).await.context("the warm-up")?;
+                }
+            }
         }
         let messages = self.options.messages.unwrap_or(if kind == Kind::Kafka { 400_000 } else { 200_000 });
         let floor = self.floor(far_end, messages).await.context("the floor")?;
         let flat_out = self.through(far_end, &load, messages, None).await.context("as fast as it goes")?;
         let mut paced = Vec::new();
-        if self.options.paced_s > 0.0 && self.options.integrations.first() == Some(&count) {
-            for rate in [self.options.rate, flat_out.rate() / 2.0] {
+        if self.is_paced(count) {
+            for rate in self.options.rates.clone() {
                 let messages = (rate * self.options.paced_s) as u64;
+                let floor_us = self.acknowledged(rate, messages).await.context("the bare producer")?;
                 let pass = self.through(far_end, &load, messages, Some(rate)).await;
-                paced.push(Paced { rate, pass: pass.with_context(|| format!("at {rate:.0}/s"))? });
+                paced.push(Paced { rate, floor_us, pass: pass.with_context(|| format!("at {rate:.0}/s"))? });
             }
         }
         Ok(Round { floor, flat_out, paced })
@@ -338,6 +356,30 @@ impl Bench {
             lost: messages.saturating_sub(seen.different),
             repeated: seen.arrived.saturating_sub(seen.different),
         })
+    }
+
+    /// Whether latencies are measured with so many integrations.
+    fn is_paced(&self, count: u32) -> bool {
+        self.options.paced_s > 0.0 && self.options.integrations.first() == Some(&count)
+    }
+
+    /// How long Kafka lets the bare producer wait at a rate, µs; nothing when the bus is another one.
+    async fn acknowledged(&self, rate: f64, messages: u64) -> Result<Option<Histogram<u64>>> {
+        let Some(kafka) = &self.kafka else { return Ok(None) };
+        let (server, size) = (kafka.bootstrap(), self.options.size);
+        let spec = TopicSpec {
+            name: "bench-acknowledged".to_owned(),
+            partitions: 1,
+            replication_factor: 1,
+            policy: CleanupPolicy::Delete,
+            settings: Vec::new(),
+        };
+        KafkaBus::new(KafkaConfig::new(&server))?.admin().create_topic(&spec).await?;
+        let value = Mark::new(0, 0).payload(size);
+        let times = tokio::task::spawn_blocking(move || {
+            floor::acknowledged(&server, &spec.name, &value, messages, rate, LINGER_MS)
+        });
+        Ok(Some(times.await??))
     }
 
     /// What the bare client does with as many messages.
@@ -423,6 +465,11 @@ impl Pass {
 
     /// p50, p99, p99.9.
     fn puback_ms(&self) -> [f64; 3] {
-        [0.5, 0.99, 0.999].map(|quantile| self.puback_us.value_at_quantile(quantile) as f64 / 1e3)
+        quantiles_ms(&self.puback_us)
     }
+}
+
+/// p50, p99 and p99.9 of µs, in ms.
+fn quantiles_ms(us: &Histogram<u64>) -> [f64; 3] {
+    [0.5, 0.99, 0.999].map(|quantile| us.value_at_quantile(quantile) as f64 / 1e3)
 }

@@ -2,7 +2,9 @@
 
 use std::fmt;
 
-use super::{Floor, Options, Pass};
+use hdrhistogram::Histogram;
+
+use super::{Floor, Options, Pass, quantiles_ms};
 use crate::page::median;
 
 /// Begins the section of the page.
@@ -12,6 +14,8 @@ pub(super) const HEADING: &str = "## MQTT QoS 1 → bus → executor → HTTP or
 pub(super) struct Paced {
     /// Per second, as planned.
     pub(super) rate: f64,
+    /// What the bare producer waited for acknowledgements, without anything else running; none where there is no Kafka.
+    pub(super) floor_us: Option<Histogram<u64>>,
     pub(super) pass: Pass,
 }
 
@@ -40,10 +44,13 @@ impl fmt::Display for Round {
             self.floor.rate,
             self.floor.us,
         )?;
-        for Paced { rate, pass } in &self.paced {
+        for Paced { rate, floor_us, pass } in &self.paced {
             let [p50, p99, _] = pass.end_to_end_ms;
             let puback = pass.puback_ms()[1];
             write!(f, "; at {rate:.0}/s p50 {p50:.1}, p99 {p99:.1}, PUBACK p99 {puback:.1} ms")?;
+            if let Some(us) = floor_us {
+                write!(f, " (bare producer {:.1})", quantiles_ms(us)[1])?;
+            }
         }
         Ok(())
     }
@@ -92,17 +99,20 @@ pub(super) struct Report {
 
 impl Report {
     pub(super) fn new(options: &Options) -> Self {
-        let Options { publishers, window, size, topics, rounds, warm_up, linger_ms, paced_s, .. } = options;
+        let Options {
+            publishers, window, size, topics, rounds, warm_up, warm_up_s, linger_ms, paced_s, ..
+        } = options;
         let head = format!(
             "`cargo xtask bench e2e`: {publishers} publishers with at most {window} unacknowledged messages each, {size} bytes, bare \
              payloads, RETRY_ALL without end, spread over {topics} MQTT topics. Up to ten integrations get the same load, more get one \
              after Zipf (the n-th 1/n of the first). Over Kafka: one data plane, one executor, one control plane, one node of Kafka 3.9.1 \
              with replication factor 1, which a Kafka sink writes to as well (acks all, linger {linger_ms} ms, one partition), PostgreSQL 15; \
              embedded: all of `tbmq`, whose log syncs to the disk before each acknowledgement. Medians of {rounds} rounds, in which the \
-             sinks have their turns, after {warm_up} messages that do not count. The floor is the bare client library (reqwest with 128 \
+             sinks have their turns, after {warm_up} messages and {warm_up_s} s at each rate that do not count. The floor is the bare client library (reqwest with 128 \
              requests in flight; the Kafka client of the sink), with the same bodies and the same far end, just before. CPU is user and system time per message, \
              memory is resident after the load. Latencies are at fixed rates (an open loop, {paced_s} s each): end to end from the publisher's \
-             clock to the sink's (Kafka: its time of appending, whole ms), PUBACK from the write of the PUBLISH."
+             clock to the sink's (Kafka: its time of appending, whole ms), PUBACK from the write of the PUBLISH. Beside that stands what the bare producer waits for Kafka at the same rate, \
+             with the data plane's linger of 1 ms and nothing else running, just before."
         );
         Self { head, rows: Vec::new() }
     }
@@ -147,17 +157,22 @@ impl Report {
     fn latencies(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "| sink | bus | messages/s | end to end, p50 / p99 / p99.9 ms | PUBACK, p50 / p99 / p99.9 ms | CPU µs of each |\n|{}",
-            "---|".repeat(6)
+            "| sink | bus | messages/s | end to end, p50 / p99 / p99.9 ms | PUBACK, p50 / p99 / p99.9 ms | bare producer's acknowledgement, ms | CPU µs of each |\n|{}",
+            "---|".repeat(7)
         )?;
         for row in &self.rows {
             let Some(first) = row.rounds.first() else { continue };
             for at in 0..first.paced.len() {
-                let of = |value: fn(&Pass) -> [f64; 3]| {
+                let of = |value: &dyn Fn(&Paced) -> [f64; 3]| {
                     let [p50, p99, p999] =
-                        [0, 1, 2].map(|which| row.median(|round| value(&round.paced[at].pass)[which]));
+                        [0, 1, 2].map(|which| row.median(|round| value(&round.paced[at])[which]));
                     format!("{p50:.1} / **{p99:.1}** / {p999:.1}")
                 };
+                // None over another bus.
+                let mut acknowledged = "-".to_owned();
+                if first.paced[at].floor_us.is_some() {
+                    acknowledged = of(&|paced| paced.floor_us.as_ref().map_or([f64::NAN; 3], quantiles_ms));
+                }
                 let cpu: Vec<String> = (0..first.flat_out.spent.len())
                     .map(|which| {
                         let us = row.median(|round| round.paced[at].pass.spent[which].us);
@@ -166,11 +181,12 @@ impl Report {
                     .collect();
                 writeln!(
                     f,
-                    "| {} | {:.0} | {} | {} | {} |",
+                    "| {} | {:.0} | {} | {} | {} | {} |",
                     row.name(),
                     row.median(|round| round.paced[at].rate),
-                    of(|pass| pass.end_to_end_ms),
-                    of(Pass::puback_ms),
+                    of(&|paced| paced.pass.end_to_end_ms),
+                    of(&|paced| paced.pass.puback_ms()),
+                    acknowledged,
                     cpu.join(" · ")
                 )?;
             }

@@ -2,21 +2,27 @@
 
 use std::{error::Error, fmt, io, sync::Arc, time::Duration};
 
-use ::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use ::http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use bytes::Bytes;
-use parking_lot::Mutex;
-use reqwest::{
-    Client, Request, Response,
-    dns::{Addrs, Name, Resolve, Resolving},
-    redirect,
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::{Body as _, Incoming};
+use hyper_rustls::HttpsConnectorBuilder;
+use hyper_util::{
+    client::legacy::{self, connect::HttpConnector},
+    rt::{TokioExecutor, TokioTimer},
 };
+use parking_lot::Mutex;
 use rustls::ClientConfig;
 use serde_json::{Map, Value, json};
 use tbmq_service::trace::{TRACEPARENT, TRACESTATE, TraceContext};
 use tokio::time::{Instant, timeout_at};
-use url::Url;
 
-use super::{body::Body, config::Checked, idempotency, retry_after};
+use super::{
+    body::Body,
+    config::Checked,
+    connector::{Connector, Guarded, TimedOut},
+    idempotency, retry_after,
+};
 use crate::{
     sink::Outcome,
     sinks::{
@@ -25,8 +31,16 @@ use crate::{
     },
 };
 
-/// How long establishing a connection may take.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+/// Cheap to clone.
+pub(super) type Client = legacy::Client<Connector, Full<Bytes>>;
+
+/// What is sent unless the configuration has it otherwise.
+const HEADERS: [(header::HeaderName, HeaderValue); 2] = [
+    (header::ACCEPT, HeaderValue::from_static("*/*")),
+    (header::USER_AGENT, HeaderValue::from_static(concat!("tbmq/", env!("CARGO_PKG_VERSION")))),
+];
+/// How long a connection may be silent before the system asks whether the other end is there.
+const TCP_KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// How long an HTTP/2 connection with requests may be silent before it is asked for a sign, and how long that may take.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// How much of an unexpected answer's body stands in the text of its outcome, in bytes.
@@ -61,7 +75,7 @@ impl Clients {
             return self.shared(&self.plain, || Ok(credentials::no_tls()));
         }
         match checked.config.credentials.tls()? {
-            Some(tls) => self.build(tls),
+            Some(tls) => Ok(self.build(tls)),
             None => self.shared(&self.system, credentials::system_tls),
         }
     }
@@ -75,47 +89,27 @@ impl Clients {
         if let Some(client) = &*slot {
             return Ok(client.clone());
         }
-        let client = self.build(tls()?)?;
+        let client = self.build(tls()?);
         Ok(slot.insert(client).clone())
     }
 
-    fn build(&self, mut tls: ClientConfig) -> Result<Client, String> {
-        tls.alpn_protocols = alpn();
-        let builder = Client::builder()
-            .tls_backend_preconfigured(tls)
-            .user_agent(concat!("tbmq/", env!("CARGO_PKG_VERSION")))
-            .redirect(redirect::Policy::none())
-            .retry(reqwest::retry::never())
-            .no_proxy()
-            .referer(false)
-            .tcp_nodelay(true)
-            .connect_timeout(CONNECT_TIMEOUT)
-            .pool_max_idle_per_host(usize::MAX)
+    fn build(&self, tls: ClientConfig) -> Client {
+        let mut http = HttpConnector::new_with_resolver(Guarded(self.egress.clone()));
+        http.enforce_http(false);
+        http.set_nodelay(true);
+        http.set_keepalive(Some(TCP_KEEP_ALIVE));
+        let https = HttpsConnectorBuilder::new()
+            .with_tls_config(tls)
+            .https_or_http()
+            .enable_all_versions()
+            .wrap_connector(http);
+        legacy::Client::builder(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .pool_timer(TokioTimer::new())
             // All requests share an HTTP/2 connection: one that is dead must not take them all with it for long.
             .http2_keep_alive_interval(KEEP_ALIVE)
             .http2_keep_alive_timeout(KEEP_ALIVE)
-            .dns_resolver(Guarded(self.egress.clone()));
-        builder.build().map_err(|error| chain(&error).join(": "))
-    }
-}
-
-/// What is offered to a TLS peer; it chooses.
-pub(super) fn alpn() -> Vec<Vec<u8>> {
-    vec![b"h2".to_vec(), b"http/1.1".to_vec()]
-}
-
-/// A resolver that gives only addresses which may be connected to. A host that is written as an address is not resolved:
-/// it was checked with the configuration, and neither it nor the rules change.
-#[derive(Debug)]
-struct Guarded(Egress);
-
-impl Resolve for Guarded {
-    fn resolve(&self, name: Name) -> Resolving {
-        let egress = self.0.clone();
-        Box::pin(async move {
-            let addresses = egress.lookup(name.as_str(), 0).await?;
-            Ok(Box::new(addresses.into_iter()) as Addrs)
-        })
+            .build(Connector(https))
     }
 }
 
@@ -146,7 +140,7 @@ pub(super) struct Load {
 pub(super) struct Endpoint {
     client: Client,
     method: Method,
-    url: Url,
+    uri: Uri,
     headers: HeaderMap,
     /// Method and URL without query: what TBMQ's texts name.
     label: String,
@@ -165,7 +159,11 @@ impl fmt::Debug for Endpoint {
 
 impl Endpoint {
     pub(super) fn new(client: Client, method: Method, checked: &Checked, attempt_timeout: Duration) -> Self {
-        let Checked { config, url, headers } = checked;
+        let Checked { config, url, uri, headers } = checked;
+        let mut headers = headers.clone();
+        for (name, value) in HEADERS {
+            headers.entry(name).or_insert(value);
+        }
         let mut shown = url.clone();
         // A query may hold a token.
         shown.set_query(None);
@@ -176,8 +174,8 @@ impl Endpoint {
             label: format!("{method} {shown}"),
             method,
             authority: format!("{host}:{port}"),
-            url: url.clone(),
-            headers: headers.clone(),
+            uri: uri.clone(),
+            headers,
             read_timeout: super::millis(config.read_timeout_ms),
             attempt_timeout,
             response_max: config.max_in_memory_buffer_size_in_kb as usize * 1024,
@@ -190,27 +188,31 @@ impl Endpoint {
     }
 
     /// A request with the configured headers.
-    pub(super) fn request(&self, load: Load) -> Request {
-        let mut request = Request::new(self.method.clone(), self.url.clone());
-        *request.headers_mut() = self.headers.clone();
+    pub(super) fn request(&self, load: Load) -> Request<Full<Bytes>> {
+        let mut headers = self.headers.clone();
         if let Some(key) = load.key {
-            request.headers_mut().insert(idempotency::HEADER, key);
+            headers.insert(idempotency::HEADER, key);
         }
         if let Some(trace) = load.trace {
-            trace_headers(request.headers_mut(), &trace);
+            trace_headers(&mut headers, &trace);
         }
-        if let Some(Body { bytes, content_type }) = load.body {
-            if let Some(content_type) = content_type {
-                request.headers_mut().insert(header::CONTENT_TYPE, content_type);
+        let mut bytes = Bytes::new();
+        if let Some(body) = load.body {
+            if let Some(content_type) = body.content_type {
+                headers.insert(header::CONTENT_TYPE, content_type);
             }
-            *request.body_mut() = Some(bytes.into());
+            bytes = body.bytes;
         }
+        let mut request = Request::new(Full::new(bytes));
+        *request.method_mut() = self.method.clone();
+        *request.uri_mut() = self.uri.clone();
+        *request.headers_mut() = headers;
         request
     }
 
     /// Sends a request and reads the whole answer, so that its connection can be used again. Ends at the deadline,
     /// which is one attempt's timeout after the message was submitted.
-    pub(super) async fn send(&self, request: Request, deadline: Instant) -> Outcome {
+    pub(super) async fn send(&self, request: Request<Full<Bytes>>, deadline: Instant) -> Outcome {
         match self.ask(request, deadline).await {
             Ok(response) => self.judge(response, deadline).await,
             Err(outcome) => outcome,
@@ -218,8 +220,12 @@ impl Endpoint {
     }
 
     /// Sends a request and waits for the head of the answer, until the deadline.
-    pub(super) async fn ask(&self, request: Request, deadline: Instant) -> Result<Response, Outcome> {
-        match timeout_at(self.next_limit(deadline), self.client.execute(request)).await {
+    pub(super) async fn ask(
+        &self,
+        request: Request<Full<Bytes>>,
+        deadline: Instant,
+    ) -> Result<Response<Incoming>, Outcome> {
+        match timeout_at(self.next_limit(deadline), self.client.request(request)).await {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) => Err(self.failure(&error)),
             Err(_) => Err(self.silence(deadline)),
@@ -227,7 +233,7 @@ impl Endpoint {
     }
 
     /// Reads the rest of an answer, until the deadline, and says what it means.
-    pub(super) async fn judge(&self, mut response: Response, deadline: Instant) -> Outcome {
+    pub(super) async fn judge(&self, mut response: Response<Incoming>, deadline: Instant) -> Outcome {
         let status = response.status();
         if status.is_client_error() || status.is_server_error() {
             let text = self.refusal(&response);
@@ -250,22 +256,27 @@ impl Endpoint {
     /// Reads the body, at most as much as allowed.
     async fn read(
         &self,
-        response: &mut Response,
+        response: &mut Response<Incoming>,
         deadline: Instant,
         mut kept: Option<&mut Vec<u8>>,
     ) -> Result<(), Outcome> {
         // What the head announces counts before the first byte of it came.
         let mut size = usize::MAX;
-        if response.content_length().is_none_or(|length| length <= self.response_max as u64) {
+        if response.body().size_hint().exact().is_none_or(|length| length <= self.response_max as u64) {
             size = 0;
         }
         while size <= self.response_max {
-            let chunk: Option<Bytes> = match timeout_at(self.next_limit(deadline), response.chunk()).await {
-                Ok(Ok(chunk)) => chunk,
-                Ok(Err(error)) => return Err(self.failure(&error)),
+            // Mostly there is none, and nothing to wait for.
+            if response.body().is_end_stream() {
+                return Ok(());
+            }
+            let frame = response.body_mut().frame();
+            let chunk = match timeout_at(self.next_limit(deadline), frame).await {
+                Ok(Some(Ok(frame))) => frame.into_data().unwrap_or_default(),
+                Ok(Some(Err(error))) => return Err(self.failure(&error)),
+                Ok(None) => return Ok(()),
                 Err(_) => return Err(self.silence(deadline)),
             };
-            let Some(chunk) = chunk else { return Ok(()) };
             size += chunk.len();
             if let Some(kept) = &mut kept {
                 let room = BODY_IN_TEXT_MAX.saturating_sub(kept.len()).min(chunk.len());
@@ -295,18 +306,18 @@ impl Endpoint {
     }
 
     /// `404 Not Found from POST http://host/path`.
-    pub(super) fn refusal(&self, response: &Response) -> String {
+    pub(super) fn refusal(&self, response: &Response<Incoming>) -> String {
         format!("{} from {}", words(response.status()), self.label)
     }
 
     /// What a request without an answer means.
-    fn failure(&self, error: &reqwest::Error) -> Outcome {
+    fn failure(&self, error: &(dyn Error + 'static)) -> Outcome {
         let (class, text) = self.explain(error);
         Outcome::Retry { after: None, class, text }
     }
 
-    fn explain(&self, error: &reqwest::Error) -> (&'static str, String) {
-        let mut source = error.source();
+    fn explain(&self, error: &(dyn Error + 'static)) -> (&'static str, String) {
+        let mut source = Some(error);
         while let Some(cause) = source {
             if let Some(error) = cause.downcast_ref::<io::Error>() {
                 if let Some(tls) = tls_error(error) {
@@ -316,18 +327,17 @@ impl Endpoint {
                     return ("connect", format!("Connection refused: /{}", self.authority));
                 }
             }
+            if cause.is::<TimedOut>() {
+                return ("connect", format!("connection timed out: /{}", self.authority));
+            }
             match cause.downcast_ref::<LookupError>() {
                 Some(error @ LookupError::Unresolved { .. }) => return ("resolve", error.to_string()),
                 Some(error @ LookupError::Refused { .. }) => return ("egress", error.to_string()),
                 None => source = cause.source(),
             }
         }
-        let causes = chain(error);
-        let words = causes.join(": ");
-        if error.is_connect() && error.is_timeout() {
-            return ("connect", format!("connection timed out: /{}", self.authority));
-        }
-        if error.is_connect() {
+        let words = chain(error).join(": ");
+        if error.downcast_ref::<legacy::Error>().is_some_and(legacy::Error::is_connect) {
             return ("connect", format!("no connection to {}: {words}", self.authority));
         }
         ("connection", format!("{words} from {}", self.label))
@@ -340,20 +350,16 @@ fn tls_error(error: &io::Error) -> Option<&rustls::Error> {
     inner.downcast_ref().or_else(|| inner.downcast_ref().and_then(tls_error))
 }
 
-/// The causes of an error without the error's own words: these name the whole URL.
-fn chain(error: &reqwest::Error) -> Vec<String> {
+/// The words of an error and of its causes.
+fn chain(error: &(dyn Error + 'static)) -> Vec<String> {
     let mut causes = Vec::new();
-    let mut source = error.source();
+    let mut source = Some(error);
     while let Some(cause) = source {
         let text = cause.to_string();
         if causes.last() != Some(&text) {
             causes.push(text);
         }
         source = cause.source();
-    }
-    if causes.is_empty() {
-        // A reqwest error without cause names its kind and URL only.
-        causes.push("the request failed".to_owned());
     }
     causes
 }
@@ -367,7 +373,7 @@ fn words(status: StatusCode) -> String {
 }
 
 /// A status that is neither success nor refusal: a redirect that is not followed. The text is TBMQ's JSON.
-fn unexpected(response: &Response, body: &[u8]) -> Outcome {
+fn unexpected(response: &Response<Incoming>, body: &[u8]) -> Outcome {
     let status = response.status();
     let reason = status.canonical_reason().unwrap_or_default();
     let headers: Map<String, Value> = response

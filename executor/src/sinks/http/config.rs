@@ -2,9 +2,8 @@
 
 use std::{collections::BTreeMap, fmt, num::NonZeroUsize, time::Duration};
 
-use ::http::{HeaderMap, HeaderName, HeaderValue, header};
+use ::http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use reqwest::Method;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -178,19 +177,25 @@ impl fmt::Debug for Headers {
 pub(super) struct Checked {
     pub config: Config,
     pub url: Url,
+    /// The same, as requests have it.
+    pub uri: Uri,
     pub headers: HeaderMap,
 }
 
 /// Reads and checks a configuration; all its problems at once.
 pub(super) fn read(map: &Map<String, Value>, settings: &SinkSettings) -> Bound<Option<Checked>> {
     let mut bound = binder::bind::<Config>(map);
-    let url = match target::parse(&bound.config.rest_endpoint_url) {
+    let target = match target::parse(&bound.config.rest_endpoint_url) {
         Ok(url) => {
             let checked = url.host().map_or(Ok(()), |host| settings.egress.check_host(&host, WHAT));
             if let Err(text) = checked {
                 bound.refuse("restEndpointUrl", text);
             }
-            Some(url)
+            let uri = Uri::try_from(url.as_str());
+            if let Err(error) = &uri {
+                bound.refuse("restEndpointUrl", format!("Url string is invalid! {error}"));
+            }
+            uri.ok().map(|uri| (url, uri))
         }
         Err(text) => {
             bound.refuse("restEndpointUrl", text);
@@ -217,8 +222,8 @@ pub(super) fn read(map: &Map<String, Value>, settings: &SinkSettings) -> Bound<O
     let mut problems = bound.config.credentials.check(&format!("{}.credentials", binder::ROOT));
     bound.violations.append(&mut problems);
     let Bound { config, violations } = bound;
-    let checked = match url {
-        Some(url) if violations.is_empty() => Some(Checked { config, url, headers }),
+    let checked = match target {
+        Some((url, uri)) if violations.is_empty() => Some(Checked { config, url, uri, headers }),
         _ => None,
     };
     Bound { config: checked, violations }

@@ -29,6 +29,7 @@ use crate::sink::{ConnectError, ProbeReport, Sink, SinkContext, SinkKind};
 mod body;
 mod client;
 pub mod config;
+mod connector;
 mod idempotency;
 mod probe;
 mod retry_after;

@@ -5,15 +5,15 @@
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use ::http::{HeaderValue, StatusCode, header};
-use reqwest::{Method, Response};
+use ::http::{HeaderValue, Method, Response, StatusCode, header};
+use hyper::body::Incoming;
 use rustls::pki_types::ServerName;
 use tokio::{net::TcpStream, time::Instant};
 use tokio_rustls::TlsConnector;
 use url::Url;
 
 use super::{
-    client::{Clients, Endpoint, Load, alpn},
+    client::{Clients, Endpoint, Load},
     config::Checked,
 };
 use crate::{
@@ -80,7 +80,8 @@ async fn connect(url: &Url, addresses: &[SocketAddr]) -> Result<(TcpStream, Stri
 
 async fn handshake(checked: &Checked, stream: TcpStream) -> Result<((), String), String> {
     let mut config = checked.config.credentials.tls_or_system()?;
-    config.alpn_protocols = alpn();
+    // As the client offers them.
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     let host = checked.url.host_str().unwrap_or_default();
     let name = host.trim_start_matches('[').trim_end_matches(']').to_owned();
     let name = ServerName::try_from(name).map_err(|error| format!("{host} is no name for TLS: {error}"))?;
@@ -95,7 +96,10 @@ async fn handshake(checked: &Checked, stream: TcpStream) -> Result<((), String),
 }
 
 /// Sends HEAD with all headers and credentials; fails when the answer is that these are not enough.
-async fn ask(endpoint: Result<&Endpoint, &String>, deadline: Instant) -> Result<(Response, String), String> {
+async fn ask(
+    endpoint: Result<&Endpoint, &String>,
+    deadline: Instant,
+) -> Result<(Response<Incoming>, String), String> {
     let endpoint = endpoint?;
     let response = endpoint.ask(endpoint.request(Load::default()), deadline).await.map_err(text)?;
     let status = response.status();
@@ -109,7 +113,11 @@ async fn ask(endpoint: Result<&Endpoint, &String>, deadline: Instant) -> Result<
 }
 
 /// Reads the answer and says whether it would have been a success.
-async fn judge(endpoint: &Endpoint, response: Response, deadline: Instant) -> Result<((), String), String> {
+async fn judge(
+    endpoint: &Endpoint,
+    response: Response<Incoming>,
+    deadline: Instant,
+) -> Result<((), String), String> {
     let status = response.status();
     let version = response.version();
     match endpoint.judge(response, deadline).await {

@@ -4,6 +4,7 @@ use std::{convert::Infallible, future::poll_fn, net::SocketAddr, pin::Pin, sync:
 
 use ::http::{HeaderMap, Method, StatusCode, Uri, Version};
 use bytes::{Bytes, BytesMut};
+use http_body_util::Full;
 use hyper::{
     Request, Response,
     body::{Body as _, Incoming},
@@ -191,7 +192,7 @@ async fn handle(
     request: Request<Incoming>,
     client_certificates: usize,
     state: Arc<State>,
-) -> Result<Response<reqwest::Body>, Infallible> {
+) -> Result<Response<Full<Bytes>>, Infallible> {
     let (head, mut incoming) = request.into_parts();
     let mut body = BytesMut::new();
     while let Some(Ok(frame)) = poll_fn(|cx| Pin::new(&mut incoming).poll_frame(cx)).await {
@@ -212,7 +213,7 @@ async fn handle(
     let open = Open::new(&state, messages);
     state.is_held.subscribe().wait_for(|is_held| !is_held).await.unwrap();
     drop(open);
-    let mut response = Response::new(reqwest::Body::from(reply.body));
+    let mut response = Response::new(Full::new(reply.body));
     *response.status_mut() = StatusCode::from_u16(reply.status).unwrap();
     for (name, value) in reply.headers {
         response.headers_mut().append(name, value.parse().unwrap());
