@@ -106,15 +106,23 @@ pub(crate) fn acknowledged(
         .set("enable.idempotence", "true")
         .set("linger.ms", linger_ms.to_string())
         .create_with_context(timing)?;
+    let flush = || producer.flush(Duration::from_mins(1)).context("not everything was acknowledged");
+    let send = |due| {
+        let record = BaseRecord::<(), [u8], _>::with_opaque_to(topic, Box::new(due)).payload(value);
+        producer.send(record).map_err(|(error, _)| error)
+    };
+    // The first one waits for the connection.
+    send(Instant::now())?;
+    flush()?;
+    producer.context().0.lock().0.reset();
     let start = Instant::now();
     for number in 0..count {
         let due = start + Duration::from_secs_f64(number as f64 / rate);
         // The pace itself; nothing is waited for.
         std::thread::sleep(due.saturating_duration_since(Instant::now()));
-        let record = BaseRecord::<(), [u8], _>::with_opaque_to(topic, Box::new(due)).payload(value);
-        producer.send(record).map_err(|(error, _)| error)?;
+        send(due)?;
     }
-    producer.flush(Duration::from_mins(1)).context("not everything was acknowledged")?;
+    flush()?;
     let (times, failure) = &mut *producer.context().0.lock();
     match failure.take() {
         Some(error) => bail!(error),
