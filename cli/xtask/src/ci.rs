@@ -76,7 +76,9 @@ impl Gate {
         for (name, time, result) in &self.steps {
             let verdict = if result.is_ok() { "ok" } else { "FAILED" };
             println!("{name:<16} {:>7.1} s  {verdict}", time.as_secs_f64());
-            if result.is_err() {
+            // Once more: what was printed when it failed is far above.
+            if let Err(error) = result {
+                println!("{error:#}");
                 failed.push(*name);
             }
         }

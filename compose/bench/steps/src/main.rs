@@ -206,16 +206,17 @@ fn record_decode(times: u64) -> Result<()> {
     Ok(())
 }
 
-/// A message through the pack machine: taken, submitted, delivered, committed; a hundred in each poll, of as many keys.
+/// A message through the pack machine: taken, submitted, delivered, committed; a hundred in each poll, of as many keys
+/// that no other poll has: where a table puts them differs from run to run, and so evens out.
 fn pack(times: u64, ordering: Ordering) -> Result<()> {
     let settings = Settings { strategy: AckStrategy::RetryAll, retries: 0, ordering, ..Settings::default() };
     let mut partition = Partition::new(settings, 0);
     let mut tickets = Vec::new();
     let now = Millis(1_000);
     for poll in 0..times / 100 {
-        let items = (0..100).map(|key| Item {
-            offset: poll * 100 + key,
-            key,
+        let items = (poll * 100..poll * 100 + 100).map(|offset| Item {
+            offset,
+            key: offset,
             weight: 300,
             timestamp_ms: NOW.epoch_ms,
             expires_at_ms: 0,
