@@ -161,6 +161,8 @@ fn records(server: &Server, topic: &str, count: usize) -> Vec<Record> {
     let consumer: BaseConsumer = ClientConfig::new()
         .set("bootstrap.servers", server.bootstrap())
         .set("group.id", "test")
+        // The wrapper's `poll` returns without a record when a commit was answered.
+        .set("enable.auto.commit", "false")
         .create()
         .unwrap();
     let mut partitions = TopicPartitionList::new();
@@ -170,7 +172,11 @@ fn records(server: &Server, topic: &str, count: usize) -> Vec<Record> {
     while records.len() < count
         || (records.len() as i64) < consumer.fetch_watermarks(topic, 0, WAIT).unwrap().1
     {
-        let message = consumer.poll(WAIT).expect("what has arrived can be read").unwrap();
+        let Some(message) = consumer.poll(WAIT) else {
+            let held = consumer.fetch_watermarks(topic, 0, WAIT).unwrap();
+            panic!("{} of {count} records were read, offsets {held:?} are there", records.len());
+        };
+        let message = message.unwrap();
         let headers = message.headers().into_iter().flat_map(|headers| headers.iter().collect::<Vec<_>>());
         records.push(Record {
             key: message.key().map(<[u8]>::to_vec),
