@@ -253,13 +253,21 @@ async fn until(sink: &mut dyn Sink, is_wanted: impl Fn(&SinkState) -> bool) -> V
     answers
 }
 
-/// Polls the sink until every open ticket is answered, or until it tells that its remote end is away: then it may keep
-/// what it took until it is back. An outage says nothing about messages, so all answers are `Retry`.
+/// As [`noticed`], when nothing has arrived: an outage says nothing about messages, so all answers are `Retry`.
 async fn outage(sink: &mut dyn Sink, open: &mut BTreeSet<Ticket>) -> Vec<(Ticket, Outcome)> {
+    let answers = noticed(sink, open).await;
+    for (ticket, outcome) in &answers {
+        assert!(matches!(outcome, Outcome::Retry { .. }), "{ticket}: {outcome:?}");
+    }
+    answers
+}
+
+/// Polls the sink until every open ticket is answered, or until it tells that its remote end is away: then it may keep
+/// what it took until it is back.
+async fn noticed(sink: &mut dyn Sink, open: &mut BTreeSet<Ticket>) -> Vec<(Ticket, Outcome)> {
     let mut answers = Vec::new();
     let noticed = poll_fn(|cx| {
         while let Poll::Ready((ticket, outcome)) = sink.poll_outcome(cx) {
-            assert!(matches!(outcome, Outcome::Retry { .. }), "{ticket}: {outcome:?}");
             assert!(open.remove(&ticket), "{ticket} is answered once");
             answers.push((ticket, outcome));
         }
@@ -713,22 +721,12 @@ async fn bursts_arrive_in_order(fixture: &mut impl Fixture) {
         submit(&mut *sink, 2020..2025);
         open.extend(2020..2025);
     }
-    let noticed = poll_fn(|cx| {
-        let mut is_noticed = false;
-        while let Poll::Ready((ticket, outcome)) = sink.poll_outcome(cx) {
-            open.remove(&ticket);
-            is_noticed |= outcome != Outcome::Delivered;
-        }
-        if is_noticed || open.is_empty() || sink.state() != SinkState::Ready {
-            Poll::Ready(())
-        } else {
-            Poll::Pending
-        }
-    });
-    timeout(SOON, noticed).await.expect("the outage is answered or told");
+    noticed(&mut *sink, &mut open).await;
     fixture.behave(Behaviour::Confirm).await;
     while !open.is_empty() {
-        open.remove(&answer(&mut *sink).await.0);
+        let (ticket, outcome) = answer(&mut *sink).await;
+        assert!(!matches!(outcome, Outcome::Rejected { .. }), "{outcome:?}");
+        assert!(open.remove(&ticket), "{ticket} is answered once");
     }
     until(&mut *sink, |state| *state == SinkState::Ready).await;
     submit(&mut *sink, 2025..2030);

@@ -8,7 +8,6 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use clap::ValueEnum;
-use hdrhistogram::Histogram;
 use serde_json::{Value, json};
 use tbmq_bus::{
     Bus, CleanupPolicy, ReaderConfig, ReaderEvent, Start, TopicPartition, TopicSpec,
@@ -21,7 +20,10 @@ use tbmq_harness::{
     process::Usage,
 };
 
-use crate::peer::{Peer, Role, Seen};
+use crate::{
+    page,
+    peer::{Peer, Role, Seen},
+};
 
 /// Pause between two looks at the end of a topic.
 const LOOK: Duration = Duration::from_millis(20);
@@ -95,7 +97,7 @@ impl FarEnd {
             }
             Kind::Kafka => {
                 let kafka = tokio::task::spawn_blocking(|| Kafka::start(KafkaOptions::default())).await??;
-                Self::Kafka(Topic::on(Arc::new(kafka)).await?)
+                Self::Kafka(Topic::on(Arc::new(kafka), "bench").await?)
             }
         })
     }
@@ -206,6 +208,8 @@ pub(crate) struct KafkaSettings {
 pub(crate) struct Topic {
     kafka: Arc<Kafka>,
     bus: Arc<KafkaBus>,
+    /// Of the names.
+    prefix: &'static str,
     pub(crate) name: String,
     number: u32,
     /// Where the count begins.
@@ -216,9 +220,10 @@ pub(crate) struct Topic {
 }
 
 impl Topic {
-    pub(crate) async fn on(kafka: Arc<Kafka>) -> Result<Self> {
+    pub(crate) async fn on(kafka: Arc<Kafka>, prefix: &'static str) -> Result<Self> {
         let bus = KafkaBus::new(KafkaConfig::new(kafka.bootstrap()))?;
-        let mut topic = Self { kafka, bus, name: String::new(), number: 0, from: 0, expected: 0, first: 0 };
+        let name = String::new();
+        let mut topic = Self { kafka, bus, prefix, name, number: 0, from: 0, expected: 0, first: 0 };
         topic.renew().await?;
         Ok(topic)
     }
@@ -230,7 +235,7 @@ impl Topic {
 
     async fn renew(&mut self) -> Result<()> {
         self.number += 1;
-        self.name = format!("bench-{}", self.number);
+        self.name = format!("{}-{}", self.prefix, self.number);
         let spec = TopicSpec {
             name: self.name.clone(),
             partitions: 1,
@@ -293,7 +298,7 @@ impl Topic {
         let (mut different, mut position) = (HashSet::new(), self.from);
         let mut arrived = 0;
         let mut times: Option<(i64, i64)> = None;
-        let mut latency_us = Histogram::<u64>::new_with_bounds(1, 3_600_000_000, 3)?;
+        let mut latency_us = page::latencies_us()?;
         while position < end {
             let event =
                 tokio::time::timeout(PATIENCE, reader.next()).await.context("the sink's topic is silent")?;

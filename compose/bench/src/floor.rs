@@ -18,7 +18,7 @@ use rdkafka::{
     producer::{BaseRecord, DeliveryResult, Producer as _, ProducerContext, ThreadedProducer},
 };
 
-use crate::{far_end::KafkaSettings, wire::Wire};
+use crate::{far_end::KafkaSettings, page, wire::Wire};
 
 /// reqwest without what costs and is not needed. Reads the system's certificates.
 pub(crate) fn client() -> Result<reqwest::Client> {
@@ -99,7 +99,7 @@ pub(crate) fn acknowledged(
     rate: f64,
     linger_ms: u64,
 ) -> Result<Histogram<u64>> {
-    let timing = Timing(parking_lot::Mutex::new((Histogram::new_with_bounds(1, 3_600_000_000, 3)?, None)));
+    let timing = Timing(parking_lot::Mutex::new((page::latencies_us()?, None)));
     let producer: ThreadedProducer<Timing> = ClientConfig::new()
         .set("bootstrap.servers", servers)
         .set("acks", "all")

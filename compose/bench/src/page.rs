@@ -3,12 +3,18 @@
 use std::{fmt::Display, path::Path};
 
 use anyhow::{Context as _, Result};
+use hdrhistogram::Histogram;
 
 /// Replaces the section under `heading` (`## …`), or adds it. `section` begins with the heading.
 pub(crate) fn write(file: &Path, heading: &str, section: &dyn Display) -> Result<()> {
     let page = std::fs::read_to_string(file).with_context(|| format!("can't read {}", file.display()))?;
     let page = replaced(&page, heading, &section.to_string());
     std::fs::write(file, page).with_context(|| format!("can't write {}", file.display()))
+}
+
+/// For µs up to an hour; longer ones count as that.
+pub(crate) fn latencies_us() -> Result<Histogram<u64>> {
+    Ok(Histogram::new_with_bounds(1, 3_600_000_000, 3)?)
 }
 
 /// The middle of what is there; without anything: not a number.

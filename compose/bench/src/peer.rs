@@ -27,7 +27,7 @@ use tokio::{
     process::{Child, ChildStdin, ChildStdout, Command},
 };
 
-use crate::wire::Wire;
+use crate::{page, wire::Wire};
 
 /// Without a message for so long, what is missing counts as lost.
 const PATIENCE: Duration = Duration::from_mins(2);
@@ -153,7 +153,7 @@ impl Tally {
             began: Instant::now(),
             first: None,
             last: None,
-            latency_us: Histogram::new_with_bounds(1, 3_600_000_000, 3)?,
+            latency_us: page::latencies_us()?,
             is_told: false,
         })
     }

@@ -18,7 +18,7 @@ use tbmq_mqtt::{
 };
 use tokio::{task::JoinSet, time::Instant};
 
-use crate::wire::Wire;
+use crate::{page, wire::Wire};
 
 /// Integrations up to which all get the same share; with more the n-th gets 1/n of what the first gets (Zipf).
 const EVEN_MAX: u32 = 10;
@@ -109,11 +109,11 @@ pub(super) async fn publish(
             pace,
             sent: VecDeque::new(),
             begun: 0,
-            puback: Histogram::new_with_bounds(1, 3_600_000_000, 3)?,
+            puback: page::latencies_us()?,
         };
         publishers.spawn(publisher.run(wire));
     }
-    let mut puback = Histogram::new_with_bounds(1, 3_600_000_000, 3)?;
+    let mut puback = page::latencies_us()?;
     while let Some(ended) = publishers.join_next().await {
         puback.add(ended??)?;
     }

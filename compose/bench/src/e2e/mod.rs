@@ -18,10 +18,6 @@ use bytes::Bytes;
 use clap::{Args, ValueEnum};
 use hdrhistogram::Histogram;
 use serde_json::json;
-use tbmq_bus::{
-    Bus as _, CleanupPolicy, TopicSpec,
-    kafka::{KafkaBus, KafkaConfig},
-};
 use tbmq_e2e::{
     api::Api,
     deployment::{Deployment, Layout, Plane},
@@ -213,7 +209,7 @@ impl Bench {
             let mut sinks = Vec::new();
             for kind in self.options.sinks.clone() {
                 let far_end = match (kind, &self.kafka) {
-                    (Kind::Kafka, Some(kafka)) => FarEnd::Kafka(Topic::on(kafka.clone()).await?),
+                    (Kind::Kafka, Some(kafka)) => FarEnd::Kafka(Topic::on(kafka.clone(), "bench").await?),
                     // There is no server that it could write to.
                     (Kind::Kafka, None) => continue,
                     _ => FarEnd::start(kind).await?,
@@ -366,18 +362,10 @@ impl Bench {
     /// How long Kafka lets the bare producer wait at a rate, µs; nothing when the bus is another one.
     async fn acknowledged(&self, rate: f64, messages: u64) -> Result<Option<Histogram<u64>>> {
         let Some(kafka) = &self.kafka else { return Ok(None) };
-        let (server, size) = (kafka.bootstrap(), self.options.size);
-        let spec = TopicSpec {
-            name: "bench-acknowledged".to_owned(),
-            partitions: 1,
-            replication_factor: 1,
-            policy: CleanupPolicy::Delete,
-            settings: Vec::new(),
-        };
-        KafkaBus::new(KafkaConfig::new(&server))?.admin().create_topic(&spec).await?;
-        let value = Mark::new(0, 0).payload(size);
+        let topic = Topic::on(kafka.clone(), "bench-acknowledged").await?;
+        let value = Mark::new(0, 0).payload(self.options.size);
         let times = tokio::task::spawn_blocking(move || {
-            floor::acknowledged(&server, &spec.name, &value, messages, rate, LINGER_MS)
+            floor::acknowledged(&topic.server(), &topic.name, &value, messages, rate, LINGER_MS)
         });
         Ok(Some(times.await??))
     }

@@ -39,8 +39,11 @@ const HEADERS: [(header::HeaderName, HeaderValue); 2] = [
     (header::ACCEPT, HeaderValue::from_static("*/*")),
     (header::USER_AGENT, HeaderValue::from_static(concat!("tbmq/", env!("CARGO_PKG_VERSION")))),
 ];
-/// How long a connection may be silent before the system asks whether the other end is there.
-const TCP_KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// How long a connection may be silent before the system asks whether the other end is there, how long until it asks
+/// again, and how often.
+const TCP_KEEP_ALIVE: (Duration, u32) = (Duration::from_secs(15), 3);
+/// How long what was sent may go without the other end's acknowledgement, before the connection counts as lost.
+const TCP_USER_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long an HTTP/2 connection with requests may be silent before it is asked for a sign, and how long that may take.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// How much of an unexpected answer's body stands in the text of its outcome, in bytes.
@@ -97,7 +100,11 @@ impl Clients {
         let mut http = HttpConnector::new_with_resolver(Guarded(self.egress.clone()));
         http.enforce_http(false);
         http.set_nodelay(true);
-        http.set_keepalive(Some(TCP_KEEP_ALIVE));
+        let (silence, questions) = TCP_KEEP_ALIVE;
+        http.set_keepalive(Some(silence));
+        http.set_keepalive_interval(Some(silence));
+        http.set_keepalive_retries(Some(questions));
+        http.set_tcp_user_timeout(Some(TCP_USER_TIMEOUT));
         let https = HttpsConnectorBuilder::new()
             .with_tls_config(tls)
             .https_or_http()

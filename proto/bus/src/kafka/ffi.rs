@@ -290,7 +290,7 @@ type Bell = Box<dyn Fn() + Send + Sync>;
 pub(super) struct PartitionQueue {
     queue: NativeQueue,
     /// What the callback is given; it stays where it is until the callback is taken away.
-    _bell: Box<Bell>,
+    _bell: Arc<Bell>,
 }
 
 impl PartitionQueue {
@@ -303,8 +303,8 @@ impl PartitionQueue {
         bell: impl Fn() + Send + Sync + 'static,
     ) -> Option<Self> {
         let name = CString::new(topic).ok()?;
-        let bell: Box<Bell> = Box::new(Box::new(bell));
-        let opaque = (&raw const *bell).cast_mut().cast::<c_void>();
+        let bell: Arc<Bell> = Arc::new(Box::new(bell));
+        let opaque = Arc::as_ptr(&bell).cast_mut().cast::<c_void>();
         // SAFETY: the client is a consumer and valid, and the name is a C string. The callback is taken away in `drop`,
         // before what it is given goes.
         unsafe {

@@ -67,7 +67,6 @@ enum Command {
     Remove(TopicPartition),
     Pause(TopicPartition),
     Resume(TopicPartition),
-    End,
 }
 
 /// What the thread waits for.
@@ -76,6 +75,7 @@ enum Wake {
     Command(Command),
     /// The partition with this number has something.
     Ready(u64),
+    End,
 }
 
 /// An event of a partition, with the number under which the partition was added.
@@ -207,7 +207,7 @@ impl KafkaReader {
 impl Drop for KafkaReader {
     fn drop(&mut self) {
         // It may have ended already: then there is nothing to end.
-        self.inbox.send(Wake::Command(Command::End)).ok();
+        self.inbox.send(Wake::End).ok();
     }
 }
 
@@ -452,15 +452,16 @@ impl Poller {
                 Duration::ZERO
             };
             match wakes.recv_timeout(patience) {
-                Ok(Wake::Ready(number)) => self.is_ready(number),
-                Ok(Wake::Command(Command::End)) | Err(RecvTimeoutError::Disconnected) => return false,
+                Ok(Wake::Ready(number)) => self.line_up(number),
                 Ok(Wake::Command(command)) => self.obey(command),
+                Ok(Wake::End) | Err(RecvTimeoutError::Disconnected) => return false,
                 Err(RecvTimeoutError::Timeout) => return true,
             }
         }
     }
 
-    fn is_ready(&mut self, number: u64) {
+    /// Puts a partition at the end of the ready ones.
+    fn line_up(&mut self, number: u64) {
         let at = self.numbers.get(&number);
         if let Some(position) = at.and_then(|at| self.partitions.get_mut(at)).filter(|at| !at.is_ready) {
             position.is_ready = true;
@@ -492,6 +493,8 @@ impl Poller {
                 self.assign(&at);
             }
             Command::Remove(at) => self.remove(&at),
+            // Without librdkafka's own pause: that goes on behind the offset at which a partition's end was told, which may
+            // be that of a record that was not read.
             Command::Pause(at) => {
                 let Some(position) = self.partitions.get_mut(&at) else { return };
                 position.paused_at = Some(Instant::now());
@@ -509,13 +512,11 @@ impl Poller {
                 let number = position.number;
                 if was_kept {
                     self.kept -= 1;
-                    self.is_ready(number);
+                    self.line_up(number);
                 } else {
                     self.assign(&at);
                 }
             }
-            // The thread ends before it obeys.
-            Command::End => {}
         }
     }
 
@@ -557,18 +558,19 @@ impl Poller {
     /// is fetched again.
     fn renew(&mut self) {
         let mut list = TopicPartitionList::with_capacity(self.partitions.len());
-        let mut queues = Vec::new();
         let renewed = create(&self.client).and_then(|consumer| {
+            // Goes before the consumer when this fails.
+            let mut queues = Vec::new();
             for (at, position) in self.partitions.iter().filter(|(_, position)| position.queue.is_some()) {
                 list.add_partition_offset(&at.topic, at.partition as i32, position.offset())
                     .map_err(|failure| error("positions", &failure))?;
                 queues.push((at.clone(), position.number, self.queue(&consumer, at, position.number)));
             }
             consumer.incremental_assign(&list).map_err(|failure| error("assignment", &failure))?;
-            Ok(consumer)
+            Ok((consumer, queues))
         });
-        let consumer = match renewed {
-            Ok(consumer) => consumer,
+        let (consumer, queues) = match renewed {
+            Ok(renewed) => renewed,
             Err(error) => {
                 tracing::error!(%error, "a consumer could not be replaced; that is tried again");
                 self.renew_at = Some(Instant::now() + LOOK_EVERY);
@@ -581,7 +583,7 @@ impl Poller {
             if let Some(position) = self.partitions.get_mut(&at) {
                 position.queue = queue;
             }
-            self.is_ready(number);
+            self.line_up(number);
         }
         let former = std::mem::replace(&mut self.consumer, Arc::clone(&consumer));
         *self.current.lock() = consumer;
@@ -681,7 +683,7 @@ impl Poller {
             position.queue = Some(queue);
         }
         // What an earlier assignment has left there is no reason for the bell to ring.
-        self.is_ready(number);
+        self.line_up(number);
     }
 
     fn unassign(&mut self, at: &TopicPartition) {
@@ -718,7 +720,7 @@ impl Poller {
         let mut found = std::mem::take(&mut self.found);
         self.batches.take(queue, &mut found);
         if !found.is_empty() {
-            self.is_ready(number);
+            self.line_up(number);
         }
         let goes_on = self.tell(&at, &mut found);
         self.found = found;

@@ -178,6 +178,17 @@ async fn outcomes(queue: &Arc<CompletionQueue>, count: usize) -> Vec<Completion>
     all
 }
 
+/// Writes the numbers up to `count` into the partitions in turn, without waiting in between; tickets are the numbers.
+async fn put_numbers(f: &impl Fixture, topic: &str, partitions: u64, count: u64) -> Vec<Completion> {
+    let (writer, queue) = (writer(f).await, CompletionQueue::new());
+    let handle = writer.topic(topic);
+    for number in 0..count {
+        let value = number.to_string();
+        writer.submit(&handle, record((number % partitions) as u32, "k", &value), number, &queue).unwrap();
+    }
+    outcomes(&queue, count as usize).await
+}
+
 async fn next(reader: &mut dyn Reader) -> ReaderEvent {
     within(PATIENCE, "an event of the reader", reader.next()).await
 }
@@ -215,13 +226,7 @@ fn assert_rising(records: &[Record]) {
 
 pub(crate) async fn records_are_read_in_the_order_of_submission<F: Fixture>(f: &mut F) {
     let name = topic(f, 3).await;
-    let (writer, queue) = (writer(f).await, CompletionQueue::new());
-    let handle = writer.topic(&name);
-    for number in 0..300_u64 {
-        let value = number.to_string();
-        writer.submit(&handle, record((number % 3) as u32, "k", &value), number, &queue).unwrap();
-    }
-    let mut written = outcomes(&queue, 300).await;
+    let mut written = put_numbers(f, &name, 3, 300).await;
     for partition in 0..3_u64 {
         let tickets: Vec<_> =
             written.iter().map(|done| done.ticket).filter(|ticket| ticket % 3 == partition).collect();
@@ -430,13 +435,7 @@ pub(crate) async fn a_partition_that_is_paused_after_each_batch_comes_once_and_i
 ) {
     const RECORDS: u64 = 3_000;
     let name = topic(f, 2).await;
-    let (writer, queue) = (writer(f).await, CompletionQueue::new());
-    let handle = writer.topic(&name);
-    for number in 0..RECORDS {
-        let value = number.to_string();
-        writer.submit(&handle, record((number % 2) as u32, "k", &value), number, &queue).unwrap();
-    }
-    assert!(outcomes(&queue, RECORDS as usize).await.iter().all(|done| done.result.is_ok()));
+    assert!(put_numbers(f, &name, 2, RECORDS).await.iter().all(|done| done.result.is_ok()));
     // With room for what was read of paused ones, and without any.
     for budget_bytes in [256 << 20, 1] {
         let config = ReaderConfig { budget_bytes, batch_records: 100, ..ReaderConfig::new("reader", None) };
