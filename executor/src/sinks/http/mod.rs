@@ -5,6 +5,7 @@
 //! | [`config`] | `clientConfiguration`, read and checked |
 //! | `url` | the endpoint's URL |
 //! | `sink` | the running sink |
+//! | `slots` | how many requests may be on their way |
 //! | `body` | from messages to a request's body |
 //! | `idempotency` | the header `Idempotency-Key` |
 //! | `client` | one request, and what its answer means |
@@ -12,9 +13,10 @@
 //! | `probe` | the connection check |
 //!
 //! All requests of an integration run inside [`Sink::poll_outcome`]: there is no task per message. At most
-//! `maxParallelRequestsCount` of them are on their way, the others wait without being sent, at most `readTimeoutMs`
-//! and never longer than the driver waits; a wait that ends too late is answered and never sent (spec UP-17). Connections are shared by all integrations of the
-//! process, kept, and as many as are needed (spec UP-15).
+//! `maxParallelRequestsCount` of them are on their way, and fewer while the executor itself is the limit; the others
+//! wait without being sent, at most `readTimeoutMs` and never longer than the driver waits; a wait that ends too late is
+//! answered and never sent (spec UP-17). Connections are shared by all integrations of the process, kept, and as many as
+//! are needed (spec UP-15).
 
 use std::{sync::Arc, time::Duration};
 
@@ -22,7 +24,7 @@ use async_trait::async_trait;
 use serde_json::{Map, Value};
 use tbmq_integration::entity::Violation;
 
-use self::{client::Clients, client::Endpoint, sink::HttpSink};
+use self::{client::Clients, client::Endpoint, sink::HttpSink, slots::Load};
 use super::{SinkSettings, batched::Batched, binder};
 use crate::sink::{ConnectError, ProbeReport, Sink, SinkContext, SinkKind};
 
@@ -34,6 +36,7 @@ mod idempotency;
 mod probe;
 mod retry_after;
 mod sink;
+mod slots;
 mod url;
 
 #[cfg(test)]
@@ -46,13 +49,14 @@ mod tests;
 pub struct Http {
     settings: SinkSettings,
     clients: Clients,
+    crowd: Arc<Load>,
 }
 
 impl Http {
     /// The kind, for the settings of this process.
     pub fn new(settings: SinkSettings) -> Self {
         let clients = Clients::new(&settings);
-        Self { settings, clients }
+        Self { settings, clients, crowd: Arc::default() }
     }
 }
 
@@ -98,7 +102,14 @@ impl SinkKind for Http {
         let attempt_timeout = self.settings.attempt_timeout(&context);
         let endpoint = Endpoint::new(client, checked.config.request_method.into(), &checked, attempt_timeout);
         let pool = self.settings.http_pool_max_connections;
-        let sink = HttpSink::new(&checked, Arc::new(endpoint), &context, pool, attempt_timeout);
+        let sink = HttpSink::new(
+            &checked,
+            Arc::new(endpoint),
+            &context,
+            pool,
+            Arc::clone(&self.crowd),
+            attempt_timeout,
+        );
         Ok(match checked.config.batch.limits(attempt_timeout) {
             Some(limits) => Box::new(Batched::new(sink, limits, context.window)),
             None => Box::new(sink),

@@ -22,6 +22,7 @@ use super::{
     config::Checked,
     idempotency::Keys,
     millis,
+    slots::{Load as Crowd, Slots},
 };
 use crate::{
     sink::{Busy, Message, Outcome, Sink, SinkContext, SinkState, Ticket},
@@ -41,14 +42,16 @@ pub(super) struct HttpSink {
     /// Requests that are waiting, on their way, or answered and not yet polled, at most.
     window: usize,
     /// Requests on their way at most.
-    slots: usize,
+    slots: Slots,
+    crowd: Arc<Crowd>,
     /// How long a request may wait for a slot.
     patience: Duration,
     /// How long after the submission of its message a request is answered at the latest.
     attempt_timeout: Duration,
     /// In the order of submission, which is that of their deadlines too, but for halves of a rejected batch.
     waiting: VecDeque<Waiting>,
-    running: FuturesUnordered<BoxFuture<'static, (Ticket, Outcome)>>,
+    /// With how long it took.
+    running: FuturesUnordered<BoxFuture<'static, (Ticket, Outcome, Duration)>>,
     /// Tickets that were not answered.
     taken: BTreeSet<Ticket>,
     /// Answers that needed no request.
@@ -89,13 +92,14 @@ impl fmt::Debug for HttpSink {
 }
 
 impl HttpSink {
-    /// A sink that sends to `endpoint`. `pool`: requests at once at most, whatever the configuration says;
-    /// `attempt_timeout`: what the driver gives a message.
+    /// A sink that sends to `endpoint`. `pool`: requests at once at most, whatever the configuration says; `crowd`: how
+    /// busy the executor is; `attempt_timeout`: what the driver gives a message.
     pub(super) fn new(
         checked: &Checked,
         endpoint: client::Shared,
         context: &SinkContext,
         pool: Option<NonZeroUsize>,
+        crowd: Arc<Crowd>,
         attempt_timeout: Duration,
     ) -> Self {
         let config = &checked.config;
@@ -109,14 +113,17 @@ impl HttpSink {
             Some(configured) if configured.get() < window => millis(config.read_timeout_ms),
             _ => Some(POOL_TIMEOUT),
         };
+        // What the driver has given up must not be sent any more.
+        let patience = patience.map_or(attempt_timeout, |patience| patience.min(attempt_timeout));
+        let slots = [configured, pool].into_iter().flatten().map(NonZeroUsize::get).fold(window, usize::min);
         Self {
             endpoint,
             bodies,
             keys: config.idempotency_key.then(|| Keys::new(context)),
             window,
-            slots: [configured, pool].into_iter().flatten().map(NonZeroUsize::get).fold(window, usize::min),
-            // What the driver has given up must not be sent any more.
-            patience: patience.map_or(attempt_timeout, |patience| patience.min(attempt_timeout)),
+            slots: Slots::new(slots, patience, Instant::now()),
+            crowd,
+            patience,
             attempt_timeout,
             waiting: VecDeque::new(),
             running: FuturesUnordered::new(),
@@ -156,26 +163,33 @@ impl HttpSink {
 
     /// Gives free slots to those that wait.
     fn fill(&mut self) {
-        while self.running.len() < self.slots
+        let Some(first) = self.waiting.front().map(|first| first.submitted) else { return };
+        let now = Instant::now();
+        let slots = self.slots.number(now, self.running.len(), first, || self.crowd.share());
+        while self.running.len() < slots
             && let Some(Waiting { load, ticket, submitted }) = self.waiting.pop_front()
         {
-            if submitted + self.patience <= Instant::now() {
+            if submitted + self.patience <= now {
                 self.answers.push_back((ticket, self.too_late()));
                 continue;
             }
             let endpoint = self.endpoint.clone();
             let request = endpoint.request(load);
             let deadline = submitted + self.attempt_timeout;
-            self.running.push(Box::pin(async move { (ticket, endpoint.send(request, deadline).await) }));
+            self.running.push(Box::pin(async move {
+                let outcome = endpoint.send(request, deadline).await;
+                (ticket, outcome, now.elapsed())
+            }));
         }
     }
 
-    /// Takes out the first that waits when its time is over.
-    fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<(Ticket, Outcome)> {
-        let Some(deadline) = self.waiting.front().map(|first| first.submitted + self.patience) else {
+    /// Takes out the first that waits when its time is over; `None` when there may be slots again.
+    fn poll_waiting(&mut self, cx: &mut Context<'_>) -> Poll<Option<(Ticket, Outcome)>> {
+        let Some(late) = self.waiting.front().map(|first| first.submitted + self.patience) else {
             self.alarm = None;
             return Poll::Pending;
         };
+        let deadline = self.slots.next_look().map_or(late, |look| look.min(late));
         let alarm = self.alarm.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
         if alarm.deadline() != deadline {
             alarm.as_mut().reset(deadline);
@@ -183,22 +197,34 @@ impl HttpSink {
         if alarm.as_mut().poll(cx).is_pending() {
             return Poll::Pending;
         }
+        if deadline < late {
+            self.fill();
+            return Poll::Ready(None);
+        }
         match self.waiting.pop_front() {
-            Some(first) => Poll::Ready((first.ticket, self.too_late())),
+            Some(first) => Poll::Ready(Some((first.ticket, self.too_late()))),
             None => Poll::Pending,
         }
     }
 
     fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<(Ticket, Outcome)> {
-        if let Some(answer) = self.answers.pop_front() {
-            return Poll::Ready(answer);
-        }
-        if let Poll::Ready(Some(answer)) = self.running.poll_next_unpin(cx) {
-            self.fill();
-            return Poll::Ready(answer);
-        }
-        if let Poll::Ready(answer) = self.poll_late(cx) {
-            return Poll::Ready(answer);
+        loop {
+            if let Some(answer) = self.answers.pop_front() {
+                return Poll::Ready(answer);
+            }
+            if let Poll::Ready(Some((ticket, outcome, took))) = self.running.poll_next_unpin(cx) {
+                if outcome == Outcome::Delivered {
+                    self.slots.answered(took);
+                }
+                self.fill();
+                return Poll::Ready((ticket, outcome));
+            }
+            match self.poll_waiting(cx) {
+                Poll::Ready(Some(answer)) => return Poll::Ready(answer),
+                // Requests that have just got a slot begin when they are polled.
+                Poll::Ready(None) => {}
+                Poll::Pending => break,
+            }
         }
         self.waker = Some(cx.waker().clone());
         Poll::Pending

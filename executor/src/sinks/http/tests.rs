@@ -1,6 +1,6 @@
 //! The HTTP sink against a server of its own.
 
-use std::{net::SocketAddr, num::NonZeroUsize, sync::Arc, time::Duration};
+use std::{future::poll_fn, net::SocketAddr, num::NonZeroUsize, sync::Arc, time::Duration};
 
 use ::http::Method;
 use async_trait::async_trait;
@@ -472,6 +472,49 @@ async fn the_pool_of_the_process_limits_requests_and_a_full_window_is_never_refu
         assert_eq!(answer(&mut *sink).await.1, Outcome::Delivered);
     }
     assert!(server.open_max() <= 4, "{}", server.open_max());
+}
+
+#[tokio::test]
+async fn a_crowded_executor_sends_fewer_requests_at_once_and_all_when_it_has_time_again() {
+    let server = Server::start(|_| Reply::of(200)).await;
+    let kind = Http::new(SinkSettings::default());
+    kind.crowd.hold(1.0);
+    let mut sink = sink_of(&kind, &server.url("/"), json!({}), 64).await;
+    let enough = async {
+        loop {
+            for number in 0..64 {
+                sink.submit(message(number), number).unwrap();
+            }
+            let held = format!("{sink:?}").contains("running: 16");
+            for _ in 0..64 {
+                assert_eq!(answer(&mut *sink).await.1, Outcome::Delivered);
+            }
+            if held {
+                break;
+            }
+        }
+    };
+    timeout(Duration::from_secs(30), enough).await.expect("the number falls");
+    server.hold(true);
+    for number in 0..64 {
+        sink.submit(message(number), number).unwrap();
+    }
+    let (held, waits) = (server.held(16), poll_fn(|cx| sink.poll_outcome(cx)));
+    tokio::select! {
+        () = held => {}
+        answer = waits => panic!("{answer:?}"),
+    }
+    // Nothing is answered, so only the sink's own clock can notice.
+    kind.crowd.hold(0.0);
+    let (held, waits) = (server.held(64), poll_fn(|cx| sink.poll_outcome(cx)));
+    tokio::select! {
+        () = held => {}
+        answer = waits => panic!("{answer:?}"),
+    }
+    server.hold(false);
+    for _ in 0..64 {
+        assert_eq!(answer(&mut *sink).await.1, Outcome::Delivered);
+    }
 }
 
 #[tokio::test]
