@@ -24,7 +24,7 @@ use async_trait::async_trait;
 use serde_json::{Map, Value};
 use tbmq_integration::entity::Violation;
 
-use self::{client::Clients, client::Endpoint, sink::HttpSink, slots::Load};
+use self::{client::Clients, client::Endpoint, sink::HttpSink, slots::Crowd};
 use super::{SinkSettings, batched::Batched, binder};
 use crate::sink::{ConnectError, ProbeReport, Sink, SinkContext, SinkKind};
 
@@ -49,7 +49,7 @@ mod tests;
 pub struct Http {
     settings: SinkSettings,
     clients: Clients,
-    crowd: Arc<Load>,
+    crowd: Arc<Crowd>,
 }
 
 impl Http {

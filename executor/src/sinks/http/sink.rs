@@ -22,7 +22,7 @@ use super::{
     config::Checked,
     idempotency::Keys,
     millis,
-    slots::{Load as Crowd, Slots},
+    slots::{Crowd, Slots},
 };
 use crate::{
     sink::{Busy, Message, Outcome, Sink, SinkContext, SinkState, Ticket},
