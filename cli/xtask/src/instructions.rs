@@ -60,9 +60,8 @@ pub(crate) fn run(root: &Path, write: bool) -> Result<()> {
 /// The program lists its steps when it is called without any.
 fn steps(program: &Path) -> Result<Vec<String>> {
     let output = Command::new(program).output().context("tbmq-steps could not be started")?;
-    let text = String::from_utf8_lossy(&output.stderr);
-    let (_, steps) = text.trim().split_once("steps: ").with_context(|| format!("no steps in {text:?}"))?;
-    Ok(steps.split_whitespace().map(str::to_owned).collect())
+    ensure!(output.status.success(), "tbmq-steps: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8(output.stdout)?.lines().map(str::to_owned).collect())
 }
 
 fn count(program: &Path, step: &str, times: u64) -> Result<u64> {

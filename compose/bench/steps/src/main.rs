@@ -1,7 +1,9 @@
-//! Single steps of a message's road, without I/O: `tbmq-steps <step> <times>` does one so many times.
+//! Single steps of a message's road, without I/O: `tbmq-steps <step> <times>` does one so many times, `tbmq-steps` lists
+//! them, one a line.
 //!
 //! `cargo xtask instructions` runs each under callgrind with two numbers of times; the difference is what one takes, to
 //! the instruction, on any machine. A message is 256 bytes at QoS 1 on a topic of four levels, as in `bench e2e`.
+#![allow(clippy::print_stdout, reason = "its steps are told on stdout")]
 
 use std::{hint::black_box, sync::Arc};
 
@@ -46,12 +48,19 @@ const TOPIC: &str = "bench/http/0/4711";
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let names = || STEPS.map(|(name, _)| name).join(" ");
-    let [name, times] = &arguments[..] else { bail!("usage: tbmq-steps STEP TIMES; steps: {}", names()) };
+    let names = |between: &str| STEPS.map(|(name, _)| name).join(between);
+    let (name, times) = match &arguments[..] {
+        [] => {
+            println!("{}", names("\n"));
+            return Ok(());
+        }
+        [name, times] => (name, times),
+        _ => bail!("usage: tbmq-steps [STEP TIMES]; steps: {}", names(" ")),
+    };
     let (_, step) = STEPS
         .iter()
         .find(|(known, _)| known == name)
-        .with_context(|| format!("no step {name:?}: {}", names()))?;
+        .with_context(|| format!("no step {name:?}: {}", names(" ")))?;
     step(times.parse().with_context(|| format!("{times:?} is not a number of times"))?)
 }
 
