@@ -236,8 +236,14 @@ impl Topic {
     async fn renew(&mut self) -> Result<()> {
         self.number += 1;
         self.name = format!("{}-{}", self.prefix, self.number);
+        self.create(&self.name).await?;
+        self.from = 0;
+        Ok(())
+    }
+
+    async fn create(&self, name: &str) -> Result<()> {
         let spec = TopicSpec {
-            name: self.name.clone(),
+            name: name.to_owned(),
             partitions: 1,
             replication_factor: 1,
             policy: CleanupPolicy::Delete,
@@ -245,8 +251,18 @@ impl Topic {
             settings: vec![("message.timestamp.type".to_owned(), "LogAppendTime".to_owned())],
         };
         self.bus.admin().create_topic(&spec).await?;
-        self.from = 0;
         Ok(())
+    }
+
+    /// Creates so many topics beside it, and tells their names.
+    pub(crate) async fn siblings(&self, count: u32) -> Result<Vec<String>> {
+        let mut names = Vec::new();
+        for number in 0..count {
+            let name = format!("{}-{number}", self.name);
+            self.create(&name).await?;
+            names.push(name);
+        }
+        Ok(names)
     }
 
     async fn expect(&mut self, messages: u64, first: u64) -> Result<()> {

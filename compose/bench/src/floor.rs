@@ -4,16 +4,18 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
+        mpsc::{Sender, channel},
     },
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use hdrhistogram::Histogram;
 use rdkafka::{
-    ClientConfig, ClientContext,
+    ClientConfig, ClientContext, Offset, TopicPartitionList,
+    consumer::{BaseConsumer, Consumer as _},
     error::{KafkaError, RDKafkaErrorCode},
     producer::{BaseRecord, DeliveryResult, Producer as _, ProducerContext, ThreadedProducer},
 };
@@ -89,38 +91,47 @@ impl ProducerContext for Timing {
     }
 }
 
-/// Produces so many records at a fixed rate (an open loop), as the data plane does, and tells how long each waited for its
-/// acknowledgement, µs. Blocks.
+/// A producer as the data plane's.
+fn as_of_data_plane(servers: &str, linger_ms: u64) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    config
+        .set("bootstrap.servers", servers)
+        .set("acks", "all")
+        .set("enable.idempotence", "true")
+        .set("linger.ms", linger_ms.to_string());
+    config
+}
+
+/// Produces so many records at a fixed rate (an open loop), as the data plane does, to topics in turn, and tells how long
+/// each waited for its acknowledgement, µs. Blocks.
 pub(crate) fn acknowledged(
     servers: &str,
-    topic: &str,
+    topics: &[String],
     value: &[u8],
     count: u64,
     rate: f64,
     linger_ms: u64,
 ) -> Result<Histogram<u64>> {
     let timing = Timing(parking_lot::Mutex::new((page::latencies_us()?, None)));
-    let producer: ThreadedProducer<Timing> = ClientConfig::new()
-        .set("bootstrap.servers", servers)
-        .set("acks", "all")
-        .set("enable.idempotence", "true")
-        .set("linger.ms", linger_ms.to_string())
-        .create_with_context(timing)?;
+    let producer: ThreadedProducer<Timing> =
+        as_of_data_plane(servers, linger_ms).create_with_context(timing)?;
     let flush = || producer.flush(Duration::from_mins(1)).context("not everything was acknowledged");
-    let send = |due| {
+    let send = |topic: &String, due| {
         let record = BaseRecord::<(), [u8], _>::with_opaque_to(topic, Box::new(due)).payload(value);
         producer.send(record).map_err(|(error, _)| error)
     };
-    // The first one waits for the connection.
-    send(Instant::now())?;
+    // The first ones wait for the connection and for what leads their topics.
+    for topic in topics {
+        send(topic, Instant::now())?;
+    }
     flush()?;
     producer.context().0.lock().0.reset();
     let start = Instant::now();
-    for number in 0..count {
+    for (number, topic) in (0..count).zip(topics.iter().cycle()) {
         let due = start + Duration::from_secs_f64(number as f64 / rate);
         // The pace itself; nothing is waited for.
         std::thread::sleep(due.saturating_duration_since(Instant::now()));
-        send(due)?;
+        send(topic, due)?;
     }
     flush()?;
     let (times, failure) = &mut *producer.context().0.lock();
@@ -128,6 +139,66 @@ pub(crate) fn acknowledged(
         Some(error) => bail!(error),
         None => Ok(times.clone()),
     }
+}
+
+/// Passes every outcome on.
+struct Outcomes(Sender<Result<(), KafkaError>>);
+
+impl ClientContext for Outcomes {}
+
+impl ProducerContext for Outcomes {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
+        let outcome = result.as_ref().map(|_| ()).map_err(|(error, _)| error.clone());
+        // Nobody listens after a failure.
+        drop(self.0.send(outcome));
+    }
+}
+
+/// What a message costs between data plane and executor at least: bare clients produce the values as the data plane does,
+/// so many unacknowledged at a time, to topics in turn, and consume them as they come. Blocks.
+pub(crate) fn produce_and_consume(
+    servers: &str,
+    topics: &[String],
+    values: &[Bytes],
+    in_flight: usize,
+    linger_ms: u64,
+) -> Result<()> {
+    let consumer: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", servers)
+        .set("group.id", "bench-floor")
+        .set("enable.auto.commit", "false")
+        .create()?;
+    let mut partitions = TopicPartitionList::new();
+    for topic in topics {
+        partitions.add_partition_offset(topic, 0, Offset::Beginning)?;
+    }
+    consumer.assign(&partitions)?;
+    std::thread::scope(|scope| {
+        let consuming = scope.spawn(|| {
+            for number in 0..values.len() {
+                let message = consumer.poll(Duration::from_mins(1));
+                message.with_context(|| format!("no record after {number} of {}", values.len()))??;
+            }
+            anyhow::Ok(())
+        });
+        let (sender, outcomes) = channel();
+        let producer: ThreadedProducer<Outcomes> =
+            as_of_data_plane(servers, linger_ms).create_with_context(Outcomes(sender))?;
+        let mut unacknowledged = 0;
+        for (value, topic) in values.iter().zip(topics.iter().cycle()) {
+            while unacknowledged == in_flight {
+                outcomes.recv()??;
+                unacknowledged -= 1;
+            }
+            let record = BaseRecord::<(), [u8]>::to(topic).payload(&value[..]);
+            producer.send(record).map_err(|(error, _)| error)?;
+            unacknowledged += 1;
+        }
+        producer.flush(Duration::from_mins(1)).context("not everything was acknowledged")?;
+        consuming.join().map_err(|_| anyhow!("the consumer panicked"))?
+    })
 }
 
 /// Counts what was acknowledged, and keeps the first failure.

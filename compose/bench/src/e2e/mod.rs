@@ -123,6 +123,9 @@ impl Through {
 /// How long the data plane lets a message wait for others on its way to Kafka.
 const LINGER_MS: u64 = 1;
 
+/// Up to so many integrations, each gets the same load.
+const SAME_LOAD: u32 = 10;
+
 /// Create calls in flight.
 const CREATING: usize = 32;
 
@@ -298,17 +301,18 @@ impl Bench {
         }
         let messages = self.options.messages.unwrap_or(if kind == Kind::Kafka { 400_000 } else { 200_000 });
         let floor = self.floor(far_end, messages).await.context("the floor")?;
+        let bus_us = self.bus_floor(count, messages).await.context("the bus's floor")?;
         let flat_out = self.through(far_end, &load, messages, None).await.context("as fast as it goes")?;
         let mut paced = Vec::new();
         if self.is_paced(count) {
             for rate in self.options.rates.clone() {
                 let messages = (rate * self.options.paced_s) as u64;
-                let floor_us = self.acknowledged(rate, messages).await.context("the bare producer")?;
+                let floor_us = self.acknowledged(count, rate, messages).await.context("the bare producer")?;
                 let pass = self.through(far_end, &load, messages, Some(rate)).await;
                 paced.push(Paced { rate, floor_us, pass: pass.with_context(|| format!("at {rate:.0}/s"))? });
             }
         }
-        Ok(Round { floor, flat_out, paced })
+        Ok(Round { floor, bus_us, flat_out, paced })
     }
 
     /// Publishes so many messages and waits until they have arrived.
@@ -359,15 +363,36 @@ impl Bench {
         self.options.paced_s > 0.0 && self.options.integrations.first() == Some(&count)
     }
 
-    /// How long Kafka lets the bare producer wait at a rate, µs; nothing when the bus is another one.
-    async fn acknowledged(&self, rate: f64, messages: u64) -> Result<Option<Histogram<u64>>> {
+    /// How long Kafka lets the bare producer wait at a rate with as many topics, µs; nothing when the bus is another one.
+    async fn acknowledged(&self, topics: u32, rate: f64, messages: u64) -> Result<Option<Histogram<u64>>> {
         let Some(kafka) = &self.kafka else { return Ok(None) };
         let topic = Topic::on(kafka.clone(), "bench-acknowledged").await?;
+        let topics = topic.siblings(topics).await?;
         let value = Mark::new(0, 0).payload(self.options.size);
         let times = tokio::task::spawn_blocking(move || {
-            floor::acknowledged(&topic.server(), &topic.name, &value, messages, rate, LINGER_MS)
+            floor::acknowledged(&topic.server(), &topics, &value, messages, rate, LINGER_MS)
         });
         Ok(Some(times.await??))
+    }
+
+    /// What the bare Kafka clients take to carry a message from here to here, with as many topics and as many unacknowledged,
+    /// CPU µs; nothing when the bus is another one, or the load is not the same for each.
+    async fn bus_floor(&mut self, topics: u32, messages: u64) -> Result<Option<f64>> {
+        let Some(kafka) = self.kafka.clone().filter(|_| topics <= SAME_LOAD) else { return Ok(None) };
+        let mut topic = Topic::on(kafka, "bench-floor").await?;
+        // Nothing of an earlier round is in them.
+        topic.name = format!("{}-{}", topic.name, self.next);
+        let topics = topic.siblings(topics).await?;
+        let value = Bytes::from(Mark::new(0, 0).payload(self.options.size));
+        let values = vec![value; messages as usize];
+        let in_flight = self.options.window * self.options.publishers as usize;
+        let before = Usage::of(std::process::id())?.cpu;
+        tokio::task::spawn_blocking(move || {
+            floor::produce_and_consume(&topic.server(), &topics, &values, in_flight, LINGER_MS)
+        })
+        .await??;
+        let cpu = Usage::of(std::process::id())?.cpu.saturating_sub(before);
+        Ok(Some(cpu.as_secs_f64() * 1e6 / messages as f64))
     }
 
     /// What the bare client does with as many messages.

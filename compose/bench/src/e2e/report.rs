@@ -22,6 +22,9 @@ pub(super) struct Paced {
 /// What one sink did in one round.
 pub(super) struct Round {
     pub(super) floor: Floor,
+    /// What the bare Kafka clients take from data plane to executor, CPU µs per message; none where there is no Kafka, or
+    /// another spread.
+    pub(super) bus_us: Option<f64>,
     pub(super) flat_out: Pass,
     pub(super) paced: Vec<Paced>,
 }
@@ -44,6 +47,9 @@ impl fmt::Display for Round {
             self.floor.rate,
             self.floor.us,
         )?;
+        if let Some(us) = self.bus_us {
+            write!(f, ", bus's floor {us:.1} µs")?;
+        }
         for Paced { rate, floor_us, pass } in &self.paced {
             let [p50, p99, _] = pass.end_to_end_ms;
             let puback = pass.puback_ms()[1];
@@ -109,10 +115,11 @@ impl Report {
              with replication factor 1, which a Kafka sink writes to as well (acks all, linger {linger_ms} ms, one partition), PostgreSQL 15; \
              embedded: all of `tbmq`, whose log syncs to the disk before each acknowledgement. Medians of {rounds} rounds, in which the \
              sinks have their turns, after {warm_up} messages and {warm_up_s} s at each rate that do not count. The floor is the bare client library (reqwest with 128 \
-             requests in flight; the Kafka client of the sink), with the same bodies and the same far end, just before. CPU is user and system time per message, \
+             requests in flight; the Kafka client of the sink), with the same bodies and the same far end, just before. The bus's floor is \
+             what the bare Kafka clients take to produce and consume as many messages over as many topics, with as many unacknowledged and the data plane's linger. CPU is user and system time per message, \
              memory is resident after the load. Latencies are at fixed rates (an open loop, {paced_s} s each): end to end from the publisher's \
              clock to the sink's (Kafka: its time of appending, whole ms), PUBACK from the write of the PUBLISH. Beside that stands what the bare producer waits for Kafka at the same rate, \
-             with the data plane's linger of 1 ms and nothing else running, just before."
+             over as many topics as there are integrations, with the data plane's linger of 1 ms and nothing else running, just before."
         );
         Self { head, rows: Vec::new() }
     }
@@ -131,13 +138,17 @@ impl Report {
         writeln!(
             f,
             "| sink | bus | integrations | end to end, messages/s | acknowledged/s | of the floor's rate | own CPU µs per message | \
-             floor's CPU µs | CPU µs of each | generator · far end | resident MB |\n|{}",
-            "---|".repeat(11)
+             floor's CPU µs | bus's floor, CPU µs | CPU µs of each | generator · far end | resident MB |\n|{}",
+            "---|".repeat(12)
         )?;
         for row in &self.rows {
+            let mut bus = "-".to_owned();
+            if row.rounds.iter().all(|round| round.bus_us.is_some()) {
+                bus = format!("{:.1}", row.median(|round| round.bus_us.unwrap_or(f64::NAN)));
+            }
             writeln!(
                 f,
-                "| {} | {} | **{:.0}** | {:.0} | {:.2} | **{:.1}** | {:.1} | {} | {:.1} · {:.1} | {} |",
+                "| {} | {} | **{:.0}** | {:.0} | {:.2} | **{:.1}** | {:.1} | {} | {} | {:.1} · {:.1} | {} |",
                 row.name(),
                 row.integrations,
                 row.median(|round| round.flat_out.rate()),
@@ -145,6 +156,7 @@ impl Report {
                 row.median(|round| round.flat_out.rate() / round.floor.rate),
                 row.median(|round| round.flat_out.own_us()),
                 row.median(|round| round.floor.us),
+                bus,
                 row.of_each(|spent| spent.us, 1),
                 row.median(|round| round.flat_out.generator_us),
                 row.median(|round| round.flat_out.far_end_us),
