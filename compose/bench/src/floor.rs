@@ -4,7 +4,7 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
-        mpsc::{Sender, channel},
+        mpsc::{SyncSender, sync_channel},
     },
     time::{Duration, Instant},
 };
@@ -142,7 +142,7 @@ pub(crate) fn acknowledged(
 }
 
 /// Passes every outcome on.
-struct Outcomes(Sender<Result<(), KafkaError>>);
+struct Outcomes(SyncSender<Result<(), KafkaError>>);
 
 impl ClientContext for Outcomes {}
 
@@ -183,7 +183,7 @@ pub(crate) fn produce_and_consume(
             }
             anyhow::Ok(())
         });
-        let (sender, outcomes) = channel();
+        let (sender, outcomes) = sync_channel(in_flight);
         let producer: ThreadedProducer<Outcomes> =
             as_of_data_plane(servers, linger_ms).create_with_context(Outcomes(sender))?;
         let mut unacknowledged = 0;
