@@ -254,11 +254,11 @@ impl Topic {
         Ok(())
     }
 
-    /// Creates so many topics beside it, and tells their names.
-    pub(crate) async fn siblings(&self, count: u32) -> Result<Vec<String>> {
+    /// Creates so many topics beside it, and tells their names; those of another set are others.
+    pub(crate) async fn siblings(&self, set: u64, count: u32) -> Result<Vec<String>> {
         let mut names = Vec::new();
         for number in 0..count {
-            let name = format!("{}-{number}", self.name);
+            let name = format!("{}-{set}-{number}", self.name);
             self.create(&name).await?;
             names.push(name);
         }

@@ -338,9 +338,7 @@ impl Bench {
         let seen = far_end.done().await?;
         let elapsed = start.elapsed();
         let after = (usage()?, Usage::of(own)?.cpu, far_end.cpu()?[0]);
-        let us = |now: Duration, before: Duration| {
-            now.saturating_sub(before).as_secs_f64() * 1e6 / messages as f64
-        };
+        let us = |now: Duration, before: Duration| us_each(now.saturating_sub(before), messages);
         let spent = processes.iter().zip(before.0.iter().zip(&after.0)).map(|((name, _), (before, now))| {
             Spent { name, us: us(now.cpu, before.cpu), resident_bytes: now.resident_bytes }
         });
@@ -367,7 +365,7 @@ impl Bench {
     async fn acknowledged(&self, topics: u32, rate: f64, messages: u64) -> Result<Option<Histogram<u64>>> {
         let Some(kafka) = &self.kafka else { return Ok(None) };
         let topic = Topic::on(kafka.clone(), "bench-acknowledged").await?;
-        let topics = topic.siblings(topics).await?;
+        let topics = topic.siblings(0, topics).await?;
         let value = Mark::new(0, 0).payload(self.options.size);
         let times = tokio::task::spawn_blocking(move || {
             floor::acknowledged(&topic.server(), &topics, &value, messages, rate, LINGER_MS)
@@ -377,12 +375,11 @@ impl Bench {
 
     /// What the bare Kafka clients take to carry a message from here to here, with as many topics and as many unacknowledged,
     /// CPU µs; nothing when the bus is another one, or the load is not the same for each.
-    async fn bus_floor(&mut self, topics: u32, messages: u64) -> Result<Option<f64>> {
+    async fn bus_floor(&self, topics: u32, messages: u64) -> Result<Option<f64>> {
         let Some(kafka) = self.kafka.clone().filter(|_| topics <= SAME_LOAD) else { return Ok(None) };
-        let mut topic = Topic::on(kafka, "bench-floor").await?;
+        let topic = Topic::on(kafka, "bench-floor").await?;
         // Nothing of an earlier round is in them.
-        topic.name = format!("{}-{}", topic.name, self.next);
-        let topics = topic.siblings(topics).await?;
+        let topics = topic.siblings(self.next, topics).await?;
         let value = Bytes::from(Mark::new(0, 0).payload(self.options.size));
         let values = vec![value; messages as usize];
         let in_flight = self.options.window * self.options.publishers as usize;
@@ -392,7 +389,7 @@ impl Bench {
         })
         .await??;
         let cpu = Usage::of(std::process::id())?.cpu.saturating_sub(before);
-        Ok(Some(cpu.as_secs_f64() * 1e6 / messages as f64))
+        Ok(Some(us_each(cpu, messages)))
     }
 
     /// What the bare client does with as many messages.
@@ -419,10 +416,7 @@ impl Bench {
         let cpu = Usage::of(std::process::id())?.cpu.saturating_sub(before);
         far_end.first().await?;
         far_end.done().await?;
-        Ok(Floor {
-            rate: messages as f64 / elapsed.as_secs_f64(),
-            us: cpu.as_secs_f64() * 1e6 / messages as f64,
-        })
+        Ok(Floor { rate: messages as f64 / elapsed.as_secs_f64(), us: us_each(cpu, messages) })
     }
 }
 
@@ -480,6 +474,11 @@ impl Pass {
     fn puback_ms(&self) -> [f64; 3] {
         quantiles_ms(&self.puback_us)
     }
+}
+
+/// CPU µs per message.
+fn us_each(cpu: Duration, messages: u64) -> f64 {
+    cpu.as_secs_f64() * 1e6 / messages as f64
 }
 
 /// p50, p99 and p99.9 of µs, in ms.
