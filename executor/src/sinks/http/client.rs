@@ -1,16 +1,17 @@
 //! One request to the endpoint, and what becomes of it (spec §6.3.3, §6.3.5).
 
-use std::{error::Error, fmt, io, sync::Arc, time::Duration};
-
-use ::http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
-use bytes::Bytes;
-use http_body_util::{BodyExt as _, Full};
-use hyper::body::{Body as _, Incoming};
-use hyper_rustls::HttpsConnectorBuilder;
-use hyper_util::{
-    client::legacy::{self, connect::HttpConnector},
-    rt::{TokioExecutor, TokioTimer},
+use std::{
+    collections::HashMap,
+    error::Error,
+    fmt, io,
+    sync::{Arc, Weak},
+    time::Duration,
 };
+
+use ::http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::{Body as _, Incoming};
 use parking_lot::Mutex;
 use rustls::ClientConfig;
 use serde_json::{Map, Value, json};
@@ -20,7 +21,8 @@ use tokio::time::{Instant, timeout_at};
 use super::{
     body::Body,
     config::Checked,
-    connector::{Connector, Guarded, TimedOut},
+    connections::{Answer, Failure, Origin, Target},
+    connector::{Connector, TimedOut},
     idempotency, retry_after,
 };
 use crate::{
@@ -31,92 +33,78 @@ use crate::{
     },
 };
 
-/// Cheap to clone.
-pub(super) type Client = legacy::Client<Connector, Full<Bytes>>;
-
 /// What is sent unless the configuration has it otherwise.
 const HEADERS: [(header::HeaderName, HeaderValue); 2] = [
     (header::ACCEPT, HeaderValue::from_static("*/*")),
     (header::USER_AGENT, HeaderValue::from_static(concat!("tbmq/", env!("CARGO_PKG_VERSION")))),
 ];
-/// How long a connection may be silent before the system asks whether the other end is there, how long until it asks
-/// again, and how often.
-const TCP_KEEP_ALIVE: (Duration, u32) = (Duration::from_secs(15), 3);
-/// How long what was sent may go without the other end's acknowledgement, before the connection counts as lost.
-const TCP_USER_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long an HTTP/2 connection with requests may be silent before it is asked for a sign, and how long that may take.
-const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// How much of an unexpected answer's body stands in the text of its outcome, in bytes.
 const BODY_IN_TEXT_MAX: usize = 1024;
 
-/// The HTTP clients of this process: one for all integrations whose TLS settings are the system's, so that they share
-/// connections, resolver and trusted certificates.
-pub(super) struct Clients {
-    plain: Mutex<Option<Client>>,
-    system: Mutex<Option<Client>>,
+/// Where this process sends requests to. Integrations that send to the same host and port and whose TLS settings are the
+/// system's share connections, resolver and trusted certificates.
+pub(super) struct Origins {
+    plain: Mutex<Option<Connector>>,
+    system: Mutex<Option<Connector>>,
+    /// By scheme, host and port.
+    shared: Mutex<HashMap<String, Weak<Origin>>>,
     egress: Egress,
 }
 
-impl fmt::Debug for Clients {
+impl fmt::Debug for Origins {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Clients").field("egress", &self.egress).finish_non_exhaustive()
+        f.debug_struct("Origins").field("egress", &self.egress).finish_non_exhaustive()
     }
 }
 
-impl Clients {
+impl Origins {
     pub(super) fn new(settings: &SinkSettings) -> Self {
-        Self { plain: Mutex::default(), system: Mutex::default(), egress: settings.egress.clone() }
+        Self {
+            plain: Mutex::default(),
+            system: Mutex::default(),
+            shared: Mutex::default(),
+            egress: settings.egress.clone(),
+        }
     }
 
-    /// The client for a configuration.
+    /// Where requests with a configuration go.
     ///
     /// # Errors
     /// A text for people when the TLS settings can't be used.
-    pub(super) fn client(&self, checked: &Checked) -> Result<Client, String> {
-        if checked.url.scheme() == "http" {
+    pub(super) fn origin(&self, checked: &Checked) -> Result<Arc<Origin>, String> {
+        let connector = if checked.url.scheme() == "http" {
             // The system's certificates are not read: there may be none, and none are needed.
-            return self.shared(&self.plain, || Ok(credentials::no_tls()));
+            self.connector(&self.plain, || Ok(credentials::no_tls()))?
+        } else if let Some(tls) = checked.config.credentials.tls()? {
+            let connector = Connector::new(&self.egress, tls);
+            return Ok(Arc::new(Origin::new(checked.uri.clone(), connector)));
+        } else {
+            self.connector(&self.system, credentials::system_tls)?
+        };
+        let name = checked.url.origin().ascii_serialization();
+        let mut shared = self.shared.lock();
+        if let Some(origin) = shared.get(&name).and_then(Weak::upgrade) {
+            return Ok(origin);
         }
-        match checked.config.credentials.tls()? {
-            Some(tls) => Ok(self.build(tls)),
-            None => self.shared(&self.system, credentials::system_tls),
+        if shared.len() == shared.capacity() {
+            shared.retain(|_, origin| origin.strong_count() > 0);
         }
+        let origin = Arc::new(Origin::new(checked.uri.clone(), connector));
+        shared.insert(name, Arc::downgrade(&origin));
+        Ok(origin)
     }
 
-    fn shared(
+    fn connector(
         &self,
-        slot: &Mutex<Option<Client>>,
+        slot: &Mutex<Option<Connector>>,
         tls: impl FnOnce() -> Result<ClientConfig, String>,
-    ) -> Result<Client, String> {
+    ) -> Result<Connector, String> {
         let mut slot = slot.lock();
-        if let Some(client) = &*slot {
-            return Ok(client.clone());
+        if let Some(connector) = &*slot {
+            return Ok(connector.clone());
         }
-        let client = self.build(tls()?);
-        Ok(slot.insert(client).clone())
-    }
-
-    fn build(&self, tls: ClientConfig) -> Client {
-        let mut http = HttpConnector::new_with_resolver(Guarded(self.egress.clone()));
-        http.enforce_http(false);
-        http.set_nodelay(true);
-        let (silence, questions) = TCP_KEEP_ALIVE;
-        http.set_keepalive(Some(silence));
-        http.set_keepalive_interval(Some(silence));
-        http.set_keepalive_retries(Some(questions));
-        http.set_tcp_user_timeout(Some(TCP_USER_TIMEOUT));
-        let https = HttpsConnectorBuilder::new()
-            .with_tls_config(tls)
-            .https_or_http()
-            .enable_all_versions()
-            .wrap_connector(http);
-        legacy::Client::builder(TokioExecutor::new())
-            .timer(TokioTimer::new())
-            .pool_timer(TokioTimer::new())
-            // All requests share an HTTP/2 connection: one that is dead must not take them all with it for long.
-            .http2_keep_alive_interval(KEEP_ALIVE)
-            .http2_keep_alive_timeout(KEEP_ALIVE)
-            .build(Connector(https))
+        let connector = Connector::new(&self.egress, tls()?);
+        Ok(slot.insert(connector).clone())
     }
 }
 
@@ -145,9 +133,9 @@ pub(super) struct Load {
 
 /// An endpoint as all requests of an integration see it.
 pub(super) struct Endpoint {
-    client: Client,
+    origin: Arc<Origin>,
+    target: Target,
     method: Method,
-    uri: Uri,
     headers: HeaderMap,
     /// Method and URL without query: what TBMQ's texts name.
     label: String,
@@ -165,7 +153,12 @@ impl fmt::Debug for Endpoint {
 }
 
 impl Endpoint {
-    pub(super) fn new(client: Client, method: Method, checked: &Checked, attempt_timeout: Duration) -> Self {
+    pub(super) fn new(
+        origin: Arc<Origin>,
+        method: Method,
+        checked: &Checked,
+        attempt_timeout: Duration,
+    ) -> Self {
         let Checked { config, url, uri, headers } = checked;
         let mut headers = headers.clone();
         for (name, value) in HEADERS {
@@ -177,11 +170,11 @@ impl Endpoint {
         let host = url.host_str().unwrap_or_default();
         let port = url.port_or_known_default().unwrap_or_default();
         Self {
-            client,
+            origin,
+            target: Target::new(uri.clone()),
             label: format!("{method} {shown}"),
             method,
             authority: format!("{host}:{port}"),
-            uri: uri.clone(),
             headers,
             read_timeout: super::millis(config.read_timeout_ms),
             attempt_timeout,
@@ -212,7 +205,6 @@ impl Endpoint {
         }
         let mut request = Request::new(Full::new(bytes));
         *request.method_mut() = self.method.clone();
-        *request.uri_mut() = self.uri.clone();
         *request.headers_mut() = headers;
         request
     }
@@ -221,7 +213,7 @@ impl Endpoint {
     /// which is one attempt's timeout after the message was submitted.
     pub(super) async fn send(&self, request: Request<Full<Bytes>>, deadline: Instant) -> Outcome {
         match self.ask(request, deadline).await {
-            Ok(response) => self.judge(response, deadline).await,
+            Ok(answer) => self.judge(answer, deadline).await,
             Err(outcome) => outcome,
         }
     }
@@ -231,22 +223,28 @@ impl Endpoint {
         &self,
         request: Request<Full<Bytes>>,
         deadline: Instant,
-    ) -> Result<Response<Incoming>, Outcome> {
-        match timeout_at(self.next_limit(deadline), self.client.request(request)).await {
-            Ok(Ok(response)) => Ok(response),
+    ) -> Result<Answer, Outcome> {
+        match timeout_at(self.next_limit(deadline), self.origin.ask(&self.target, request)).await {
+            Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => Err(self.failure(&error)),
             Err(_) => Err(self.silence(deadline)),
         }
     }
 
     /// Reads the rest of an answer, until the deadline, and says what it means.
-    pub(super) async fn judge(&self, mut response: Response<Incoming>, deadline: Instant) -> Outcome {
-        let status = response.status();
+    pub(super) async fn judge(&self, mut answer: Answer, deadline: Instant) -> Outcome {
+        let outcome = self.read_and_judge(&mut answer, deadline).await;
+        answer.release();
+        outcome
+    }
+
+    async fn read_and_judge(&self, answer: &mut Answer, deadline: Instant) -> Outcome {
+        let status = answer.head().status();
         if status.is_client_error() || status.is_server_error() {
-            let text = self.refusal(&response);
-            let after = retry_after::of(response.headers());
+            let text = self.refusal(answer.head());
+            let after = retry_after::of(answer.head().headers());
             // The status says it all; a body that is too long, late or torn costs the connection only.
-            drop(self.read(&mut response, deadline, None).await);
+            drop(self.read(answer, deadline, None).await);
             return match status.as_u16() {
                 400 | 405 | 411 | 413..=415 | 422 | 431 => Outcome::Rejected { class: "status", text },
                 _ => Outcome::Retry { after, class: "status", text },
@@ -254,31 +252,30 @@ impl Endpoint {
         }
         let mut body = Vec::new();
         let kept = (!status.is_success()).then_some(&mut body);
-        if let Err(outcome) = self.read(&mut response, deadline, kept).await {
+        if let Err(outcome) = self.read(answer, deadline, kept).await {
             return outcome;
         }
-        if status.is_success() { Outcome::Delivered } else { unexpected(&response, &body) }
+        if status.is_success() { Outcome::Delivered } else { unexpected(answer.head(), &body) }
     }
 
     /// Reads the body, at most as much as allowed.
     async fn read(
         &self,
-        response: &mut Response<Incoming>,
+        answer: &mut Answer,
         deadline: Instant,
         mut kept: Option<&mut Vec<u8>>,
     ) -> Result<(), Outcome> {
         // What the head announces counts before the first byte of it came.
         let mut size = usize::MAX;
-        if response.body().size_hint().exact().is_none_or(|length| length <= self.response_max as u64) {
+        if answer.head().body().size_hint().exact().is_none_or(|length| length <= self.response_max as u64) {
             size = 0;
         }
         while size <= self.response_max {
             // Mostly there is none, and nothing to wait for.
-            if response.body().is_end_stream() {
+            if answer.head().body().is_end_stream() {
                 return Ok(());
             }
-            let frame = response.body_mut().frame();
-            let chunk = match timeout_at(self.next_limit(deadline), frame).await {
+            let chunk = match timeout_at(self.next_limit(deadline), answer.frame()).await {
                 Ok(Some(Ok(frame))) => frame.into_data().unwrap_or_default(),
                 Ok(Some(Err(error))) => return Err(self.failure(&error)),
                 Ok(None) => return Ok(()),
@@ -292,7 +289,7 @@ impl Endpoint {
         }
         let text = format!(
             "{} from {}, but response failed with cause: Exceeded limit on max bytes to buffer : {}",
-            words(response.status()),
+            words(answer.head().status()),
             self.label,
             self.response_max
         );
@@ -344,7 +341,7 @@ impl Endpoint {
             }
         }
         let words = chain(error).join(": ");
-        if error.downcast_ref::<legacy::Error>().is_some_and(legacy::Error::is_connect) {
+        if matches!(error.downcast_ref(), Some(Failure::Connect(_))) {
             return ("connect", format!("no connection to {}: {words}", self.authority));
         }
         ("connection", format!("{words} from {}", self.label))

@@ -7,11 +7,12 @@ use std::{
 };
 
 use ::http::Uri;
-use hyper_rustls::{HttpsConnector, MaybeHttpsStream};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder, MaybeHttpsStream};
 use hyper_util::{
     client::legacy::connect::{HttpConnector, dns::Name},
     rt::TokioIo,
 };
+use rustls::ClientConfig;
 use tokio::{net::TcpStream, time::timeout};
 use tower_service::Service;
 
@@ -20,19 +21,47 @@ use crate::sinks::egress::{Egress, LookupError};
 /// How long establishing a connection may take, from the question for addresses to the end of the TLS handshake.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// How long a connection may be silent before the system asks whether the other end is there, how long until it asks
+/// again, and how often.
+const TCP_KEEP_ALIVE: (Duration, u32) = (Duration::from_secs(15), 3);
+/// How long what was sent may go without the other end's acknowledgement, before the connection counts as lost.
+const TCP_USER_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// Connects with TCP, and with TLS where the URL says so.
 #[derive(Clone)]
-pub(super) struct Connector(pub(super) HttpsConnector<HttpConnector<Guarded>>);
+pub(super) struct Connector(HttpsConnector<HttpConnector<Guarded>>);
+
+/// What it connects with.
+pub(super) type Stream = MaybeHttpsStream<TokioIo<TcpStream>>;
 
 /// [`CONNECT_TIMEOUT`] was over.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 #[error("connection timed out")]
 pub(super) struct TimedOut;
 
+impl Connector {
+    pub(super) fn new(egress: &Egress, tls: ClientConfig) -> Self {
+        let mut http = HttpConnector::new_with_resolver(Guarded(egress.clone()));
+        http.enforce_http(false);
+        http.set_nodelay(true);
+        let (silence, questions) = TCP_KEEP_ALIVE;
+        http.set_keepalive(Some(silence));
+        http.set_keepalive_interval(Some(silence));
+        http.set_keepalive_retries(Some(questions));
+        http.set_tcp_user_timeout(Some(TCP_USER_TIMEOUT));
+        let https = HttpsConnectorBuilder::new()
+            .with_tls_config(tls)
+            .https_or_http()
+            .enable_all_versions()
+            .wrap_connector(http);
+        Self(https)
+    }
+}
+
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 impl Service<Uri> for Connector {
-    type Response = MaybeHttpsStream<TokioIo<TcpStream>>;
+    type Response = Stream;
     type Error = Failure;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Failure>> + Send>>;
 
@@ -49,7 +78,7 @@ impl Service<Uri> for Connector {
 /// A resolver that gives only addresses which may be connected to. A host that is written as an address is not resolved:
 /// it was checked with the configuration, and neither it nor the rules change.
 #[derive(Clone, Debug)]
-pub(super) struct Guarded(pub(super) Egress);
+struct Guarded(Egress);
 
 impl Service<Name> for Guarded {
     type Response = std::vec::IntoIter<std::net::SocketAddr>;

@@ -9,14 +9,16 @@
 //! | `body` | from messages to a request's body |
 //! | `idempotency` | the header `Idempotency-Key` |
 //! | `client` | one request, and what its answer means |
+//! | `connections` | connections that are kept and shared |
+//! | `connector` | how a connection is made |
 //! | `retry_after` | the header `Retry-After` |
 //! | `probe` | the connection check |
 //!
 //! All requests of an integration run inside [`Sink::poll_outcome`]: there is no task per message. At most
 //! `maxParallelRequestsCount` of them are on their way, and fewer while the executor itself is the limit; the others
 //! wait without being sent, at most `readTimeoutMs` and never longer than the driver waits; a wait that ends too late is
-//! answered and never sent (spec UP-17). Connections are shared by all integrations of the process, kept, and as many as
-//! are needed (spec UP-15).
+//! answered and never sent (spec UP-17). Connections to the same host and port are shared by all integrations of the
+//! process, kept, and as many as are needed (spec UP-15).
 
 use std::{sync::Arc, time::Duration};
 
@@ -24,13 +26,14 @@ use async_trait::async_trait;
 use serde_json::{Map, Value};
 use tbmq_integration::entity::Violation;
 
-use self::{client::Clients, client::Endpoint, sink::HttpSink, slots::Crowd};
+use self::{client::Endpoint, client::Origins, sink::HttpSink, slots::Crowd};
 use super::{SinkSettings, batched::Batched, binder};
 use crate::sink::{ConnectError, ProbeReport, Sink, SinkContext, SinkKind};
 
 mod body;
 mod client;
 pub mod config;
+mod connections;
 mod connector;
 mod idempotency;
 mod probe;
@@ -48,15 +51,15 @@ mod tests;
 #[derive(Debug)]
 pub struct Http {
     settings: SinkSettings,
-    clients: Clients,
+    origins: Origins,
     crowd: Arc<Crowd>,
 }
 
 impl Http {
     /// The kind, for the settings of this process.
     pub fn new(settings: SinkSettings) -> Self {
-        let clients = Clients::new(&settings);
-        Self { settings, clients, crowd: Arc::default() }
+        let origins = Origins::new(&settings);
+        Self { settings, origins, crowd: Arc::default() }
     }
 }
 
@@ -86,7 +89,7 @@ impl SinkKind for Http {
         deadline: Duration,
     ) -> ProbeReport {
         match config::read(client_configuration, &self.settings).accepted() {
-            Ok(checked) => probe::run(&checked, &self.clients, &self.settings.egress, deadline).await,
+            Ok(checked) => probe::run(&checked, &self.origins, &self.settings.egress, deadline).await,
             Err(error) => error.into(),
         }
     }
@@ -98,9 +101,9 @@ impl SinkKind for Http {
         context: SinkContext,
     ) -> Result<Box<dyn Sink>, ConnectError> {
         let checked = config::read(client_configuration, &self.settings).accepted()?;
-        let client = self.clients.client(&checked)?;
+        let origin = self.origins.origin(&checked)?;
         let attempt_timeout = self.settings.attempt_timeout(&context);
-        let endpoint = Endpoint::new(client, checked.config.request_method.into(), &checked, attempt_timeout);
+        let endpoint = Endpoint::new(origin, checked.config.request_method.into(), &checked, attempt_timeout);
         let pool = self.settings.http_pool_max_connections;
         let sink = HttpSink::new(
             &checked,

@@ -5,16 +5,16 @@
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use ::http::{HeaderValue, Method, Response, StatusCode, header};
-use hyper::body::Incoming;
+use ::http::{HeaderValue, Method, StatusCode, header};
 use rustls::pki_types::ServerName;
 use tokio::{net::TcpStream, time::Instant};
 use tokio_rustls::TlsConnector;
 use url::Url;
 
 use super::{
-    client::{Clients, Endpoint, Load},
+    client::{Endpoint, Load, Origins},
     config::Checked,
+    connections::Answer,
 };
 use crate::{
     sink::{Outcome, ProbeReport},
@@ -24,20 +24,20 @@ use crate::{
 /// Tries the endpoint of a checked configuration.
 pub(super) async fn run(
     checked: &Checked,
-    clients: &Clients,
+    origins: &Origins,
     egress: &Egress,
     deadline: Duration,
 ) -> ProbeReport {
     let mut stages = Stages::new(deadline);
     // A failed stage has put its text into the report.
-    drop(try_all(&mut stages, checked, clients, egress).await);
+    drop(try_all(&mut stages, checked, origins, egress).await);
     stages.report
 }
 
 async fn try_all(
     stages: &mut Stages,
     checked: &Checked,
-    clients: &Clients,
+    origins: &Origins,
     egress: &Egress,
 ) -> Result<(), String> {
     let url = &checked.url;
@@ -48,9 +48,9 @@ async fn try_all(
     }
     let deadline = stages.deadline;
     let left = deadline.saturating_duration_since(Instant::now());
-    let endpoint = clients.client(checked).map(|client| Endpoint::new(client, Method::HEAD, checked, left));
-    let response = stages.run("authenticate", ask(endpoint.as_ref(), deadline)).await?;
-    stages.run("response", judge(&endpoint?, response, deadline)).await
+    let endpoint = origins.origin(checked).map(|origin| Endpoint::new(origin, Method::HEAD, checked, left));
+    let answer = stages.run("authenticate", ask(endpoint.as_ref(), deadline)).await?;
+    stages.run("response", judge(&endpoint?, answer, deadline)).await
 }
 
 fn port(url: &Url) -> u16 {
@@ -96,31 +96,24 @@ async fn handshake(checked: &Checked, stream: TcpStream) -> Result<((), String),
 }
 
 /// Sends HEAD with all headers and credentials; fails when the answer is that these are not enough.
-async fn ask(
-    endpoint: Result<&Endpoint, &String>,
-    deadline: Instant,
-) -> Result<(Response<Incoming>, String), String> {
+async fn ask(endpoint: Result<&Endpoint, &String>, deadline: Instant) -> Result<(Answer, String), String> {
     let endpoint = endpoint?;
-    let response = endpoint.ask(endpoint.request(Load::default()), deadline).await.map_err(text)?;
+    let answer = endpoint.ask(endpoint.request(Load::default()), deadline).await.map_err(text)?;
+    let response = answer.head();
     let status = response.status();
     if !matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
-        return Ok((response, "not refused".to_owned()));
+        return Ok((answer, "not refused".to_owned()));
     }
     let challenge = response.headers().get(header::WWW_AUTHENTICATE).map(HeaderValue::as_bytes);
     let challenge =
         challenge.map(|bytes| format!(": {}", String::from_utf8_lossy(bytes))).unwrap_or_default();
-    Err(format!("{}{challenge}", endpoint.refusal(&response)))
+    Err(format!("{}{challenge}", endpoint.refusal(response)))
 }
 
 /// Reads the answer and says whether it would have been a success.
-async fn judge(
-    endpoint: &Endpoint,
-    response: Response<Incoming>,
-    deadline: Instant,
-) -> Result<((), String), String> {
-    let status = response.status();
-    let version = response.version();
-    match endpoint.judge(response, deadline).await {
+async fn judge(endpoint: &Endpoint, answer: Answer, deadline: Instant) -> Result<((), String), String> {
+    let (status, version) = (answer.head().status(), answer.head().version());
+    match endpoint.judge(answer, deadline).await {
         Outcome::Delivered => Ok(((), format!("{status} ({version:?}) from {}", endpoint.label()))),
         refusal => {
             let refuses_head =

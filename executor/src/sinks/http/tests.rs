@@ -22,7 +22,7 @@ use tokio::{
 
 use super::{
     Http,
-    client::{Clients, Endpoint, Load},
+    client::{Endpoint, Load, Origins},
     config,
     server::{Received, Reply, Server},
 };
@@ -33,6 +33,7 @@ use crate::{
 };
 
 mod batches;
+mod connections;
 mod h2;
 
 struct HttpFixture(Server);
@@ -514,16 +515,6 @@ async fn a_crowded_executor_sends_fewer_requests_at_once_and_all_when_it_has_tim
     }
 }
 
-#[tokio::test]
-async fn connections_are_used_again() {
-    let server = Server::start(|_| Reply { body: Bytes::from_static(b"ok"), ..Reply::of(200) }).await;
-    let mut sink = sink(&server.url("/"), json!({})).await;
-    for number in 0..200 {
-        assert_eq!(outcome(&mut *sink, message(number)).await, Outcome::Delivered);
-    }
-    assert_eq!(server.connections(), 1);
-}
-
 /// A certificate authority, and a server certificate for the loopback.
 struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
@@ -667,8 +658,8 @@ async fn sent_with(egress: &Egress, url: &str) -> Outcome {
     let checked =
         config::read(&configuration(url, json!({})), &SinkSettings::default()).config.expect("it is right");
     let settings = SinkSettings { egress: egress.clone(), ..SinkSettings::default() };
-    let client = Clients::new(&settings).client(&checked).unwrap();
-    let endpoint = Endpoint::new(client, Method::POST, &checked, Duration::from_secs(10));
+    let origin = Origins::new(&settings).origin(&checked).unwrap();
+    let endpoint = Endpoint::new(origin, Method::POST, &checked, Duration::from_secs(10));
     endpoint.send(endpoint.request(Load::default()), Instant::now() + Duration::from_secs(10)).await
 }
 

@@ -5,7 +5,13 @@ use std::sync::Arc;
 use ::http::Version;
 use serde_json::{Value, json};
 
-use super::{Authority, Reply, Server, probed, sink, stages};
+use futures_util::future::join_all;
+
+use super::{
+    Authority, Reply, Server,
+    connections::{endpoint, none_usable, send},
+    probed, sink, stages,
+};
 use crate::{
     conformance::{answer, message},
     sink::Outcome,
@@ -81,4 +87,22 @@ async fn a_check_tells_what_was_agreed_on() {
     let all = ["resolve", "connect", "tls", "authenticate", "response"].map(|name| (name, true));
     assert_eq!((names, error), (stages(&all), None));
     assert_eq!(server.received()[0].version, Version::HTTP_2);
+}
+
+#[tokio::test]
+async fn one_connection_takes_the_place_of_one_that_was_closed() {
+    let authority = Authority::new();
+    let server = server(&authority, &["h2"], 200).await;
+    let (endpoint, origin) = endpoint(&server.url("/"), trusting(&authority));
+    assert_eq!(send(&endpoint).await, Outcome::Delivered);
+    for connections in 1..3 {
+        let outcomes = join_all((0..20).map(|_| send(&endpoint))).await;
+        assert!(outcomes.iter().all(|outcome| *outcome == Outcome::Delivered), "{outcomes:?}");
+        assert_eq!((origin.usable(), server.connections()), (1, connections));
+        server.stop().await;
+        none_usable(&origin).await;
+        server.listen().await;
+    }
+    assert!(server.received().iter().all(|request| request.version == Version::HTTP_2));
+    assert!(server.received().iter().all(|request| !request.headers.contains_key("host")));
 }
