@@ -290,7 +290,14 @@ impl Connection {
         } else {
             !self.replays.is_empty() && self.replay_room() > 0
         };
-        if self.may_read() && !is_waiting || can_deliver || self.queue_room() > 0 && self.mailbox.has_queued()
+        let may_read = self.may_read();
+        // Acknowledgements go out in the order of the publishes: while nothing else waits for room, only the oldest of
+        // these is waited for.
+        let awaited = (may_read && self.replays.is_empty()).then(|| self.session.acknowledged_below());
+        if self.mailbox.await_outcome(awaited)
+            || may_read && !is_waiting
+            || can_deliver
+            || self.queue_room() > 0 && self.mailbox.has_queued()
         {
             cx.waker().wake_by_ref();
         }

@@ -161,6 +161,9 @@ struct Inner {
     mail: Mail,
     /// Of a session that outlives its connections.
     backlog: Option<Box<Backlog>>,
+    /// The number of the publish whose outcome the connection waits for; those of later ones are no reason to wake it.
+    /// `None`: each is.
+    awaited: Option<u64>,
     /// Queues of groups that wait until there is room here.
     callers: Vec<Arc<Mailbox>>,
     /// There is no connection.
@@ -169,6 +172,16 @@ struct Inner {
 }
 
 impl Inner {
+    /// Whether the connection can do something with an outcome now: publishes are acknowledged in their order.
+    fn is_awaited(&self, outcome: &Outcome) -> bool {
+        match (outcome, self.awaited) {
+            (Outcome::Record { number: Some(number), result: Ok(()), .. }, Some(awaited)) => {
+                *number <= awaited
+            }
+            _ => true,
+        }
+    }
+
     /// Queues a delivery; `false` when there is no room.
     fn push(&mut self, delivery: Delivery, limits: QueueLimits) -> bool {
         let bytes = weight(&delivery);
@@ -496,14 +509,25 @@ impl Mailbox {
         pushed
     }
 
-    /// Leaves an outcome.
+    /// Leaves an outcome. Wakes the connection if it waits for this one.
     pub(crate) fn settle(&self, outcome: Outcome) {
         let mut inner = self.inner.lock();
         if !inner.is_closed {
+            let is_awaited = inner.is_awaited(&outcome);
             inner.mail.outcomes.push(outcome);
             drop(inner);
-            self.waker.wake();
+            if is_awaited {
+                self.waker.wake();
+            }
         }
+    }
+
+    /// From now on the connection waits for the outcome of the publish with this number before it goes on; `None`: for
+    /// each. Returns whether what it waits for is here already.
+    pub(crate) fn await_outcome(&self, number: Option<u64>) -> bool {
+        let mut inner = self.inner.lock();
+        inner.awaited = number;
+        inner.mail.outcomes.iter().any(|outcome| inner.is_awaited(outcome))
     }
 
     /// Whether there is nobody any more who takes anything.
@@ -622,4 +646,60 @@ pub(crate) fn is_patient(end: End) -> bool {
 pub(crate) fn weight(delivery: &Delivery) -> usize {
     let message = &delivery.message;
     message.topic.len() + message.payload.len() + message.properties.bytes().len() + 64
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::atomic::AtomicUsize,
+        task::{Wake, Waker},
+    };
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Wakes(AtomicUsize);
+
+    impl Wake for Wakes {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn outcome(number: Option<u64>, result: Result<(), ReasonCode>) -> Outcome {
+        Outcome::Record { number, bytes: 1, result }
+    }
+
+    #[test]
+    fn only_outcomes_that_the_connection_can_use_wake_it() {
+        let mailbox = Mailbox::new(1, QueueLimits { messages: 1, bytes: 1 });
+        let wakes = Arc::new(Wakes::default());
+        let waker = Waker::from(wakes.clone());
+        let woken_by = |outcome| {
+            mailbox.register(&waker);
+            let before = wakes.0.load(Ordering::Relaxed);
+            mailbox.settle(outcome);
+            wakes.0.load(Ordering::Relaxed) > before
+        };
+        assert!(woken_by(outcome(Some(7), Ok(()))), "nothing was said");
+        assert!(!mailbox.await_outcome(Some(5)));
+        assert!(!woken_by(outcome(Some(6), Ok(()))));
+        assert!(woken_by(outcome(Some(5), Ok(()))));
+        assert!(woken_by(outcome(None, Ok(()))));
+        assert!(woken_by(outcome(Some(6), Err(ReasonCode::UnspecifiedError))));
+        assert!(woken_by(Outcome::Kept(Kept { wait: 9, is_kept: true })));
+        let mut mail = Mail::default();
+        assert!(mailbox.take(&mut mail));
+        assert_eq!(mail.outcomes.len(), 6, "all are there");
+    }
+
+    #[test]
+    fn what_came_before_it_was_waited_for_is_told() {
+        let mailbox = Mailbox::new(1, QueueLimits { messages: 1, bytes: 1 });
+        assert!(!mailbox.await_outcome(Some(5)));
+        mailbox.settle(outcome(Some(6), Ok(())));
+        assert!(!mailbox.await_outcome(Some(5)));
+        assert!(mailbox.await_outcome(Some(6)));
+        assert!(mailbox.await_outcome(None));
+    }
 }
