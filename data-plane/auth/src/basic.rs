@@ -209,9 +209,13 @@ mod tests {
         };
         assert!(unknown.candidates.is_empty());
         assert_eq!(unknown.cost_of_nobody, Cost::default());
-        // Both hash 19 MiB; a thousandth of that would do to tell a shortcut from noise.
+        // Both hash 19 MiB; a thousandth of that would do to tell a shortcut from noise. Each on a thread of its own:
+        // one keeps what it hashes in.
         let allocated = |attempt: Attempt| {
-            allocation_counter::measure(|| assert!(attempt.run(&verified(), 0).is_none())).bytes_max
+            let run = || assert!(attempt.run(&verified(), 0).is_none());
+            std::thread::scope(|scope| {
+                scope.spawn(|| allocation_counter::measure(run).bytes_max).join().expect("it hashes")
+            })
         };
         let Verdict::Hash(known) =
             judge(&index, &verified(), Strategy::Both, 0, claim("c", Some("u"), Some("x")))

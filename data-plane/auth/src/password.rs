@@ -268,6 +268,20 @@ mod tests {
     }
 
     #[test]
+    fn what_another_hash_has_left_in_memory_does_not_matter() {
+        let hash = |password: &[u8], memory_kib| {
+            let argon2 = Argon2::from(Params::new(memory_kib, 2, 1, None).unwrap());
+            argon2.hash_password_with_salt(password, b"some salt").unwrap().to_string()
+        };
+        let hashes = [(b"one", hash(b"one", 64)), (b"two", hash(b"two", 8)), (b"six", hash(b"six", 256))];
+        for _ in 0..2 {
+            for (password, hash) in &hashes {
+                assert!(!verify(b"other", hash) && verify(*password, hash) && !verify(b"", hash));
+            }
+        }
+    }
+
+    #[test]
     fn a_hash_of_any_shape_verifies() {
         let params = |output, keyid: &[u8], data: &[u8]| {
             let mut params = ParamsBuilder::new();

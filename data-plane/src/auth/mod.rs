@@ -155,7 +155,7 @@ impl session::Access for Access {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct AuthConfig {
-    /// Threads that hash passwords; 0: half the cores, at least one. Each takes 19 MiB while it hashes.
+    /// Threads that hash passwords; 0: half the cores, at least one. Each takes 19 MiB from its first password on.
     pub hash_threads: usize,
     /// Passwords that wait to be hashed; more clients are refused (0x97; 3.x: 3). 0: 400 for each thread, which takes 8 s.
     pub hash_queue_max: usize,
