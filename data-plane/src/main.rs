@@ -10,6 +10,10 @@ use tbmq_service::{
     shell::{self, Misconfigured, Program, Shell, ShellConfig},
 };
 
+/// As the executor's: a record and its outcome are some pieces of memory that live for milliseconds.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// How Kafka is reached; told before a port is bound.
 fn kafka(settings: &KafkaSettings) -> Result<KafkaConfig, Misconfigured> {
     KafkaConfig::parse(settings.required_servers()?, settings.properties())

@@ -1,14 +1,14 @@
 //! Messages of all integrations: one reader, and one commit per interval (architecture §4.16).
 //!
 //! The reader's task hands each batch to its shard and never waits for one: a shard has [`CREDITS`], and its
-//! partition is paused while they are used up. Commits go through a second client of the same group, so that a slow
-//! commit delays no message.
+//! partition is paused while they are used up; only then does the shard tell when it has taken one. Commits go through
+//! a second client of the same group, so that a slow commit delays no message.
 
 use std::{
     collections::{HashMap, VecDeque},
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering, fence},
     },
     time::Duration,
 };
@@ -65,10 +65,13 @@ pub(crate) struct Messages {
 
 #[derive(Debug)]
 enum Command {
-    Add { number: u64, partition: TopicPartition, start: Start, inbox: mpsc::Sender<Delivery> },
+    Add { number: u64, partition: TopicPartition, start: Start, inbox: mpsc::Sender<Delivery>, full: Full },
     Remove { number: u64, partition: TopicPartition },
     Credit { number: u64, partition: TopicPartition },
 }
+
+/// Set while a partition is paused until its shard has room.
+type Full = Arc<AtomicBool>;
 
 #[derive(Debug)]
 struct Flush {
@@ -117,6 +120,7 @@ pub(crate) struct Registration {
     number: u64,
     slot: Arc<Slot>,
     inbox: mpsc::Receiver<Delivery>,
+    full: Full,
 }
 
 impl Registration {
@@ -124,16 +128,20 @@ impl Registration {
         &self.slot.partition
     }
 
-    /// The next delivery; to be answered by [`Registration::credit`].
+    /// The next delivery; to be followed by [`Registration::credit`].
     pub(crate) fn poll(&mut self, cx: &mut std::task::Context<'_>) -> std::task::Poll<Option<Delivery>> {
         self.inbox.poll_recv(cx)
     }
 
-    /// A delivery was taken: the next one may come. Waits for the reader's task, which waits for no shard.
+    /// Deliveries were taken: more may come. Waits for the reader's task, which waits for no shard.
     pub(crate) async fn credit(&self) {
-        let command = Command::Credit { number: self.number, partition: self.slot.partition.clone() };
-        // Without a reader the process is going down.
-        self.messages.commands.send(command).await.ok();
+        // Either this sees that the partition is paused, or who pauses it that there is room.
+        fence(Ordering::SeqCst);
+        if self.full.load(Ordering::Relaxed) {
+            let command = Command::Credit { number: self.number, partition: self.slot.partition.clone() };
+            // Without a reader the process is going down.
+            self.messages.commands.send(command).await.ok();
+        }
     }
 
     /// What is settled: it is committed with the next interval.
@@ -187,8 +195,9 @@ impl Messages {
         });
         self.board.slots.lock().insert(number, slot.clone());
         let (to, inbox) = mpsc::channel(CREDITS);
-        let registration = Registration { messages: self.clone(), number, slot, inbox };
-        self.commands.send(Command::Add { number, partition, start, inbox: to }).await.ok();
+        let full = Full::default();
+        let registration = Registration { messages: self.clone(), number, slot, inbox, full: full.clone() };
+        self.commands.send(Command::Add { number, partition, start, inbox: to, full }).await.ok();
         registration
     }
 
@@ -217,6 +226,7 @@ struct Reading {
     /// What did not fit; short, since the partition is paused then.
     overflow: VecDeque<Delivery>,
     is_paused: bool,
+    full: Full,
 }
 
 impl Dispatcher {
@@ -235,11 +245,11 @@ impl Dispatcher {
 
     fn command(&mut self, command: Command) {
         match command {
-            Command::Add { number, partition, start, inbox } => {
+            Command::Add { number, partition, start, inbox, full } => {
                 // A predecessor may not have been removed yet.
                 self.reader.remove(&partition);
                 self.reader.add(&partition, start);
-                let reading = Reading { number, inbox, overflow: VecDeque::new(), is_paused: false };
+                let reading = Reading { number, inbox, overflow: VecDeque::new(), is_paused: false, full };
                 self.readings.insert(partition, reading);
             }
             Command::Remove { number, partition } => {
@@ -249,21 +259,26 @@ impl Dispatcher {
                 }
             }
             Command::Credit { number, partition } => {
-                let Some(reading) = self.readings.get_mut(&partition) else { return };
-                if reading.number != number {
-                    return;
-                }
-                while let Some(delivery) = reading.overflow.pop_front() {
-                    if let Err(error) = reading.inbox.try_send(delivery) {
-                        reading.overflow.push_front(error.into_inner());
-                        break;
-                    }
-                }
-                if reading.is_paused && reading.overflow.is_empty() && reading.inbox.capacity() > 0 {
-                    reading.is_paused = false;
-                    self.reader.resume(&partition);
+                if self.readings.get(&partition).is_some_and(|reading| reading.number == number) {
+                    self.fill(&partition);
                 }
             }
+        }
+    }
+
+    /// Gives a shard what it has room for, and reads on if that is all.
+    fn fill(&mut self, partition: &TopicPartition) {
+        let Some(reading) = self.readings.get_mut(partition) else { return };
+        while let Some(delivery) = reading.overflow.pop_front() {
+            if let Err(error) = reading.inbox.try_send(delivery) {
+                reading.overflow.push_front(error.into_inner());
+                break;
+            }
+        }
+        if reading.is_paused && reading.overflow.is_empty() && reading.inbox.capacity() > 0 {
+            reading.is_paused = false;
+            reading.full.store(false, Ordering::Relaxed);
+            self.reader.resume(partition);
         }
     }
 
@@ -288,9 +303,13 @@ impl Dispatcher {
         } else {
             reading.overflow.push_back(delivery);
         }
-        if !reading.is_paused && reading.inbox.capacity() == 0 {
+        if !reading.is_paused && (reading.inbox.capacity() == 0 || !reading.overflow.is_empty()) {
             reading.is_paused = true;
             self.reader.pause(&partition);
+            reading.full.store(true, Ordering::Relaxed);
+            fence(Ordering::SeqCst);
+            // It may have taken one before it could see that.
+            self.fill(&partition);
         }
     }
 }

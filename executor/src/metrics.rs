@@ -438,27 +438,6 @@ impl Metrics {
         self.bad_records.get_or_create(&TopicLabels { topic }).inc();
     }
 
-    /// Adds what has been counted since `before`.
-    pub(crate) fn processor(&self, integration: IntegrationId, before: &Processor, after: &Processor) {
-        self.books.lock().interval.entry(integration).or_default().add_difference(before, after);
-        for ((name, before), (_, after)) in before.named().into_iter().zip(after.named()) {
-            if after > before {
-                self.processor.get_or_create(&processor_labels(integration, name)).inc_by(after - before);
-            }
-        }
-    }
-
-    /// Adds what has been settled since `before`.
-    pub(crate) fn settled(&self, integration: IntegrationId, before: &Settled, after: &Settled) {
-        for ((outcome, before), (_, after)) in outcomes(before).into_iter().zip(outcomes(after)) {
-            if after > before {
-                let labels = SettledLabels { integration: integration.to_string(), outcome };
-                self.settled.get_or_create(&labels).inc_by(after - before);
-            }
-        }
-        self.expired_messages.inc_by(after.expired - before.expired);
-    }
-
     /// What has happened since the last time, in the form of TBMQ's log (seed 000, "Integration Metrics Overview").
     /// Integrations that had no message are left out.
     pub(crate) fn lines(&self, uplink_queue: usize) -> Vec<String> {
@@ -560,6 +539,75 @@ impl Timings {
     }
 }
 
+/// Counts what becomes of a shard's messages, for as long as it lives. A counter is looked up when there is something to
+/// count for the first time, and kept.
+#[derive(Debug)]
+pub(crate) struct Tally {
+    integration: IntegrationId,
+    kind: String,
+    processor: [Option<Counter>; PROCESSOR],
+    settled: [Option<Counter>; OUTCOMES.len()],
+    uplink: [Option<Counter>; 2],
+}
+
+/// How many counts a [`Processor`] has.
+const PROCESSOR: usize = 8;
+
+impl Tally {
+    /// Of a shard of this integration, of a kind.
+    pub(crate) fn new(integration: IntegrationId, kind: &str) -> Self {
+        Self {
+            integration,
+            kind: kind.to_owned(),
+            processor: Default::default(),
+            settled: Default::default(),
+            uplink: Default::default(),
+        }
+    }
+
+    /// Adds what has been processed since `before`.
+    pub(crate) fn processed(&mut self, metrics: &Metrics, before: &Processor, after: &Processor) {
+        let integration = self.integration;
+        metrics.books.lock().interval.entry(integration).or_default().add_difference(before, after);
+        let names: [_; PROCESSOR] = before.named();
+        for (counter, ((name, before), (_, after))) in
+            self.processor.iter_mut().zip(names.into_iter().zip(after.named()))
+        {
+            add(counter, after.saturating_sub(before), || {
+                metrics.processor.get_or_create_owned(&processor_labels(integration, name))
+            });
+        }
+    }
+
+    /// Adds messages that were delivered, and attempts that were not.
+    pub(crate) fn uplink(&mut self, metrics: &Metrics, delivered: u64, errors: u64) {
+        for (counter, (is_success, by)) in self.uplink.iter_mut().zip([(true, delivered), (false, errors)]) {
+            add(counter, by, || {
+                metrics.stats.get_or_create_owned(&labels("msgUplink", is_success, &self.kind))
+            });
+        }
+    }
+
+    /// Adds what has been settled since `before`.
+    pub(crate) fn settled(&mut self, metrics: &Metrics, before: &Settled, after: &Settled) {
+        for (counter, ((outcome, before), (_, after))) in
+            self.settled.iter_mut().zip(outcomes(before).into_iter().zip(outcomes(after)))
+        {
+            add(counter, after.saturating_sub(before), || {
+                let labels = SettledLabels { integration: self.integration.to_string(), outcome };
+                metrics.settled.get_or_create_owned(&labels)
+            });
+        }
+        metrics.expired_messages.inc_by(after.expired - before.expired);
+    }
+}
+
+fn add(counter: &mut Option<Counter>, by: u64, find: impl FnOnce() -> Counter) {
+    if by > 0 {
+        counter.get_or_insert_with(find).inc_by(by);
+    }
+}
+
 /// What a shard has in hand: its part of its integration's gauges, as long as it lives.
 #[derive(Debug)]
 pub(crate) struct InHand {
@@ -632,7 +680,7 @@ mod tests {
         let registry = metrics::Metrics::default();
         let metrics = registry.register(Metrics::register);
         metrics.serve(&["HTTP"]);
-        metrics.processor(id(1), &Processor::default(), &processed(3));
+        Tally::new(id(1), "HTTP").processed(&metrics, &Processor::default(), &processed(3));
         let text = registry.encode();
         for line in [
             r#"integration_stats_counter_total{name="start",state="success",type="HTTP"} 0"#,
@@ -653,9 +701,10 @@ mod tests {
         let shards = [metrics.track(id(1)), metrics.track(id(1))];
         let other = metrics.track(id(2));
         for n in [1, 2] {
-            metrics.processor(id(n), &Processor::default(), &processed(1));
+            let mut tally = Tally::new(id(n), "HTTP");
+            tally.processed(&metrics, &Processor::default(), &processed(1));
             let settled = Settled { delivered: 1, ..Settled::default() };
-            metrics.settled(id(n), &Settled::default(), &settled);
+            tally.settled(&metrics, &Settled::default(), &settled);
         }
         let has = |n: u128| registry.encode().contains(&id(n).to_string());
         let [first, second] = shards;
@@ -699,10 +748,11 @@ mod tests {
     fn the_log_has_the_seeds_form_and_counts_since_the_last_time() {
         let metrics = Metrics::default();
         metrics.serve(&["MQTT"]);
-        metrics.count("msgUplink", true, "MQTT", 38);
+        let mut tally = Tally::new(id(1), "MQTT");
+        tally.uplink(&metrics, 38, 0);
         metrics.states(true, "MQTT", 1);
         metrics.published("totalMsgs", 2);
-        metrics.processor(id(1), &Processor::default(), &processed(38));
+        tally.processed(&metrics, &Processor::default(), &processed(38));
         let lines = metrics.lines(5);
         let key = |word: &str, is_success: bool| {
             format!(

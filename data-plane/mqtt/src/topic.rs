@@ -129,16 +129,19 @@ pub fn matches(filter: &str, name: &str) -> bool {
 
 /// As [`matches`], level by level alone.
 pub(crate) fn levels_match(filter: &str, name: &str) -> bool {
-    let mut names = name.split('/');
-    for level in filter.split('/') {
-        match (level, names.next()) {
-            ("#", _) => return true,
-            ("+", Some(_)) => {}
-            (level, Some(name)) if level == name => {}
+    let (filter, name) = (filter.as_bytes(), name.as_bytes());
+    let mut at = 0;
+    for (place, wanted) in filter.iter().enumerate() {
+        match (wanted, name.get(at)) {
+            (b'#', _) => return true,
+            (b'+', _) => at += name[at..].iter().take_while(|byte| **byte != b'/').count(),
+            (wanted, Some(byte)) if wanted == byte => at += 1,
+            // `a/#` matches `a` (§4.7.1.2).
+            (b'/', None) => return &filter[place..] == b"/#",
             _ => return false,
         }
     }
-    names.next().is_none()
+    at == name.len()
 }
 
 #[cfg(test)]
@@ -159,6 +162,13 @@ mod tests {
             ("sport/tennis/+", "sport/tennis/player1/ranking", false),
             ("sport/+", "sport", false),
             ("sport/+", "sport/", true),
+            ("sport/+/#", "sport", false),
+            ("sport/+/#", "sport/", true),
+            ("sport/+/#", "sport/tennis/player1", true),
+            ("sport", "sport/", false),
+            ("sport/", "sport", false),
+            ("+/tennis", "sport/tennis", true),
+            ("+/tennis", "sport/tennis/", false),
             ("+/+", "/finance", true),
             ("/+", "/finance", true),
             ("+", "/finance", false),

@@ -33,7 +33,13 @@ use self::{
     running::{Lane, Running, Wake, progress},
     start::{Started, start},
 };
-use crate::{executor::Shared, lease::Lease, metrics::Tracked, traced, uplink::Teller};
+use crate::{
+    executor::Shared,
+    lease::Lease,
+    metrics::{Tally, Tracked},
+    traced,
+    uplink::Teller,
+};
 
 /// What the driver wants of a shard: only the latest counts.
 #[derive(Clone, Debug, Default)]
@@ -217,7 +223,7 @@ impl Actor {
                 ordering: settings.ordering,
                 keeps_records: settings.dead_letters,
                 origin: origin.clone(),
-                credits: 0,
+                has_taken: false,
                 limited: None,
                 told: Processor::default(),
                 told_late: 0,
@@ -241,6 +247,7 @@ impl Actor {
             is_over_budget: false,
             held_bytes: 0,
             in_hand: shared.metrics.in_hand(self.shard.id.integration),
+            tally: Tally::new(self.shard.id.integration, self.shard.kind.as_str()),
             timings: shared.metrics.timings(self.shard.kind.as_str()),
             stall: Stall::new(shared.config.integrations.stalled_after),
             last_failure: None,
@@ -283,7 +290,7 @@ impl Actor {
         running.submit(now);
         for lane in &mut running.lanes {
             lane.settle();
-            for _ in 0..std::mem::take(&mut lane.credits) {
+            if std::mem::take(&mut lane.has_taken) {
                 lane.registration.credit().await;
             }
         }
@@ -313,15 +320,14 @@ impl Actor {
                 let failed = |p: &Processor| p.failed + p.timeout + p.tmp_failed + p.tmp_timeout;
                 let errors = failed(&after) - failed(&before);
                 self.collector.add(delivered, errors);
-                shared.metrics.processor(self.shard.id.integration, &before, &after);
-                shared.metrics.count("msgUplink", true, self.shard.kind.as_str(), delivered);
-                shared.metrics.count("msgUplink", false, self.shard.kind.as_str(), errors);
+                running.tally.processed(&shared.metrics, &before, &after);
+                running.tally.uplink(&shared.metrics, delivered, errors);
             }
             let (late, settled) = (lane.pack.late(), lane.pack.settled());
             shared.metrics.late_answers.inc_by(late - std::mem::replace(&mut lane.told_late, late));
             let settled_before = std::mem::replace(&mut lane.told_settled, settled);
             if settled_before != settled {
-                shared.metrics.settled(self.shard.id.integration, &settled_before, &settled);
+                running.tally.settled(&shared.metrics, &settled_before, &settled);
             }
             let traced = lane.sight();
             let failure = events::tell_notices(

@@ -29,7 +29,7 @@ use crate::{
     executor::Shared,
     lease::Lease,
     messages::{Delivery, Progress, Registration},
-    metrics::{InHand, Timings},
+    metrics::{InHand, Tally, Timings},
     sink::{Message, Outcome, Sink, SinkState},
     traced::{Origin, Traced},
 };
@@ -62,6 +62,7 @@ pub(super) struct Running {
     pub(super) is_over_budget: bool,
     pub(super) held_bytes: usize,
     pub(super) in_hand: InHand,
+    pub(super) tally: Tally,
     pub(super) timings: Timings,
     pub(super) stall: Stall,
     /// The text of the last attempt that failed.
@@ -80,8 +81,8 @@ pub(super) struct Lane {
     pub(super) ordering: pack::Ordering,
     pub(super) keeps_records: bool,
     pub(super) origin: Origin,
-    /// Deliveries taken since the last pump.
-    pub(super) credits: usize,
+    /// Deliveries were taken since the last pump.
+    pub(super) has_taken: bool,
     /// The limit that keeps more away.
     pub(super) limited: Option<Limit>,
     pub(super) told: Processor,
@@ -230,7 +231,7 @@ impl Running {
                 }
                 let Poll::Ready(Some(delivery)) = lane.registration.poll(cx) else { break };
                 has_progress = true;
-                lane.credits += 1;
+                lane.has_taken = true;
                 lane.take(now, delivery, &self.shared)?;
             }
         }

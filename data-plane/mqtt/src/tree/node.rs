@@ -84,7 +84,8 @@ impl<S, V> Branch<S, V> {
 
 /// The first level of a filter or name, and what comes after it.
 pub(super) fn split(text: &str) -> (&str, Option<&str>) {
-    text.split_once('/').map_or((text, None), |(level, rest)| (level, Some(rest)))
+    let end = text.bytes().position(|byte| byte == b'/');
+    end.map_or((text, None), |end| (&text[..end], Some(&text[end + 1..])))
 }
 
 fn is_wildcard(byte: u8) -> bool {
@@ -98,10 +99,8 @@ impl<S, V> Ending<S, V> {
             // `a/#` matches `a` (§4.7.1.2).
             (None | Some("#"), None) => true,
             (Some(text), Some(name)) => {
-                text == name
-                    || text.bytes().any(is_wildcard)
-                        && (wildcards || !text.bytes().next().is_some_and(is_wildcard))
-                        && topic::levels_match(text, name)
+                (wildcards || !text.bytes().next().is_some_and(is_wildcard))
+                    && topic::levels_match(text, name)
             }
             (None, Some(_)) | (Some(_), None) => false,
         }

@@ -44,8 +44,25 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+/// §4.7, level by level.
+fn levels_match(filter: &[&str], name: &[&str]) -> bool {
+    match (filter, name) {
+        (["#"], _) | ([], []) => true,
+        (["+", filter @ ..], [_, name @ ..]) => levels_match(filter, name),
+        ([level, filter @ ..], [other, name @ ..]) => level == other && levels_match(filter, name),
+        _ => false,
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(512) })]
+
+    #[test]
+    fn a_filter_matches_a_name_level_by_level(filter in filter(), name in name()) {
+        let (own, others): (Vec<&str>, Vec<&str>) = (filter.split('/').collect(), name.split('/').collect());
+        let is_hidden = name.starts_with('$') && filter.starts_with(['+', '#']);
+        prop_assert_eq!(topic::matches(&filter, &name), !is_hidden && levels_match(&own, &others));
+    }
 
     #[test]
     fn the_tree_is_a_map_of_filters(steps in vec(step(), 0..120), names in vec(name(), 1..8)) {

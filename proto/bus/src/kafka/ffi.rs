@@ -15,7 +15,6 @@ use std::{
     fmt,
     ptr::NonNull,
     sync::Arc,
-    time::Duration,
 };
 
 use bytes::Bytes;
@@ -210,26 +209,33 @@ pub(super) enum Event<T> {
     Reports(Vec<Report<T>>),
     /// Something is wrong with the client.
     Error(RDKafkaErrorCode, String),
-    /// Nothing came in time.
+    /// Something else, as a line for the log.
+    Other,
+    /// Nothing: the bell rings with the next.
     None,
 }
 
-/// The delivery reports of a producer whose records all carry tokens of the type `T`.
+/// The delivery reports of a producer whose records all carry tokens of the type `T`. Must go before the producer.
 pub(super) struct Reports {
-    queue: NativeQueue,
+    queue: Ringing,
 }
 
 impl Reports {
-    pub(super) fn of<C: ProducerContext>(producer: &BaseProducer<C>) -> Self {
+    /// The bell rings when there is something after there was nothing.
+    pub(super) fn of<C: ProducerContext>(
+        producer: &BaseProducer<C>,
+        bell: impl Fn() + Send + Sync + 'static,
+    ) -> Self {
         // SAFETY: the client is valid; its main queue always exists.
         let queue = unsafe { sys::rd_kafka_queue_get_main(producer.client().native_ptr()) };
-        Self { queue: NativeQueue(NonNull::new(queue).expect("every client has a main queue")) }
+        let queue = NativeQueue(NonNull::new(queue).expect("every client has a main queue"));
+        Self { queue: Ringing::new(queue, bell) }
     }
 
-    /// Waits for the next event. `T` must be what [`produce`] was given for every record of this producer.
-    pub(super) fn poll<T>(&self, timeout: Duration) -> Event<T> {
+    /// The next event, without waiting. `T` must be what [`produce`] was given for every record of this producer.
+    pub(super) fn take<T>(&self) -> Event<T> {
         // SAFETY: the queue is valid; the event is destroyed below.
-        let event = unsafe { sys::rd_kafka_queue_poll(self.queue.0.as_ptr(), timeout.as_millis() as i32) };
+        let event = unsafe { sys::rd_kafka_queue_poll(self.queue.pointer().as_ptr(), 0) };
         if event.is_null() {
             return Event::None;
         }
@@ -262,7 +268,7 @@ impl Reports {
                     };
                     Event::Error(sys::rd_kafka_event_error(event).into(), text)
                 }
-                _ => Event::None,
+                _ => Event::Other,
             };
             sys::rd_kafka_event_destroy(event);
             result
@@ -283,14 +289,40 @@ pub(super) enum Found {
 /// and not touch the queue.
 type Bell = Box<dyn Fn() + Send + Sync>;
 
+/// A queue with its bell.
+struct Ringing {
+    queue: NativeQueue,
+    /// What the callback is given; it stays where it is until the callback is taken away.
+    _bell: Arc<Bell>,
+}
+
+impl Ringing {
+    fn new(queue: NativeQueue, bell: impl Fn() + Send + Sync + 'static) -> Self {
+        let bell: Arc<Bell> = Arc::new(Box::new(bell));
+        let opaque = Arc::as_ptr(&bell).cast_mut().cast::<c_void>();
+        // SAFETY: the queue is valid. The callback is taken away in `drop`, before what it is given goes.
+        unsafe { sys::rd_kafka_queue_cb_event_enable(queue.0.as_ptr(), Some(ring), opaque) }
+        Self { queue, _bell: bell }
+    }
+
+    fn pointer(&self) -> NonNull<sys::rd_kafka_queue_t> {
+        self.queue.0
+    }
+}
+
+impl Drop for Ringing {
+    fn drop(&mut self) {
+        // SAFETY: the queue is valid. This takes the lock under which the callback is called: afterwards none runs.
+        unsafe { sys::rd_kafka_queue_cb_event_enable(self.queue.0.as_ptr(), None, std::ptr::null_mut()) }
+    }
+}
+
 /// What a consumer has fetched of one partition.
 ///
 /// Left to itself, librdkafka mixes all partitions in one queue: one that nobody takes from would hold up the others,
 /// and the limits for a partition would count what is there of all.
 pub(super) struct PartitionQueue {
-    queue: NativeQueue,
-    /// What the callback is given; it stays where it is until the callback is taken away.
-    _bell: Arc<Bell>,
+    queue: Ringing,
 }
 
 impl PartitionQueue {
@@ -303,25 +335,15 @@ impl PartitionQueue {
         bell: impl Fn() + Send + Sync + 'static,
     ) -> Option<Self> {
         let name = CString::new(topic).ok()?;
-        let bell: Arc<Bell> = Arc::new(Box::new(bell));
-        let opaque = Arc::as_ptr(&bell).cast_mut().cast::<c_void>();
-        // SAFETY: the client is a consumer and valid, and the name is a C string. The callback is taken away in `drop`,
-        // before what it is given goes.
-        unsafe {
+        // SAFETY: the client is a consumer and valid, and the name is a C string.
+        let queue = unsafe {
             let client = consumer.client().native_ptr();
             let queue = sys::rd_kafka_queue_get_partition(client, name.as_ptr(), partition as i32);
             let queue = NativeQueue(NonNull::new(queue)?);
             sys::rd_kafka_queue_forward(queue.0.as_ptr(), std::ptr::null_mut());
-            sys::rd_kafka_queue_cb_event_enable(queue.0.as_ptr(), Some(ring), opaque);
-            Some(Self { queue, _bell: bell })
-        }
-    }
-}
-
-impl Drop for PartitionQueue {
-    fn drop(&mut self) {
-        // SAFETY: the queue is valid. This takes the lock under which the callback is called: afterwards none runs.
-        unsafe { sys::rd_kafka_queue_cb_event_enable(self.queue.0.as_ptr(), None, std::ptr::null_mut()) }
+            queue
+        };
+        Some(Self { queue: Ringing::new(queue, bell) })
     }
 }
 
@@ -332,15 +354,24 @@ impl fmt::Debug for PartitionQueue {
 }
 
 extern "C" fn ring(_: *mut sys::rd_kafka_t, opaque: *mut c_void) {
-    // SAFETY: set in `PartitionQueue::of` together with the callback, which goes first.
+    // SAFETY: set in `Ringing::new` together with the callback, which goes first.
     let bell = unsafe { &*opaque.cast::<Bell>() };
     bell();
 }
 
+/// What a consumer has to say that belongs to no partition: its own troubles. Must go before the consumer.
+pub(super) struct ClientQueue(NativeQueue);
+
+impl ClientQueue {
+    pub(super) fn of<C: ConsumerContext>(consumer: &BaseConsumer<C>) -> Self {
+        // SAFETY: the client is a consumer and valid.
+        let queue = unsafe { sys::rd_kafka_queue_get_consumer(consumer.client().native_ptr()) };
+        Self(NativeQueue(NonNull::new(queue).expect("every consumer has a queue")))
+    }
+}
+
 /// Takes what a consumer has found, many at a time.
 pub(super) struct Batches {
-    /// What belongs to no partition: the client's own troubles.
-    of_client: NativeQueue,
     messages: Vec<*mut sys::rd_kafka_message_t>,
 }
 
@@ -348,22 +379,19 @@ pub(super) struct Batches {
 unsafe impl Send for Batches {}
 
 impl Batches {
-    /// Up to `size` records at a time. Must go before the consumer.
-    pub(super) fn of<C: ConsumerContext>(consumer: &BaseConsumer<C>, size: usize) -> Self {
-        // SAFETY: the client is a consumer and valid.
-        let queue = unsafe { sys::rd_kafka_queue_get_consumer(consumer.client().native_ptr()) };
-        let of_client = NativeQueue(NonNull::new(queue).expect("every consumer has a queue"));
-        Self { of_client, messages: vec![std::ptr::null_mut(); size.max(1)] }
+    /// Up to `size` records at a time.
+    pub(super) fn of(size: usize) -> Self {
+        Self { messages: vec![std::ptr::null_mut(); size.max(1)] }
     }
 
     /// Appends what is there of a partition, without waiting. When that is nothing, the bell rings with the next.
     pub(super) fn take(&mut self, partition: &PartitionQueue, into: &mut Vec<Found>) {
-        self.take_from(partition.queue.0, into);
+        self.take_from(partition.queue.pointer(), into);
     }
 
     /// Appends what is there of the client itself, without waiting.
-    pub(super) fn take_of_client(&mut self, into: &mut Vec<Found>) {
-        self.take_from(self.of_client.0, into);
+    pub(super) fn take_of_client(&mut self, client: &ClientQueue, into: &mut Vec<Found>) {
+        self.take_from(client.0.0, into);
     }
 
     fn take_from(&mut self, queue: NonNull<sys::rd_kafka_queue_t>, into: &mut Vec<Found>) {

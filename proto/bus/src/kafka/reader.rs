@@ -1,10 +1,10 @@
-//! Reading: one consumer for all partitions, each of which has a queue of its own, emptied by one thread, many records at a
-//! time.
+//! Reading: one consumer for all partitions, each of which has a queue of its own, emptied by the reader's owner itself,
+//! many records at a time: librdkafka rings when an empty one has got something, and no thread of ours stands between.
 //!
-//! The thread waits for one thing: its inbox, in which librdkafka says that a partition has something, and the reader's
-//! owner what is to be added, removed, paused and resumed. What the thread found before it saw a command is sorted out
-//! here: a partition that was removed (or removed and added again) has another number, and records of a paused one are
-//! put aside until it is resumed.
+//! What may wait is done by a thread: partitions are added, removed, paused and resumed there, errors looked into, and
+//! topics looked at. It shares with the reader what both must agree on, the [`Tap`] of each partition. What a reader is
+//! told of a partition that was removed (or removed and added again) has another number, and what it is told of a
+//! paused one is put aside until it is resumed.
 //!
 //! A consumer has one fetch on its way to a broker, and that asks for all partitions whose queues have room. When there is
 //! none for a busy one at that moment, the fetch asks for the idle ones alone, and the broker keeps it for
@@ -22,10 +22,12 @@ use std::{
         Arc,
         mpsc::{Receiver, RecvTimeoutError, Sender},
     },
+    task::Poll,
     time::{Duration, Instant},
 };
 
 use async_trait::async_trait;
+use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
 use rdkafka::{
     ClientConfig, Offset, TopicPartitionList,
@@ -36,7 +38,7 @@ use tokio::sync::mpsc;
 
 use super::{
     KafkaConfig, blocking, error,
-    ffi::{self, Batches, Found, PartitionQueue},
+    ffi::{self, Batches, ClientQueue, Found, PartitionQueue},
 };
 use crate::{Bounds, Commit, Error, Reader, ReaderConfig, ReaderEvent, Record, Start, TopicPartition};
 
@@ -48,8 +50,12 @@ type Current = Arc<Mutex<Native>>;
 /// How often the thread looks whether its topics are still there, at the most.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// Events that wait for the caller.
+/// What the thread tells that may wait for the caller.
 const EVENTS: usize = 64;
+
+/// Records of a partition that are handed out at once, at the most: what is fetched waits in librdkafka, whose budget
+/// counts it, and not decoded where it goes.
+const HANDED_OUT: usize = 128;
 
 /// Fetches that the queue of a partition has room for.
 const FETCHES: usize = 4;
@@ -63,19 +69,38 @@ const FORMER_TOPICS: usize = 10_000;
 
 #[derive(Debug)]
 enum Command {
-    Add(TopicPartition, Start, u64),
+    Add(TopicPartition, Start, u64, Arc<Mutex<Tap>>),
     Remove(TopicPartition),
     Pause(TopicPartition),
     Resume(TopicPartition),
+    /// An error was found in the partition with this number.
+    Look(u64, RDKafkaErrorCode),
+    End,
 }
 
-/// What the thread waits for.
-#[derive(Debug)]
-enum Wake {
-    Command(Command),
-    /// The partition with this number has something.
-    Ready(u64),
-    End,
+/// Where the records of a partition come out, and how many have.
+#[derive(Debug, Default)]
+struct Tap {
+    /// There while the partition is assigned. Goes before the consumer.
+    queue: Option<PartitionQueue>,
+    /// The offset that is wanted next; `None` while librdkafka looks for the start.
+    next: Option<u64>,
+    end_told: Option<u64>,
+}
+
+/// Partitions that may have something, by number, in turn.
+#[derive(Debug, Default)]
+struct Ready {
+    /// Unbounded in type only: a partition rings again only when it was emptied.
+    numbers: Mutex<VecDeque<u64>>,
+    waker: AtomicWaker,
+}
+
+impl Ready {
+    fn line_up(&self, number: u64) {
+        self.numbers.lock().push_back(number);
+        self.waker.wake();
+    }
 }
 
 /// An event of a partition, with the number under which the partition was added.
@@ -89,21 +114,27 @@ struct Numbered {
 pub(super) struct KafkaReader {
     config: ReaderConfig,
     consumer: Current,
-    /// Unbounded in type only: an entry for each call of the reader's owner, taken at once, and one for each partition.
-    inbox: Sender<Wake>,
+    /// Unbounded in type only: an entry for each call of the reader's owner, taken at once, and each error.
+    inbox: Sender<Command>,
     events: mpsc::Receiver<Numbered>,
+    ready: Arc<Ready>,
+    batches: Batches,
+    found: Vec<Found>,
     readings: HashMap<TopicPartition, Reading>,
-    /// Events of partitions that were resumed, ahead of new ones.
-    resumed: VecDeque<ReaderEvent>,
+    /// Which partition has a number.
+    numbers: HashMap<u64, TopicPartition>,
+    /// Found, or put aside and resumed, and not handed out yet: ahead of what is found next.
+    pending: VecDeque<ReaderEvent>,
     next_number: u64,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Reading {
     number: u64,
     paused: bool,
-    /// Found before the thread knew that the partition is paused: bounded by what was on its way.
+    /// Found before it was paused: bounded by what is taken at once.
     aside: VecDeque<ReaderEvent>,
+    tap: Arc<Mutex<Tap>>,
 }
 
 impl fmt::Debug for KafkaReader {
@@ -141,23 +172,21 @@ impl KafkaReader {
         let current = Arc::new(Mutex::new(Arc::clone(&consumer)));
         #[expect(
             clippy::disallowed_methods,
-            reason = "librdkafka's threads must not wait; a partition rings again only when it was emptied"
+            reason = "the owner must not wait; it sends once for each call and each error"
         )]
-        let (inbox, wakes) = std::sync::mpsc::channel();
+        let (inbox, commands) = std::sync::mpsc::channel();
         let (outbox, events) = mpsc::channel(EVENTS);
+        let ready = Arc::<Ready>::default();
         let poller = Poller {
-            batches: Batches::of(&consumer, config.batch_records),
-            found: Vec::with_capacity(config.batch_records),
+            of_client: ClientQueue::of(&consumer),
             partitions: HashMap::new(),
             numbers: HashMap::new(),
-            ready: VecDeque::new(),
+            ready: Arc::clone(&ready),
             kept: 0,
             kept_most: config.budget_bytes / config.partition_budget_bytes.max(1),
-            inbox: inbox.clone(),
             consumer,
             client,
             current: Arc::clone(&current),
-            records: config.batch_records,
             outbox,
             fresh: BTreeSet::new(),
             known: HashMap::new(),
@@ -168,27 +197,31 @@ impl KafkaReader {
         };
         std::thread::Builder::new()
             .name("kafka-reader".to_owned())
-            .spawn(move || poller.run(&wakes))
+            .spawn(move || poller.run(&commands))
             .map_err(|error| Error::Unavailable(format!("no thread for reading: {error}")))?;
         Ok(Self {
+            batches: Batches::of(config.batch_records.min(HANDED_OUT)),
+            found: Vec::new(),
             config,
             consumer: current,
             inbox,
             events,
+            ready,
             readings: HashMap::new(),
-            resumed: VecDeque::new(),
+            numbers: HashMap::new(),
+            pending: VecDeque::new(),
             next_number: 0,
         })
     }
 
     fn command(&self, command: Command) {
         // The thread lives as long as this reader; after that nobody wants anything.
-        if self.inbox.send(Wake::Command(command)).is_err() {
+        if self.inbox.send(command).is_err() {
             tracing::error!("the reader's thread has ended");
         }
     }
 
-    /// Sorts an event out; `None` when nobody wants it, or not yet.
+    /// Sorts what the thread tells out; `None` when nobody wants it, or not yet.
     fn accept(&mut self, Numbered { number, event }: Numbered) -> Option<ReaderEvent> {
         let at = partition_of(&event);
         let reading = self.readings.get_mut(at).filter(|reading| reading.number == number)?;
@@ -198,16 +231,68 @@ impl KafkaReader {
         }
         if matches!(event, ReaderEvent::Gone { .. }) {
             let at = at.clone();
-            self.readings.remove(&at);
+            self.forget(&at);
         }
         Some(event)
+    }
+
+    /// `false` when it was not being read.
+    fn forget(&mut self, at: &TopicPartition) -> bool {
+        let Some(reading) = self.readings.remove(at) else { return false };
+        self.numbers.remove(&reading.number);
+        self.pending.retain(|event| partition_of(event) != at);
+        true
+    }
+
+    /// Takes from a partition and notes what it found.
+    fn take(&mut self, number: u64) {
+        let Some(at) = self.numbers.get(&number) else { return };
+        // A paused one is looked at when it is resumed.
+        let Some(reading) = self.readings.get(at).filter(|reading| !reading.paused) else { return };
+        let mut tap = reading.tap.lock();
+        let Some(queue) = &tap.queue else { return };
+        self.batches.take(queue, &mut self.found);
+        if self.found.is_empty() {
+            return;
+        }
+        self.ready.numbers.lock().push_back(number);
+        let mut records = Vec::with_capacity(self.found.len());
+        for found in self.found.drain(..) {
+            match found {
+                Found::Record(record) => {
+                    (tap.next, tap.end_told) = (Some(record.offset + 1), None);
+                    records.push(record);
+                }
+                Found::End(position) => {
+                    tap.next = Some(position);
+                    flush(at, &mut records, &mut self.pending);
+                    // librdkafka tells again after each fetch that found nothing new.
+                    if tap.end_told.replace(position) != Some(position) {
+                        self.pending.push_back(ReaderEvent::End { partition: at.clone(), position });
+                    }
+                }
+                Found::Error(error) => {
+                    flush(at, &mut records, &mut self.pending);
+                    // The thread lives as long as this reader.
+                    self.inbox.send(Command::Look(number, error)).ok();
+                }
+            }
+        }
+        flush(at, &mut records, &mut self.pending);
+    }
+}
+
+/// Notes records that were found, if there are any.
+fn flush(at: &TopicPartition, records: &mut Vec<Record>, into: &mut VecDeque<ReaderEvent>) {
+    if !records.is_empty() {
+        into.push_back(ReaderEvent::Batch { partition: at.clone(), records: std::mem::take(records) });
     }
 }
 
 impl Drop for KafkaReader {
     fn drop(&mut self) {
         // It may have ended already: then there is nothing to end.
-        self.inbox.send(Wake::End).ok();
+        self.inbox.send(Command::End).ok();
     }
 }
 
@@ -227,14 +312,15 @@ impl Reader for KafkaReader {
             return;
         }
         self.next_number += 1;
-        let reading = Reading { number: self.next_number, ..Reading::default() };
+        let (number, tap) = (self.next_number, Arc::<Mutex<Tap>>::default());
+        let reading = Reading { number, paused: false, aside: VecDeque::new(), tap: Arc::clone(&tap) };
         self.readings.insert(partition.clone(), reading);
-        self.command(Command::Add(partition.clone(), start, self.next_number));
+        self.numbers.insert(number, partition.clone());
+        self.command(Command::Add(partition.clone(), start, number, tap));
     }
 
     fn remove(&mut self, partition: &TopicPartition) {
-        if self.readings.remove(partition).is_some() {
-            self.resumed.retain(|event| partition_of(event) != partition);
+        if self.forget(partition) {
             self.command(Command::Remove(partition.clone()));
         }
     }
@@ -242,16 +328,16 @@ impl Reader for KafkaReader {
     fn pause(&mut self, partition: &TopicPartition) {
         if let Some(reading) = self.readings.get_mut(partition).filter(|reading| !reading.paused) {
             reading.paused = true;
-            // What was resumed and not handed out yet goes back.
+            // What was not handed out yet goes back.
             let mut kept = VecDeque::new();
-            for event in self.resumed.drain(..) {
+            for event in self.pending.drain(..) {
                 if partition_of(&event) == partition {
                     reading.aside.push_back(event);
                 } else {
                     kept.push_back(event);
                 }
             }
-            self.resumed = kept;
+            self.pending = kept;
             self.command(Command::Pause(partition.clone()));
         }
     }
@@ -259,26 +345,36 @@ impl Reader for KafkaReader {
     fn resume(&mut self, partition: &TopicPartition) {
         if let Some(reading) = self.readings.get_mut(partition).filter(|reading| reading.paused) {
             reading.paused = false;
-            self.resumed.append(&mut reading.aside);
+            self.pending.append(&mut reading.aside);
+            self.ready.line_up(reading.number);
             self.command(Command::Resume(partition.clone()));
         }
     }
 
     async fn next(&mut self) -> ReaderEvent {
-        loop {
-            if let Some(event) = self.resumed.pop_front() {
-                return event;
-            }
-            match self.events.recv().await {
-                Some(event) => {
-                    if let Some(event) = self.accept(event) {
-                        return event;
-                    }
+        std::future::poll_fn(|cx| {
+            self.ready.waker.register(cx.waker());
+            loop {
+                if let Some(event) = self.pending.pop_front() {
+                    return Poll::Ready(event);
                 }
-                // The thread ends only with this reader.
-                None => std::future::pending().await,
+                // In this order: what the thread has told before a partition was lined up comes before what is found there.
+                let number = self.ready.numbers.lock().pop_front();
+                if let Poll::Ready(Some(event)) = self.events.poll_recv(cx) {
+                    if let Some(number) = number {
+                        self.ready.numbers.lock().push_front(number);
+                    }
+                    let event = self.accept(event);
+                    self.pending.extend(event);
+                    continue;
+                }
+                match number {
+                    Some(number) => self.take(number),
+                    None => return Poll::Pending,
+                }
             }
-        }
+        })
+        .await
     }
 
     async fn commit(&mut self, commits: Vec<Commit>) -> Result<(), Error> {
@@ -358,25 +454,23 @@ pub(super) fn committed<C: rdkafka::consumer::ConsumerContext>(
 #[derive(Debug)]
 struct Position {
     number: u64,
-    /// The offset that is wanted next; `None` while librdkafka looks for the start.
-    next: Option<u64>,
-    /// Where to begin while `next` is not known.
+    tap: Arc<Mutex<Tap>>,
+    /// Where to begin while the offset that is wanted next is not known.
     start: Offset,
-    end_told: Option<u64>,
     /// Id of the topic, once it is known.
     topic_id: Option<String>,
     /// Not read from since then.
     paused_at: Option<Instant>,
-    /// Where its records come while it is assigned.
-    queue: Option<PartitionQueue>,
-    /// It is among the ready ones.
-    is_ready: bool,
 }
 
 impl Position {
     /// Where to read on.
     fn offset(&self) -> Offset {
-        self.next.map_or(self.start, |next| Offset::Offset(next as i64))
+        self.tap.lock().next.map_or(self.start, |next| Offset::Offset(next as i64))
+    }
+
+    fn is_assigned(&self) -> bool {
+        self.tap.lock().queue.is_some()
     }
 
     /// Keeps the topic's id if it is the first; `false` when it is another one.
@@ -390,21 +484,17 @@ impl Position {
 
 /// The thread. What belongs to a consumer goes before it.
 struct Poller {
-    batches: Batches,
-    found: Vec<Found>,
+    of_client: ClientQueue,
     partitions: HashMap<TopicPartition, Position>,
     /// Which partition has a number.
     numbers: HashMap<u64, TopicPartition>,
-    /// Numbers of those that may have something, in turn.
-    ready: VecDeque<u64>,
+    ready: Arc<Ready>,
     /// Partitions that are paused and assigned, and how many may be.
     kept: usize,
     kept_most: usize,
-    inbox: Sender<Wake>,
     consumer: Native,
     client: ClientConfig,
     current: Current,
-    records: usize,
     outbox: mpsc::Sender<Numbered>,
     /// Topics of partitions that were added just now.
     fresh: BTreeSet<Arc<str>>,
@@ -419,22 +509,24 @@ struct Poller {
     next_look: Instant,
 }
 
+impl Drop for Poller {
+    fn drop(&mut self) {
+        // The reader may keep its taps for longer than the consumer lives.
+        for position in self.partitions.values() {
+            let queue = position.tap.lock().queue.take();
+            drop(queue);
+        }
+    }
+}
+
 impl Poller {
-    fn run(mut self, wakes: &Receiver<Wake>) {
-        loop {
-            if !self.listen(wakes) {
-                return;
-            }
+    fn run(mut self, commands: &Receiver<Command>) {
+        while self.listen(commands) {
             if !self.fresh.is_empty() {
                 self.learn();
             }
             if self.renew_at.is_some_and(|at| at <= Instant::now()) {
                 self.renew();
-            }
-            if let Some(number) = self.ready.pop_front()
-                && !self.take(number)
-            {
-                return;
             }
             if self.next_look <= Instant::now() && !self.look() {
                 return;
@@ -443,51 +535,40 @@ impl Poller {
     }
 
     /// Takes everything out of the inbox; waits for it while there is nothing to do. `false`: this is the end.
-    fn listen(&mut self, wakes: &Receiver<Wake>) -> bool {
+    fn listen(&mut self, commands: &Receiver<Command>) -> bool {
         loop {
-            let patience = if self.ready.is_empty() && self.fresh.is_empty() {
+            let patience = if self.fresh.is_empty() {
                 let until = self.renew_at.map_or(self.next_look, |at| at.min(self.next_look));
                 until.saturating_duration_since(Instant::now())
             } else {
                 Duration::ZERO
             };
-            match wakes.recv_timeout(patience) {
-                Ok(Wake::Ready(number)) => self.line_up(number),
-                Ok(Wake::Command(command)) => self.obey(command),
-                Ok(Wake::End) | Err(RecvTimeoutError::Disconnected) => return false,
+            match commands.recv_timeout(patience) {
+                Ok(Command::End) | Err(RecvTimeoutError::Disconnected) => return false,
+                Ok(command) => {
+                    if !self.obey(command) {
+                        return false;
+                    }
+                }
                 Err(RecvTimeoutError::Timeout) => return true,
             }
         }
     }
 
-    /// Puts a partition at the end of the ready ones.
-    fn line_up(&mut self, number: u64) {
-        let at = self.numbers.get(&number);
-        if let Some(position) = at.and_then(|at| self.partitions.get_mut(at)).filter(|at| !at.is_ready) {
-            position.is_ready = true;
-            self.ready.push_back(number);
-        }
-    }
-
-    fn obey(&mut self, command: Command) {
+    /// `false` when this is the end, or nobody listens any more.
+    fn obey(&mut self, command: Command) -> bool {
         match command {
-            Command::Add(at, start, number) => {
-                let (start, next) = match start {
-                    Start::Earliest => (Offset::Beginning, None),
-                    Start::Latest => (Offset::End, None),
-                    Start::Offset(offset) => (Offset::Offset(offset as i64), Some(offset)),
+            Command::Add(at, start, number, tap) => {
+                let start = match start {
+                    Start::Earliest => Offset::Beginning,
+                    Start::Latest => Offset::End,
+                    Start::Offset(offset) => {
+                        tap.lock().next = Some(offset);
+                        Offset::Offset(offset as i64)
+                    }
                 };
                 self.fresh.insert(Arc::clone(&at.topic));
-                let position = Position {
-                    number,
-                    next,
-                    start,
-                    end_told: None,
-                    topic_id: None,
-                    paused_at: None,
-                    queue: None,
-                    is_ready: false,
-                };
+                let position = Position { number, tap, start, topic_id: None, paused_at: None };
                 self.numbers.insert(number, at.clone());
                 self.partitions.insert(at.clone(), position);
                 self.assign(&at);
@@ -496,9 +577,9 @@ impl Poller {
             // Without librdkafka's own pause: that goes on behind the offset at which a partition's end was told, which may
             // be that of a record that was not read.
             Command::Pause(at) => {
-                let Some(position) = self.partitions.get_mut(&at) else { return };
+                let Some(position) = self.partitions.get_mut(&at) else { return true };
                 position.paused_at = Some(Instant::now());
-                if position.queue.is_some() {
+                if position.is_assigned() {
                     self.kept += 1;
                     if self.kept > self.kept_most {
                         self.unassign(&at);
@@ -506,18 +587,22 @@ impl Poller {
                 }
             }
             Command::Resume(at) => {
-                let Some(position) = self.partitions.get_mut(&at) else { return };
-                let was_kept = position.queue.is_some() && position.paused_at.is_some();
-                position.paused_at = None;
-                let number = position.number;
-                if was_kept {
-                    self.kept -= 1;
-                    self.line_up(number);
-                } else {
+                let Some(position) = self.partitions.get_mut(&at) else { return true };
+                let was_paused = position.paused_at.take().is_some();
+                if !position.is_assigned() {
                     self.assign(&at);
+                } else if was_paused {
+                    self.kept -= 1;
                 }
             }
+            Command::Look(number, error) => {
+                if let Some(at) = self.numbers.get(&number).cloned() {
+                    return self.trouble(at, error);
+                }
+            }
+            Command::End => return false,
         }
+        true
     }
 
     fn remove(&mut self, at: &TopicPartition) {
@@ -557,14 +642,21 @@ impl Poller {
     /// Replaces the consumer by one that knows nothing of former topics. What the former one has fetched and not told
     /// is fetched again.
     fn renew(&mut self) {
-        let mut list = TopicPartitionList::with_capacity(self.partitions.len());
+        // Nothing is taken from here on: it would be fetched and told again.
+        let assigned = self.partitions.iter().filter_map(|(at, position)| {
+            let queue = position.tap.lock().queue.take()?;
+            Some((at.clone(), queue))
+        });
+        let former: Vec<(TopicPartition, PartitionQueue)> = assigned.collect();
+        let mut list = TopicPartitionList::with_capacity(former.len());
         let renewed = create(&self.client).and_then(|consumer| {
             // Goes before the consumer when this fails.
-            let mut queues = Vec::new();
-            for (at, position) in self.partitions.iter().filter(|(_, position)| position.queue.is_some()) {
+            let mut queues = Vec::with_capacity(former.len());
+            for (at, _) in &former {
+                let position = &self.partitions[at];
                 list.add_partition_offset(&at.topic, at.partition as i32, position.offset())
                     .map_err(|failure| error("positions", &failure))?;
-                queues.push((at.clone(), position.number, self.queue(&consumer, at, position.number)));
+                queues.push((at.clone(), self.queue(&consumer, at, position.number)));
             }
             consumer.incremental_assign(&list).map_err(|failure| error("assignment", &failure))?;
             Ok((consumer, queues))
@@ -573,18 +665,21 @@ impl Poller {
             Ok(renewed) => renewed,
             Err(error) => {
                 tracing::error!(%error, "a consumer could not be replaced; that is tried again");
+                for (at, queue) in former {
+                    self.open(&at, queue);
+                }
                 self.renew_at = Some(Instant::now() + LOOK_EVERY);
                 return;
             }
         };
         tracing::info!(partitions = list.count(), wait_ms = self.wait_ms, "reading with a new consumer");
-        let batches = std::mem::replace(&mut self.batches, Batches::of(&consumer, self.records));
-        for (at, number, queue) in queues {
-            if let Some(position) = self.partitions.get_mut(&at) {
-                position.queue = queue;
+        drop(former);
+        for (at, queue) in queues {
+            if let Some(queue) = queue {
+                self.open(&at, queue);
             }
-            self.line_up(number);
         }
+        let of_client = std::mem::replace(&mut self.of_client, ClientQueue::of(&consumer));
         let former = std::mem::replace(&mut self.consumer, Arc::clone(&consumer));
         *self.current.lock() = consumer;
         self.renew_at = None;
@@ -592,7 +687,7 @@ impl Poller {
         self.known.retain(|topic, _| read.contains(topic));
         // To close it may take a while.
         let ending = std::thread::Builder::new().name("kafka-reader-end".to_owned());
-        if let Err(error) = ending.spawn(move || drop((batches, former))) {
+        if let Err(error) = ending.spawn(move || drop((of_client, former))) {
             tracing::warn!(%error, "no thread for closing a consumer");
         }
     }
@@ -601,8 +696,9 @@ impl Poller {
     /// that, and reads on in a topic that was created anew.
     fn look(&mut self) -> bool {
         self.give_up_paused();
-        self.batches.take_of_client(&mut self.found);
-        for found in self.found.drain(..) {
+        let mut found = Vec::new();
+        Batches::of(EVENTS).take_of_client(&self.of_client, &mut found);
+        for found in found {
             tracing::warn!(?found, "the consumer reports what belongs to no partition");
         }
         let wait_ms = wait_ms(self.partitions.len(), self.wait_ms);
@@ -660,35 +756,37 @@ impl Poller {
 
     /// The queue of a partition that is to be assigned.
     fn queue(&self, consumer: &Native, at: &TopicPartition, number: u64) -> Option<PartitionQueue> {
-        let inbox = self.inbox.clone();
-        // The inbox goes with the thread.
-        let bell = move || drop(inbox.send(Wake::Ready(number)));
-        PartitionQueue::of(consumer, &at.topic, at.partition, bell)
+        let ready = Arc::clone(&self.ready);
+        PartitionQueue::of(consumer, &at.topic, at.partition, move || ready.line_up(number))
+    }
+
+    /// Lets the reader take from a partition.
+    fn open(&self, at: &TopicPartition, queue: PartitionQueue) {
+        let Some(position) = self.partitions.get(at) else { return };
+        position.tap.lock().queue = Some(queue);
+        // What was there already is no reason for the bell to ring.
+        self.ready.line_up(position.number);
     }
 
     fn assign(&mut self, at: &TopicPartition) {
         let Some(position) = self.partitions.get(at) else { return };
-        let (number, offset) = (position.number, position.offset());
-        let Some(queue) = self.queue(&self.consumer, at, number) else {
+        let offset = position.offset();
+        let Some(queue) = self.queue(&self.consumer, at, position.number) else {
             return tracing::error!(partition = %at, "a topic has a name that Kafka forbids");
         };
         let mut list = TopicPartitionList::new();
         let result = list
             .add_partition_offset(&at.topic, at.partition as i32, offset)
             .and_then(|()| self.consumer.incremental_assign(&list));
-        if let Err(error) = result {
-            return tracing::error!(%error, partition = %at, "a partition could not be assigned");
+        match result {
+            Ok(()) => self.open(at, queue),
+            Err(error) => tracing::error!(%error, partition = %at, "a partition could not be assigned"),
         }
-        if let Some(position) = self.partitions.get_mut(at) {
-            position.queue = Some(queue);
-        }
-        // What an earlier assignment has left there is no reason for the bell to ring.
-        self.line_up(number);
     }
 
     fn unassign(&mut self, at: &TopicPartition) {
-        let Some(position) = self.partitions.get_mut(at) else { return };
-        let Some(queue) = position.queue.take() else { return };
+        let Some(position) = self.partitions.get(at) else { return };
+        let Some(queue) = position.tap.lock().queue.take() else { return };
         self.kept -= usize::from(position.paused_at.is_some());
         let mut list = TopicPartitionList::new();
         list.add_partition(&at.topic, at.partition as i32);
@@ -701,80 +799,21 @@ impl Poller {
     /// Gives up what has been paused for long.
     fn give_up_paused(&mut self) {
         let is_long = |position: &Position| position.paused_at.is_some_and(|at| at.elapsed() >= KEPT);
-        let is_due = |position: &Position| position.queue.is_some() && is_long(position);
+        let is_due = |position: &Position| is_long(position) && position.is_assigned();
         let due = self.partitions.iter().filter(|(_, position)| is_due(position));
         for at in due.map(|(at, _)| at.clone()).collect::<Vec<_>>() {
             self.unassign(&at);
         }
     }
 
-    /// Takes from a partition and tells what it found; `false` when nobody listens any more.
-    fn take(&mut self, number: u64) -> bool {
-        let Some(at) = self.numbers.get(&number).cloned() else { return true };
-        let Some(position) = self.partitions.get_mut(&at) else { return true };
-        position.is_ready = false;
-        // A paused one is looked at when it is resumed.
-        let Some(queue) = position.queue.as_ref().filter(|_| position.paused_at.is_none()) else {
-            return true;
-        };
-        let mut found = std::mem::take(&mut self.found);
-        self.batches.take(queue, &mut found);
-        if !found.is_empty() {
-            self.line_up(number);
-        }
-        let goes_on = self.tell(&at, &mut found);
-        self.found = found;
-        goes_on
-    }
-
-    /// Sends what was found, in order; `false` when nobody listens any more.
-    fn tell(&mut self, at: &TopicPartition, found: &mut Vec<Found>) -> bool {
-        let mut records = Vec::new();
-        for one in found.drain(..) {
-            let told = match one {
-                Found::Record(record) => {
-                    records.push(record);
-                    continue;
-                }
-                Found::End(position) => self.flush(at, &mut records) && self.end(at, position),
-                Found::Error(error) => self.flush(at, &mut records) && self.trouble(at.clone(), error),
-            };
-            if !told {
-                return false;
-            }
-        }
-        self.flush(at, &mut records)
-    }
-
     fn send(&self, number: u64, event: ReaderEvent) -> bool {
         self.outbox.blocking_send(Numbered { number, event }).is_ok()
-    }
-
-    fn flush(&mut self, at: &TopicPartition, records: &mut Vec<Record>) -> bool {
-        let Some(last) = records.last().map(|record| record.offset) else { return true };
-        let records = std::mem::take(records);
-        let Some(position) = self.partitions.get_mut(at) else { return true };
-        position.next = Some(last + 1);
-        position.end_told = None;
-        let number = position.number;
-        self.send(number, ReaderEvent::Batch { partition: at.clone(), records })
-    }
-
-    fn end(&mut self, at: &TopicPartition, end: u64) -> bool {
-        let Some(position) = self.partitions.get_mut(at) else { return true };
-        position.next = Some(end);
-        // librdkafka tells again after each fetch that found nothing new.
-        if position.end_told.replace(end) == Some(end) {
-            return true;
-        }
-        let number = position.number;
-        self.send(number, ReaderEvent::End { partition: at.clone(), position: end })
     }
 
     fn trouble(&mut self, partition: TopicPartition, error: RDKafkaErrorCode) -> bool {
         use RDKafkaErrorCode as Code;
         let Some(position) = self.partitions.get(&partition) else { return true };
-        let (number, wanted) = (position.number, position.next);
+        let (number, wanted) = (position.number, position.tap.lock().next);
         match error {
             Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition => {
                 self.gone(number, partition, "the topic does not exist".to_owned())
@@ -794,8 +833,10 @@ impl Poller {
                         self.gone(number, partition, reason)
                     }
                     Some(from) if from < bounds.start => {
-                        self.again(&partition, Some(bounds.start));
-                        self.send(number, ReaderEvent::Gap { partition, from, to: bounds.start })
+                        let to = bounds.start;
+                        let gap = ReaderEvent::Gap { partition: partition.clone(), from, to };
+                        // Before what comes after it.
+                        self.send(number, gap) && self.again(&partition, Some(to))
                     }
                     wanted => self.again(&partition, wanted),
                 }
@@ -817,9 +858,13 @@ impl Poller {
     fn again(&mut self, partition: &TopicPartition, at: Option<u64>) -> bool {
         self.unassign(partition);
         if let Some(position) = self.partitions.get_mut(partition) {
-            (position.next, position.start) = (at, Offset::Beginning);
+            position.tap.lock().next = at;
+            position.start = Offset::Beginning;
+            // A paused one is assigned when it is resumed.
+            if position.paused_at.is_none() {
+                self.assign(partition);
+            }
         }
-        self.assign(partition);
         true
     }
 }

@@ -7,7 +7,6 @@ use std::{
         Arc, Weak,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
 };
 
 use parking_lot::{Mutex, RwLock};
@@ -16,6 +15,7 @@ use rdkafka::{
     error::RDKafkaErrorCode,
     producer::{BaseProducer, DefaultProducerContext, Producer as _},
 };
+use tokio::sync::Notify;
 
 use super::{
     KafkaConfig, by_code, error,
@@ -51,7 +51,32 @@ struct Topic {
 /// A producer, and its number among those of this writer: a fatal error calls for a new one.
 struct Generation {
     number: u64,
-    producer: Native,
+    /// `None` only while it is dropped.
+    producer: Option<Native>,
+    /// Somebody has something for who hands the outcomes on.
+    bell: Arc<Notify>,
+}
+
+impl Generation {
+    fn new(number: u64, client: &ClientConfig) -> Result<Self, Error> {
+        let producer: Native = client.create().map_err(|failure| error("producer", &failure))?;
+        Ok(Self { number, producer: Some(producer), bell: Arc::default() })
+    }
+
+    fn producer(&self) -> &Native {
+        self.producer.as_ref().expect("it is taken by `drop` alone")
+    }
+}
+
+impl Drop for Generation {
+    fn drop(&mut self) {
+        let producer = self.producer.take();
+        // To take it down waits for its threads.
+        let ending = std::thread::Builder::new().name("kafka-writer-end".to_owned());
+        if let Err(error) = ending.spawn(move || drop(producer)) {
+            tracing::warn!(%error, "no thread for closing a producer");
+        }
+    }
 }
 
 struct Shared {
@@ -59,6 +84,13 @@ struct Shared {
     config: WriterConfig,
     current: RwLock<Arc<Generation>>,
     in_flight: AtomicUsize,
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // Whoever hands outcomes on ends when there are none left.
+        self.current.read().bell.notify_one();
+    }
 }
 
 /// A writer over Kafka.
@@ -87,89 +119,125 @@ impl KafkaWriter {
             .set("queue.buffering.max.messages", "10000000")
             .set("queue.buffering.max.kbytes", "2097151");
         let client = kafka.finish(client);
-        let generation = Arc::new(Generation { number: 0, producer: create(&client)? });
+        let generation = Arc::new(Generation::new(0, &client)?);
         let shared = Arc::new(Shared {
             client,
             config,
             current: RwLock::new(Arc::clone(&generation)),
             in_flight: AtomicUsize::new(0),
         });
-        collect(&shared, generation)?;
+        Collector::start(&shared, generation);
         Ok(Self { shared, topics: Mutex::default() })
     }
 }
 
-fn create(client: &ClientConfig) -> Result<Native, Error> {
-    client.create().map_err(|failure| error("producer", &failure))
+/// Hands the outcomes of a producer on, for as long as the writer lives or records are in flight. A task and no thread:
+/// who waits for the outcomes is one as well, and each change of threads costs as much as several records.
+struct Collector {
+    /// Goes before its producer.
+    reports: Reports,
+    generation: Arc<Generation>,
+    shared: Weak<Shared>,
+    done: Vec<(Arc<CompletionQueue>, Vec<Completion>)>,
+    is_replaced: bool,
 }
 
-/// Starts the thread that hands outcomes on, for as long as the writer lives or records are in flight.
-fn collect(shared: &Arc<Shared>, generation: Arc<Generation>) -> Result<(), Error> {
-    let shared = Arc::downgrade(shared);
-    std::thread::Builder::new()
-        .name("kafka-reports".to_owned())
-        .spawn(move || collector(&shared, &generation))
-        .map(drop)
-        .map_err(|error| Error::Unavailable(format!("no thread for delivery reports: {error}")))
-}
+impl Collector {
+    fn start(shared: &Arc<Shared>, generation: Arc<Generation>) {
+        let bell = Arc::clone(&generation.bell);
+        let collector = Self {
+            reports: Reports::of(generation.producer(), move || bell.notify_one()),
+            generation,
+            shared: Arc::downgrade(shared),
+            done: Vec::new(),
+            is_replaced: false,
+        };
+        tokio::spawn(collector.run());
+    }
 
-fn collector(shared: &Weak<Shared>, generation: &Arc<Generation>) {
-    let reports = Reports::of(&generation.producer);
-    let mut done: Vec<(Arc<CompletionQueue>, Vec<Completion>)> = Vec::new();
-    let mut replaced = false;
-    loop {
-        let mut patience = Duration::from_millis(100);
-        let mut quiet = true;
+    async fn run(mut self) {
+        let bell = Arc::clone(&self.generation.bell);
+        loop {
+            if self.hand_on() {
+                // There may be more, and others want their turn.
+                tokio::task::yield_now().await;
+                continue;
+            }
+            let has_ended = self.is_replaced || self.shared.strong_count() == 0;
+            if has_ended && self.generation.producer().in_flight_count() == 0 {
+                return;
+            }
+            bell.notified().await;
+        }
+    }
+
+    /// Hands on what is there; `false` when that is nothing.
+    fn hand_on(&mut self) -> bool {
+        let shared = self.shared.upgrade();
+        let mut bytes = 0;
+        let mut is_quiet = true;
         for _ in 0..EVENTS_PER_ROUND {
-            match reports.poll::<Token>(patience) {
+            match self.reports.take::<Token>() {
                 Event::Reports(batch) => {
-                    quiet = false;
                     for report in batch {
-                        settle(shared, generation, report, &mut done);
+                        bytes += report.token.bytes;
+                        self.settle(report);
                     }
                 }
-                Event::Error(code, text) => {
-                    let fatal = generation.producer.client().fatal_error();
-                    tracing::warn!(%code, %text, fatal = fatal.is_some(), "the producer reports an error");
-                    if fatal.is_some() && !replaced {
-                        replaced = replace(shared, generation);
-                    }
-                }
+                Event::Error(code, text) => self.trouble(code, &text),
+                Event::Other => {}
                 Event::None => break,
             }
-            patience = Duration::ZERO;
+            is_quiet = false;
         }
-        for (queue, completions) in done.drain(..) {
+        if let Some(shared) = shared {
+            shared.in_flight.fetch_sub(bytes, Ordering::Relaxed);
+        }
+        for (queue, completions) in self.done.drain(..) {
             queue.push(completions);
         }
-        let ended = replaced || shared.strong_count() == 0;
-        if ended && quiet && generation.producer.in_flight_count() == 0 {
-            return;
-        }
+        !is_quiet
     }
-}
 
-fn settle(
-    shared: &Weak<Shared>,
-    generation: &Generation,
-    report: ffi::Report<Token>,
-    done: &mut Vec<(Arc<CompletionQueue>, Vec<Completion>)>,
-) {
-    let Token { ticket, bytes, topic, completions } = *report.token;
-    topic.in_flight.fetch_sub(bytes, Ordering::Relaxed);
-    if let Some(shared) = shared.upgrade() {
-        shared.in_flight.fetch_sub(bytes, Ordering::Relaxed);
-    }
-    let result = report.result.map(|(partition, offset)| Written { partition, offset }).map_err(|code| {
-        if is_unknown(code) {
-            look_again(generation, &topic);
+    fn settle(&mut self, report: ffi::Report<Token>) {
+        let Token { ticket, bytes, topic, completions } = *report.token;
+        topic.in_flight.fetch_sub(bytes, Ordering::Relaxed);
+        let result = report.result.map(|(partition, offset)| Written { partition, offset }).map_err(|code| {
+            if is_unknown(code) {
+                look_again(&self.generation, &topic);
+            }
+            by_code(code, format!("{}: {code}", topic.name))
+        });
+        let completion = Completion { ticket, result };
+        match self.done.iter_mut().find(|(queue, _)| Arc::ptr_eq(queue, &completions)) {
+            Some((_, batch)) => batch.push(completion),
+            None => self.done.push((completions, vec![completion])),
         }
-        by_code(code, format!("{}: {code}", topic.name))
-    });
-    let completion = Completion { ticket, result };
-    match done.iter_mut().find(|(queue, _)| Arc::ptr_eq(queue, &completions)) {
-        Some((_, batch)) => batch.push(completion),
-        None => done.push((completions, vec![completion])),
+    }
+
+    fn trouble(&mut self, code: RDKafkaErrorCode, text: &str) {
+        let fatal = self.generation.producer().client().fatal_error();
+        tracing::warn!(%code, %text, fatal = fatal.is_some(), "the producer reports an error");
+        if fatal.is_some() && !self.is_replaced {
+            self.is_replaced = self.replace();
+        }
+    }
+
+    /// Puts a new producer in the place of one that met a fatal error.
+    fn replace(&self) -> bool {
+        let Some(shared) = self.shared.upgrade() else { return true };
+        match Generation::new(self.generation.number + 1, &shared.client) {
+            Ok(next) => {
+                let next = Arc::new(next);
+                *shared.current.write() = Arc::clone(&next);
+                Self::start(&shared, next);
+                true
+            }
+            Err(error) => {
+                tracing::error!(%error, "no new producer after a fatal error; it is tried again");
+                false
+            }
+        }
     }
 }
 
@@ -187,22 +255,6 @@ fn look_again(generation: &Generation, topic: &Topic) {
     }
 }
 
-/// Puts a new producer in the place of one that met a fatal error.
-fn replace(shared: &Weak<Shared>, broken: &Generation) -> bool {
-    let Some(shared) = shared.upgrade() else { return true };
-    let next = create(&shared.client).map(|producer| Generation { number: broken.number + 1, producer });
-    match next.map(Arc::new) {
-        Ok(next) => {
-            *shared.current.write() = Arc::clone(&next);
-            collect(&shared, next).is_ok()
-        }
-        Err(error) => {
-            tracing::error!(%error, "no new producer after a fatal error; it is tried again");
-            false
-        }
-    }
-}
-
 impl Topic {
     /// The handle in this producer.
     fn native(&self, generation: &Arc<Generation>) -> Option<Arc<NativeTopic>> {
@@ -212,7 +264,7 @@ impl Topic {
             return Some(Arc::clone(native));
         }
         let native =
-            Arc::new(NativeTopic::new(&generation.producer, Arc::clone(generation) as _, &self.name)?);
+            Arc::new(NativeTopic::new(generation.producer(), Arc::clone(generation) as _, &self.name)?);
         *self.native.write() = Some((generation.number, Arc::clone(&native)));
         Some(native)
     }
@@ -277,7 +329,7 @@ impl Writer for KafkaWriter {
         };
         let Some(native) = topic.native(&generation) else { return fail(RDKafkaErrorCode::InvalidTopic) };
         let token = Token { ticket, bytes, topic: Arc::clone(&topic), completions: Arc::clone(completions) };
-        match ffi::produce(&generation.producer, &native, record, Box::new(token)) {
+        match ffi::produce(generation.producer(), &native, record, Box::new(token)) {
             Ok(()) => Ok(()),
             Err((RDKafkaErrorCode::QueueFull, _)) => {
                 release();
@@ -299,6 +351,8 @@ impl Writer for KafkaWriter {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use rdkafka::mocking::MockCluster;
 
     use super::*;
@@ -315,7 +369,7 @@ mod tests {
         for round in 0..3_u64 {
             let written = write(&writer, &handle, outgoing).await.unwrap();
             assert_eq!(written, Written { partition: 0, offset: round });
-            ffi::break_producer(&writer.shared.current.read().producer);
+            ffi::break_producer(writer.shared.current.read().producer());
             let healed = async {
                 while writer.shared.current.read().number == round {
                     tokio::time::sleep(Duration::from_millis(10)).await;
