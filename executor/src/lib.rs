@@ -156,7 +156,9 @@ pub async fn start_with(
     let mut reader = ReaderConfig::new(client("ie-msg-consumer"), group.clone());
     reader.batch_records = messages.pack_messages.get();
     // librdkafka needs thrice as much memory for it. A partition whose sink is slower than its messages come has it full.
-    reader.partition_budget_bytes = 256 << 10;
+    reader.partition_budget_bytes = 512 << 10;
+    // What is fetched ahead lasts for longer, so that a busy integration beside an idle one never waits.
+    reader.wait_ms = 10;
     let reader = bus.reader(reader).await.context("can't open the reader of messages")?;
     let committer = ReaderConfig::new(client("ie-msg-committer"), group);
     let committer = bus.reader(committer).await.context("can't open the committer")?;

@@ -326,10 +326,13 @@ pub struct ReaderConfig {
     pub budget_bytes: usize,
     /// Records per [`ReaderEvent::Batch`], at most.
     pub batch_records: usize,
+    /// How long a server may keep a request that finds nothing, ms, while few partitions are read; with many it is longer.
+    /// For so long a busy partition gets nothing new when it had no room at that moment.
+    pub wait_ms: u32,
 }
 
 impl ReaderConfig {
-    /// 1 MiB a partition, 256 MiB in all, 500 records a batch.
+    /// 1 MiB a partition, 256 MiB in all, 500 records a batch, 100 ms.
     pub fn new(client_id: impl Into<String>, group: Option<String>) -> Self {
         Self {
             client_id: client_id.into(),
@@ -337,6 +340,7 @@ impl ReaderConfig {
             partition_budget_bytes: 1 << 20,
             budget_bytes: 256 << 20,
             batch_records: 500,
+            wait_ms: 100,
         }
     }
 }

@@ -60,6 +60,9 @@ const HANDED_OUT: usize = 128;
 /// Fetches that the queue of a partition has room for.
 const FETCHES: usize = 4;
 
+/// Partitions up to which a fetch costs so little that the owner says how long it waits.
+const FEW: usize = 32;
+
 /// How long a paused partition keeps what was fetched of it, at least. A shard that is merely slower than its messages
 /// come is paused for milliseconds; one whose remote end is away, for hours.
 const KEPT: Duration = Duration::from_secs(1);
@@ -164,7 +167,7 @@ impl KafkaReader {
             )
             .set("fetch.max.bytes", "16777216")
             .set("message.max.bytes", "16777216")
-            .set("fetch.wait.max.ms", wait_ms(0, 0).to_string())
+            .set("fetch.wait.max.ms", wait_ms(0, 0, config.wait_ms).to_string())
             .set("fetch.queue.backoff.ms", "1")
             .set("fetch.error.backoff.ms", "100");
         let client = kafka.finish(client);
@@ -191,7 +194,8 @@ impl KafkaReader {
             fresh: BTreeSet::new(),
             known: HashMap::new(),
             renew_at: None,
-            wait_ms: wait_ms(0, 0),
+            few_wait_ms: config.wait_ms,
+            wait_ms: wait_ms(0, 0, config.wait_ms),
             to_look: Vec::new(),
             next_look: Instant::now() + LOOK_EVERY,
         };
@@ -502,7 +506,8 @@ struct Poller {
     known: HashMap<Arc<str>, String>,
     /// When the consumer is to be replaced.
     renew_at: Option<Instant>,
-    /// How long the broker may keep a fetch that finds nothing.
+    /// How long the broker may keep a fetch that finds nothing: with few partitions, and now.
+    few_wait_ms: u32,
     wait_ms: u32,
     /// Topics that are still to be looked at before it begins with the first again.
     to_look: Vec<Arc<str>>,
@@ -701,7 +706,7 @@ impl Poller {
         for found in found {
             tracing::warn!(?found, "the consumer reports what belongs to no partition");
         }
-        let wait_ms = wait_ms(self.partitions.len(), self.wait_ms);
+        let wait_ms = wait_ms(self.partitions.len(), self.wait_ms, self.few_wait_ms);
         if wait_ms != self.wait_ms {
             self.wait_ms = wait_ms;
             self.client.set("fetch.wait.max.ms", wait_ms.to_string());
@@ -872,9 +877,10 @@ impl Poller {
 /// How long the broker may keep a fetch that finds nothing. A partition that is added waits as long; but each fetch names
 /// all partitions, so that a thousand of them, looked for ten times a second, cost a sixth of a core at each end, and
 /// the reader's part grows with their square.
-fn wait_ms(partitions: usize, now_ms: u32) -> u32 {
+fn wait_ms(partitions: usize, now_ms: u32, few_ms: u32) -> u32 {
     let of = |partitions| match partitions {
-        0..1_000 => 100,
+        0..FEW => few_ms,
+        FEW..1_000 => 100,
         1_000..2_000 => 250,
         2_000..4_000 => 600,
         _ => 1_000,
@@ -904,9 +910,15 @@ mod tests {
     fn fetches_of_many_partitions_wait_longer_and_not_back_and_forth() {
         let mut now_ms = 0;
         let waits = [0, 999, 1_000, 600, 499, 3_999, 4_000, 2_000, 1_999, 499, 9_000, 0].map(|partitions| {
-            now_ms = wait_ms(partitions, now_ms);
+            now_ms = wait_ms(partitions, now_ms, 100);
             now_ms
         });
         assert_eq!(waits, [100, 100, 250, 250, 100, 600, 1_000, 1_000, 600, 100, 1_000, 100]);
+        let mut now_ms = 0;
+        let waits = [0, 31, 32, 31, 16, 15, 1_000].map(|partitions| {
+            now_ms = wait_ms(partitions, now_ms, 10);
+            now_ms
+        });
+        assert_eq!(waits, [10, 10, 100, 100, 100, 10, 250]);
     }
 }
