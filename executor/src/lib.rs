@@ -115,6 +115,19 @@ pub fn describe_metrics(registry: &mut tbmq_service::metrics::Registry) {
     Metrics::register(registry);
 }
 
+/// How messages are read, so many records at once at the most.
+fn reading_messages(client_id: String, group: Option<String>, batch_records: usize) -> ReaderConfig {
+    ReaderConfig {
+        batch_records,
+        // librdkafka needs thrice as much memory for it. A partition whose sink is slower than its messages come has it
+        // full.
+        partition_budget_bytes: 512 << 10,
+        // What is fetched ahead lasts for longer, so that a busy integration beside an idle one never waits.
+        wait_ms: 10,
+        ..ReaderConfig::new(client_id, group)
+    }
+}
+
 /// Starts an executor with all kinds of [`sinks`]. Does not wait for the bus to be reachable.
 ///
 /// # Errors
@@ -153,12 +166,7 @@ pub async fn start_with(
         bus.writer(WriterConfig::new(client("ie-uplink-producer"))).await.context("can't open a writer")?;
     let group = Some(catalogue.messages_group());
     let messages = &config.queue.integration_msg;
-    let mut reader = ReaderConfig::new(client("ie-msg-consumer"), group.clone());
-    reader.batch_records = messages.pack_messages.get();
-    // librdkafka needs thrice as much memory for it. A partition whose sink is slower than its messages come has it full.
-    reader.partition_budget_bytes = 512 << 10;
-    // What is fetched ahead lasts for longer, so that a busy integration beside an idle one never waits.
-    reader.wait_ms = 10;
+    let reader = reading_messages(client("ie-msg-consumer"), group.clone(), messages.pack_messages.get());
     let reader = bus.reader(reader).await.context("can't open the reader of messages")?;
     let committer = ReaderConfig::new(client("ie-msg-committer"), group);
     let committer = bus.reader(committer).await.context("can't open the committer")?;
