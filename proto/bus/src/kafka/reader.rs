@@ -60,7 +60,7 @@ const HANDED_OUT: usize = 128;
 /// Fetches that the queue of a partition has room for.
 const FETCHES: usize = 4;
 
-/// Partitions up to which a fetch costs so little that the owner says how long it waits.
+/// With fewer partitions than this a fetch costs so little that the owner says how long it waits.
 const FEW: usize = 32;
 
 /// How long a paused partition keeps what was fetched of it, at least. A shard that is merely slower than its messages
