@@ -1,6 +1,7 @@
 //! The MQTT sink against real brokers, Mosquitto and our own, each behind a proxy that keeps answers back or is away.
 
 use std::{
+    collections::HashSet,
     future::Future,
     net::SocketAddr,
     sync::{
@@ -130,6 +131,19 @@ struct Arrived {
     changed: Condvar,
 }
 
+impl Arrived {
+    /// Waits until it is so; blocks.
+    fn until(&self, is_so: impl Fn(&[Bytes]) -> bool, what: &str) -> Vec<Bytes> {
+        let deadline = Instant::now() + SOON;
+        let mut payloads = self.payloads.lock();
+        while !is_so(&payloads) {
+            let is_late = self.changed.wait_until(&mut payloads, deadline).timed_out();
+            assert!(!is_late, "{what} arrive, among {}", payloads.len());
+        }
+        payloads.clone()
+    }
+}
+
 struct RealFixture {
     proxy: Proxy,
     /// Nothing else is published to it.
@@ -232,12 +246,13 @@ impl Fixture for RealFixture {
     /// The broker tells the subscriber later than it acknowledges; what it acknowledged is waited for.
     fn received(&self) -> Vec<Bytes> {
         let acknowledged = *self.proxy.acknowledged().borrow();
-        let deadline = Instant::now() + SOON;
-        let mut payloads = self.arrived.payloads.lock();
-        while (payloads.len() as u64) < acknowledged {
-            let is_late = self.arrived.changed.wait_until(&mut payloads, deadline).timed_out();
-            assert!(!is_late, "{} of {acknowledged} acknowledged messages arrive", payloads.len());
-        }
-        payloads.clone()
+        let are_there = |payloads: &[Bytes]| payloads.len() as u64 >= acknowledged;
+        self.arrived.until(are_there, &format!("{acknowledged} acknowledged messages"))
+    }
+
+    /// What came twice, because its acknowledgement was lost, would count for another.
+    async fn all_arrived(&mut self, different: usize) {
+        let are_there = |payloads: &[Bytes]| payloads.iter().collect::<HashSet<_>>().len() >= different;
+        self.arrived.until(are_there, &format!("{different} different messages"));
     }
 }
