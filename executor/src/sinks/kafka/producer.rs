@@ -1,8 +1,8 @@
 //! Clients of external clusters, shared by sinks with the same settings, and what each sink has in flight with them.
 //!
-//! A client has two threads of ours: one hands delivery reports to the sinks, one watches whether brokers are there and
-//! may be connected to. Sinks own it together; when the last one goes, the threads end and take it down, because
-//! taking down a client waits.
+//! A client has a task that hands delivery reports to the sinks, and a thread that watches whether brokers are there and
+//! may be connected to. Sinks own it together; when the last one goes, both end, and whoever has the client last takes
+//! it down beside everything else, because taking down a client waits.
 //!
 //! Sharing costs a sink nothing but bandwidth: it has a budget of its own, librdkafka keeps a queue per partition, and
 //! nothing here waits. Only closing differs: what a sink has handed over can't be taken back from a client that others
@@ -11,12 +11,11 @@
 use std::{
     collections::HashMap,
     fmt,
+    ops::Deref,
     sync::{
         Arc, Weak,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
-        mpsc::{self, Receiver, SyncSender, TryRecvError},
     },
-    thread::JoinHandle,
     time::Duration,
 };
 
@@ -31,6 +30,8 @@ use rdkafka::{
     producer::{BaseProducer, BaseRecord, DeliveryResult, Producer as _, ProducerContext, PurgeConfig},
 };
 use sha2::{Digest as _, Sha256};
+use tbmq_bus::kafka::Bell;
+use tokio::sync::Notify;
 
 use super::{
     brokers::{self, Problem},
@@ -55,8 +56,8 @@ const LOOK_TIMEOUT: Duration = Duration::from_secs(3);
 /// Missing topics that one look asks for at most.
 const MISSING_PER_LOOK: usize = 16;
 
-/// How often the reporting thread sees that its client is not used any more.
-const REPORT_INTERVAL: Duration = Duration::from_millis(100);
+/// What librdkafka has to say is taken so many events at a time; then others have their turn.
+const EVENTS_PER_ROUND: usize = 64;
 
 /// The clients of a process.
 #[derive(Default)]
@@ -75,7 +76,7 @@ impl fmt::Debug for Producers {
 
 impl Producers {
     /// The client with these settings; a new one when there is none, or when it is broken. Waits for files and threads,
-    /// not for brokers.
+    /// not for brokers. To be called within a runtime.
     ///
     /// # Errors
     /// What librdkafka does not take, for people.
@@ -113,14 +114,35 @@ pub(super) fn client_config(settings: &Settings, level: RDKafkaLogLevel) -> Clie
 
 /// A client, as its sinks hold it.
 pub(super) struct Producer {
-    /// `None` only while it is dropped.
-    client: Option<Arc<Client>>,
+    client: Arc<Client>,
     reach: Arc<Reach>,
-    /// Tells the reporting thread that nobody is left, with the last handle but its own.
-    ended: SyncSender<Arc<Client>>,
+    /// Wakes the task that hands reports out.
+    news: Arc<Notify>,
 }
 
-type Client = BaseProducer<Reports>;
+/// librdkafka's; whoever lets it go last does not wait for its end.
+struct Client {
+    /// `None` only while it is dropped.
+    native: Option<BaseProducer<Reports>>,
+}
+
+impl Deref for Client {
+    type Target = BaseProducer<Reports>;
+
+    fn deref(&self) -> &BaseProducer<Reports> {
+        self.native.as_ref().expect("it is taken by `drop` alone")
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        let native = self.native.take();
+        let ending = std::thread::Builder::new().name("kafka-sink-end".to_owned());
+        if let Err(error) = ending.spawn(move || drop(native)) {
+            tracing::warn!(%error, "no thread for closing a Kafka client");
+        }
+    }
+}
 
 impl fmt::Debug for Producer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -134,27 +156,23 @@ impl Producer {
         let reach = Arc::new(Reach::new(servers));
         let hidden = Hidden::of(settings);
         let context = Reports { reach: reach.clone(), hidden: hidden.clone() };
-        let client: Client = client_config(settings, RDKafkaLogLevel::Info)
+        let native = client_config(settings, RDKafkaLogLevel::Info)
             .create_with_context(context)
             .map_err(|error| hidden.hide(&properties::creation_text(&error)))?;
-        let client = Arc::new(client);
-        let no_thread = |error: std::io::Error| format!("no thread for a Kafka client: {error}");
-        let watcher = {
+        let client = Arc::new(Client { native: Some(native) });
+        {
             let (client, reach, egress) = (client.clone(), reach.clone(), egress.clone());
             let watch = move || watch(&client, &reach, &egress);
-            std::thread::Builder::new().name("kafka-sink-watch".to_owned()).spawn(watch).map_err(no_thread)?
-        };
-        let (ended, end) = mpsc::sync_channel(1);
-        let reporter = {
-            let client = client.clone();
-            let report = move || report(client, watcher, &end);
-            std::thread::Builder::new().name("kafka-sink-reports".to_owned()).spawn(report)
-        };
-        if let Err(error) = reporter {
-            reach.end();
-            return Err(no_thread(error));
+            let thread = std::thread::Builder::new().name("kafka-sink-watch".to_owned()).spawn(watch);
+            thread.map_err(|error| format!("no thread for a Kafka client: {error}"))?;
         }
-        Ok(Self { client: Some(client), reach, ended })
+        let news = Arc::new(Notify::new());
+        let rung = news.clone();
+        let bell = Bell::of(&client, move || rung.notify_one());
+        let reporter =
+            Reporter { bell, client: client.clone(), reach: reach.clone(), news: news.clone() };
+        tokio::spawn(reporter.run());
+        Ok(Self { client, reach, news })
     }
 
     /// Adds a sink: its answers go to this inbox from now on.
@@ -175,8 +193,7 @@ impl Producer {
         &self,
         record: BaseRecord<'_, str, [u8], Box<Token>>,
     ) -> Result<(), (Code, Box<Token>)> {
-        let Some(client) = &self.client else { return Err((Code::State, record.delivery_opaque)) };
-        client.send(record).map_err(|(error, record)| {
+        self.client.send(record).map_err(|(error, record)| {
             (error.rdkafka_error_code().unwrap_or(Code::InvalidArgument), record.delivery_opaque)
         })
     }
@@ -197,12 +214,10 @@ impl Producer {
 
 impl Drop for Producer {
     fn drop(&mut self) {
-        let Some(client) = self.client.take() else { return };
-        // Nothing more leaves, not even while the threads notice.
-        client.purge(PurgeConfig::default().queue().inflight().non_blocking());
+        // Nothing more leaves, not even until the others notice.
+        self.client.purge(PurgeConfig::default().queue().inflight().non_blocking());
         self.reach.end();
-        // The thread takes the client down; if it is gone already, so is everything that could wait.
-        drop(self.ended.send(client));
+        self.news.notify_one();
     }
 }
 
@@ -326,6 +341,10 @@ impl Reach {
         self.news.notify_all();
     }
 
+    fn has_ended(&self) -> bool {
+        self.known.lock().has_ended
+    }
+
     fn look_now(&self) {
         self.known.lock().is_look_wanted = true;
         self.news.notify_all();
@@ -443,20 +462,32 @@ impl ProducerContext for Reports {
     }
 }
 
-/// Hands delivery reports out until nobody uses the client, then takes it down.
-fn report(client: Arc<Client>, watcher: JoinHandle<()>, end: &Receiver<Arc<Client>>) {
-    let last = loop {
-        client.poll(REPORT_INTERVAL);
-        match end.try_recv() {
-            Ok(last) => break Some(last),
-            Err(TryRecvError::Disconnected) => break None,
-            Err(TryRecvError::Empty) => {}
+/// Hands delivery reports out until nobody uses the client. A task and no thread: those who wait for the reports are tasks
+/// as well, and each change of threads costs as much as several records.
+struct Reporter {
+    /// Goes before its client.
+    bell: Bell,
+    client: Arc<Client>,
+    reach: Arc<Reach>,
+    news: Arc<Notify>,
+}
+
+impl Reporter {
+    async fn run(self) {
+        while !self.reach.has_ended() {
+            for _ in 0..EVENTS_PER_ROUND {
+                if !self.bell.has_rung() {
+                    break;
+                }
+                self.client.poll(Duration::ZERO);
+            }
+            if self.bell.has_rung() {
+                tokio::task::yield_now().await;
+            } else {
+                self.news.notified().await;
+            }
         }
-    };
-    if watcher.join().is_err() {
-        tracing::error!("the thread that watches a Kafka cluster died");
     }
-    drop((last, client));
 }
 
 /// Looks at the cluster again and again until nobody uses the client.

@@ -226,10 +226,7 @@ impl Reports {
         producer: &BaseProducer<C>,
         bell: impl Fn() + Send + Sync + 'static,
     ) -> Self {
-        // SAFETY: the client is valid; its main queue always exists.
-        let queue = unsafe { sys::rd_kafka_queue_get_main(producer.client().native_ptr()) };
-        let queue = NativeQueue(NonNull::new(queue).expect("every client has a main queue"));
-        Self { queue: Ringing::new(queue, bell) }
+        Self { queue: Ringing::new(main_queue(producer), bell) }
     }
 
     /// The next event, without waiting. `T` must be what [`produce`] was given for every record of this producer.
@@ -276,6 +273,42 @@ impl Reports {
     }
 }
 
+/// Tells a task when a producer that is polled has something to say, so that no thread of ours waits in librdkafka for it.
+/// Must go before the producer.
+pub struct Bell {
+    queue: Ringing,
+}
+
+impl Bell {
+    /// `ring` is called when there is something after there was nothing, by a thread of librdkafka that holds a lock: it
+    /// must not wait and not use the producer.
+    pub fn of<C: ProducerContext>(
+        producer: &BaseProducer<C>,
+        ring: impl Fn() + Send + Sync + 'static,
+    ) -> Self {
+        Self { queue: Ringing::new(main_queue(producer), ring) }
+    }
+
+    /// Whether [`BaseProducer::poll`] would find something now.
+    pub fn has_rung(&self) -> bool {
+        // SAFETY: the queue is valid.
+        unsafe { sys::rd_kafka_queue_length(self.queue.pointer().as_ptr()) > 0 }
+    }
+}
+
+impl fmt::Debug for Bell {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Bell")
+    }
+}
+
+/// Where a producer's delivery reports and troubles come.
+fn main_queue<C: ProducerContext>(producer: &BaseProducer<C>) -> NativeQueue {
+    // SAFETY: the client is valid; its main queue always exists.
+    let queue = unsafe { sys::rd_kafka_queue_get_main(producer.client().native_ptr()) };
+    NativeQueue(NonNull::new(queue).expect("every client has a main queue"))
+}
+
 /// What a consumer finds in a partition.
 #[derive(Debug)]
 pub(super) enum Found {
@@ -287,18 +320,18 @@ pub(super) enum Found {
 
 /// Called when an empty queue has got something, by a thread of librdkafka that holds the queue's lock: it must not wait
 /// and not touch the queue.
-type Bell = Box<dyn Fn() + Send + Sync>;
+type Ring = Box<dyn Fn() + Send + Sync>;
 
 /// A queue with its bell.
 struct Ringing {
     queue: NativeQueue,
     /// What the callback is given; it stays where it is until the callback is taken away.
-    _bell: Arc<Bell>,
+    _bell: Arc<Ring>,
 }
 
 impl Ringing {
     fn new(queue: NativeQueue, bell: impl Fn() + Send + Sync + 'static) -> Self {
-        let bell: Arc<Bell> = Arc::new(Box::new(bell));
+        let bell: Arc<Ring> = Arc::new(Box::new(bell));
         let opaque = Arc::as_ptr(&bell).cast_mut().cast::<c_void>();
         // SAFETY: the queue is valid. The callback is taken away in `drop`, before what it is given goes.
         unsafe { sys::rd_kafka_queue_cb_event_enable(queue.0.as_ptr(), Some(ring), opaque) }
@@ -355,7 +388,7 @@ impl fmt::Debug for PartitionQueue {
 
 extern "C" fn ring(_: *mut sys::rd_kafka_t, opaque: *mut c_void) {
     // SAFETY: set in `Ringing::new` together with the callback, which goes first.
-    let bell = unsafe { &*opaque.cast::<Bell>() };
+    let bell = unsafe { &*opaque.cast::<Ring>() };
     bell();
 }
 

@@ -19,6 +19,7 @@ use rdkafka::{
 
 use tbmq_proto::properties::{self, InvalidProperty};
 
+pub use self::ffi::Bell;
 use self::{
     admin::KafkaAdmin, fenced::KafkaFencedWriter, membership::KafkaMembership, reader::KafkaReader,
     writer::KafkaWriter,
