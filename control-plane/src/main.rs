@@ -60,6 +60,7 @@ fn main() -> ExitCode {
         about: "Owns the integrations of TBMQ: gRPC API, store, configuration of data planes and executors",
         role: "control-plane",
         admin_port: ADMIN_PORT,
+        spare_cores: 1,
         settings: SETTINGS,
     };
     shell::main(&program, check, start)

@@ -115,7 +115,7 @@ pub struct MqttConfig {
     pub sys_interval: Duration,
     /// Response Information for 5.0 clients that ask for it; empty: none.
     pub response_info: String,
-    /// Tasks that share completions, buffers and timers; 0: one per core.
+    /// Tasks that share completions, buffers and timers; 0: one per worker thread (`TBMQ_WORKER_THREADS`).
     pub workers: usize,
     /// How long a stop waits for what is in flight.
     #[serde(with = "humantime_serde")]

@@ -45,6 +45,7 @@ fn main() -> ExitCode {
         about: "The MQTT broker of TBMQ: takes messages from clients and hands them to clients and integrations",
         role: "data-plane",
         admin_port: ADMIN_PORT,
+        spare_cores: 1,
         settings: SETTINGS,
     };
     shell::main(&program, check, start)

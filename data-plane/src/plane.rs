@@ -83,7 +83,7 @@ impl Plane {
     ) -> Arc<Self> {
         let mqtt = &config.mqtt;
         let workers = match mqtt.workers {
-            0 => std::thread::available_parallelism().map_or(1, Into::into),
+            0 => tokio::runtime::Handle::current().metrics().num_workers(),
             workers => workers,
         };
         let clock = Clock::new();

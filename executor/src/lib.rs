@@ -121,7 +121,7 @@ fn reading_messages(client_id: String, group: Option<String>, batch_records: usi
         batch_records,
         // librdkafka needs thrice as much memory for it. A partition whose sink is slower than its messages come has it
         // full.
-        partition_budget_bytes: 512 << 10,
+        partition_budget_bytes: 384 << 10,
         // What is fetched ahead lasts for longer, so that a busy integration beside an idle one never waits.
         wait_ms: 10,
         ..ReaderConfig::new(client_id, group)

@@ -46,6 +46,7 @@ fn main() -> ExitCode {
         about: "Runs the integrations of TBMQ: consumes their messages and delivers them",
         role: "executor",
         admin_port: ADMIN_PORT,
+        spare_cores: 1,
         settings: SETTINGS,
     };
     shell::main(&program, check, start)

@@ -27,6 +27,7 @@ fn main() -> ExitCode {
         about: "TBMQ: an MQTT broker, its control plane and its integration executor in one process",
         role: "tbmq",
         admin_port: if executor_only { tbmq_executor::ADMIN_PORT } else { tbmq_control_plane::ADMIN_PORT },
+        spare_cores: 0,
         settings: &[],
     };
     shell::run(&program, config::Config::load, config::Config::trees, planes::check, planes::start)

@@ -26,6 +26,7 @@
 //!         about: "The MQTT broker of TBMQ",
 //!         role: "data-plane",
 //!         admin_port: 8081,
+//!         spare_cores: 1,
 //!         settings: SETTINGS,
 //!     };
 //!     shell::main(&program, |_, shell| shell.queue.kafka.required_servers().map(drop), start)
@@ -36,6 +37,7 @@ use std::{
     future::Future,
     io::Write,
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    num::{NonZeroU8, NonZeroUsize},
     path::PathBuf,
     process::ExitCode,
     time::Duration,
@@ -70,6 +72,8 @@ pub struct Program {
     pub role: &'static str,
     /// Default port of the admin endpoint.
     pub admin_port: u16,
+    /// Cores that threads beside ours, those of Kafka clients, keep busy.
+    pub spare_cores: usize,
     /// Environment names of its own configuration.
     pub settings: &'static [Setting],
 }
@@ -145,6 +149,7 @@ impl ShellConfig {
     pub const SETTINGS: &'static [Setting] = &[
         Setting { env: "TB_SERVICE_ID", key: "service.id" },
         Setting { env: "TB_SERVICE_TYPE", key: "service.type" },
+        Setting { env: "TBMQ_WORKER_THREADS", key: "service.worker-threads" },
         Setting { env: "HTTP_BIND_ADDRESS", key: "server.address" },
         Setting { env: "HTTP_BIND_PORT", key: "server.port" },
     ];
@@ -160,6 +165,18 @@ pub struct ServiceConfig {
     /// Which planes `tbmq` runs: `tbmq` (control and data plane), `tbmq-integration-executor` (executor); absent: all. The programs
     /// with one plane ignore it.
     pub r#type: Option<String>,
+    /// Threads that do the work of all connections and integrations, 1 to 255. Absent: as many as cores in `tbmq`; one less,
+    /// but at least one, in the programs with one plane, since the threads of their Kafka clients need one as well.
+    pub worker_threads: Option<NonZeroU8>,
+}
+
+impl ServiceConfig {
+    /// How many threads a program starts that leaves so many of the machine's cores to others.
+    fn worker_threads(&self, spare_cores: usize) -> usize {
+        let cores = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        let default = || cores().saturating_sub(spare_cores).max(1);
+        self.worker_threads.map_or_else(default, |threads| threads.get().into())
+    }
 }
 
 /// The admin endpoint.
@@ -261,7 +278,9 @@ where
             if let Err(error) = check(&config, &shell) {
                 return complain(&error.to_string(), 2);
             }
-            let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+            let threads = shell.service.worker_threads(program.spare_cores);
+            let mut runtime = tokio::runtime::Builder::new_multi_thread();
+            let runtime = match runtime.worker_threads(threads).enable_all().build() {
                 Ok(runtime) => runtime,
                 Err(error) => return complain(&format!("can't start threads: {error}"), 1),
             };
@@ -459,7 +478,18 @@ mod tests {
     }
 
     const PROGRAM: Program =
-        Program { name: "tbmq-test", about: "", role: "test", admin_port: 0, settings: &[] };
+        Program { name: "tbmq-test", about: "", role: "test", admin_port: 0, spare_cores: 0, settings: &[] };
+
+    #[test]
+    fn worker_threads_are_what_is_set_or_follow_from_the_cores() {
+        let cores = std::thread::available_parallelism().unwrap().get();
+        let mut service = ServiceConfig::default();
+        assert_eq!(service.worker_threads(0), cores);
+        assert_eq!(service.worker_threads(1), (cores - 1).max(1));
+        assert_eq!(service.worker_threads(cores + 1), 1, "there is always one");
+        service.worker_threads = NonZeroU8::new(7);
+        assert_eq!(service.worker_threads(1), 7);
+    }
 
     #[tokio::test]
     async fn a_program_that_fails_is_drained_and_its_reason_told() {
@@ -467,7 +497,7 @@ mod tests {
         let fails = Fails(drained.clone());
         let mut seen = None;
         let config = ShellConfig {
-            service: ServiceConfig { id: Some("tbmq1".to_owned()), r#type: None },
+            service: ServiceConfig { id: Some("tbmq1".to_owned()), ..ServiceConfig::default() },
             ..ShellConfig::default()
         };
         let ended = live(&PROGRAM, config, async |shell: Shell| {

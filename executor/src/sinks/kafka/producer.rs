@@ -169,8 +169,7 @@ impl Producer {
         let news = Arc::new(Notify::new());
         let rung = news.clone();
         let bell = Bell::of(&client, move || rung.notify_one());
-        let reporter =
-            Reporter { bell, client: client.clone(), reach: reach.clone(), news: news.clone() };
+        let reporter = Reporter { bell, client: client.clone(), reach: reach.clone(), news: news.clone() };
         tokio::spawn(reporter.run());
         Ok(Self { client, reach, news })
     }
