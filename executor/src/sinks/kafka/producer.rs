@@ -11,7 +11,6 @@
 use std::{
     collections::HashMap,
     fmt,
-    ops::Deref,
     sync::{
         Arc, Weak,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
@@ -30,7 +29,7 @@ use rdkafka::{
     producer::{BaseProducer, BaseRecord, DeliveryResult, Producer as _, ProducerContext, PurgeConfig},
 };
 use sha2::{Digest as _, Sha256};
-use tbmq_bus::kafka::Bell;
+use tbmq_bus::kafka::{Bell, EndsAside};
 use tokio::sync::Notify;
 
 use super::{
@@ -121,28 +120,7 @@ pub(super) struct Producer {
 }
 
 /// librdkafka's; whoever lets it go last does not wait for its end.
-struct Client {
-    /// `None` only while it is dropped.
-    native: Option<BaseProducer<Reports>>,
-}
-
-impl Deref for Client {
-    type Target = BaseProducer<Reports>;
-
-    fn deref(&self) -> &BaseProducer<Reports> {
-        self.native.as_ref().expect("it is taken by `drop` alone")
-    }
-}
-
-impl Drop for Client {
-    fn drop(&mut self) {
-        let native = self.native.take();
-        let ending = std::thread::Builder::new().name("kafka-sink-end".to_owned());
-        if let Err(error) = ending.spawn(move || drop(native)) {
-            tracing::warn!(%error, "no thread for closing a Kafka client");
-        }
-    }
-}
+type Client = EndsAside<Reports>;
 
 impl fmt::Debug for Producer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -156,10 +134,10 @@ impl Producer {
         let reach = Arc::new(Reach::new(servers));
         let hidden = Hidden::of(settings);
         let context = Reports { reach: reach.clone(), hidden: hidden.clone() };
-        let native = client_config(settings, RDKafkaLogLevel::Info)
+        let native: BaseProducer<Reports> = client_config(settings, RDKafkaLogLevel::Info)
             .create_with_context(context)
             .map_err(|error| hidden.hide(&properties::creation_text(&error)))?;
-        let client = Arc::new(Client { native: Some(native) });
+        let client = Arc::new(Client::new(native));
         {
             let (client, reach, egress) = (client.clone(), reach.clone(), egress.clone());
             let watch = move || watch(&client, &reach, &egress);

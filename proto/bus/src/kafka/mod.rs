@@ -1,6 +1,7 @@
 //! The bus over Apache Kafka, through librdkafka.
 
 mod admin;
+mod aside;
 mod fenced;
 mod ffi;
 mod log_dirs;
@@ -19,11 +20,11 @@ use rdkafka::{
 
 use tbmq_proto::properties::{self, InvalidProperty};
 
-pub use self::ffi::Bell;
 use self::{
     admin::KafkaAdmin, fenced::KafkaFencedWriter, membership::KafkaMembership, reader::KafkaReader,
     writer::KafkaWriter,
 };
+pub use self::{aside::EndsAside, ffi::Bell};
 use crate::{
     Admin, Bus, Error, FencedWriter, Membership, MembershipConfig, Reader, ReaderConfig, Writer, WriterConfig,
 };

@@ -18,15 +18,13 @@ use rdkafka::{
 use tokio::sync::Notify;
 
 use super::{
-    KafkaConfig, by_code, error,
+    EndsAside, KafkaConfig, by_code, error,
     ffi::{self, Event, NativeTopic, Reports},
 };
 use crate::{
     Completion, CompletionQueue, Error, Outgoing, SubmitError, Ticket, TopicHandle, Writer, WriterConfig,
     Written,
 };
-
-type Native = BaseProducer<DefaultProducerContext>;
 
 /// Delivery reports that are handed on with one wake, at most so many events of librdkafka.
 const EVENTS_PER_ROUND: usize = 64;
@@ -51,31 +49,15 @@ struct Topic {
 /// A producer, and its number among those of this writer: a fatal error calls for a new one.
 struct Generation {
     number: u64,
-    /// `None` only while it is dropped.
-    producer: Option<Native>,
+    producer: EndsAside<DefaultProducerContext>,
     /// Somebody has something for who hands the outcomes on.
     bell: Arc<Notify>,
 }
 
 impl Generation {
     fn new(number: u64, client: &ClientConfig) -> Result<Self, Error> {
-        let producer: Native = client.create().map_err(|failure| error("producer", &failure))?;
-        Ok(Self { number, producer: Some(producer), bell: Arc::default() })
-    }
-
-    fn producer(&self) -> &Native {
-        self.producer.as_ref().expect("it is taken by `drop` alone")
-    }
-}
-
-impl Drop for Generation {
-    fn drop(&mut self) {
-        let producer = self.producer.take();
-        // To take it down waits for its threads.
-        let ending = std::thread::Builder::new().name("kafka-writer-end".to_owned());
-        if let Err(error) = ending.spawn(move || drop(producer)) {
-            tracing::warn!(%error, "no thread for closing a producer");
-        }
+        let producer: BaseProducer = client.create().map_err(|failure| error("producer", &failure))?;
+        Ok(Self { number, producer: EndsAside::new(producer), bell: Arc::default() })
     }
 }
 
@@ -146,7 +128,7 @@ impl Collector {
     fn start(shared: &Arc<Shared>, generation: Arc<Generation>) {
         let bell = Arc::clone(&generation.bell);
         let collector = Self {
-            reports: Reports::of(generation.producer(), move || bell.notify_one()),
+            reports: Reports::of(&generation.producer, move || bell.notify_one()),
             generation,
             shared: Arc::downgrade(shared),
             done: Vec::new(),
@@ -164,7 +146,7 @@ impl Collector {
                 continue;
             }
             let has_ended = self.is_replaced || self.shared.strong_count() == 0;
-            if has_ended && self.generation.producer().in_flight_count() == 0 {
+            if has_ended && self.generation.producer.in_flight_count() == 0 {
                 return;
             }
             bell.notified().await;
@@ -216,7 +198,7 @@ impl Collector {
     }
 
     fn trouble(&mut self, code: RDKafkaErrorCode, text: &str) {
-        let fatal = self.generation.producer().client().fatal_error();
+        let fatal = self.generation.producer.client().fatal_error();
         tracing::warn!(%code, %text, fatal = fatal.is_some(), "the producer reports an error");
         if fatal.is_some() && !self.is_replaced {
             self.is_replaced = self.replace();
@@ -264,7 +246,7 @@ impl Topic {
             return Some(Arc::clone(native));
         }
         let native =
-            Arc::new(NativeTopic::new(generation.producer(), Arc::clone(generation) as _, &self.name)?);
+            Arc::new(NativeTopic::new(&generation.producer, Arc::clone(generation) as _, &self.name)?);
         *self.native.write() = Some((generation.number, Arc::clone(&native)));
         Some(native)
     }
@@ -329,7 +311,7 @@ impl Writer for KafkaWriter {
         };
         let Some(native) = topic.native(&generation) else { return fail(RDKafkaErrorCode::InvalidTopic) };
         let token = Token { ticket, bytes, topic: Arc::clone(&topic), completions: Arc::clone(completions) };
-        match ffi::produce(generation.producer(), &native, record, Box::new(token)) {
+        match ffi::produce(&generation.producer, &native, record, Box::new(token)) {
             Ok(()) => Ok(()),
             Err((RDKafkaErrorCode::QueueFull, _)) => {
                 release();
@@ -369,7 +351,7 @@ mod tests {
         for round in 0..3_u64 {
             let written = write(&writer, &handle, outgoing).await.unwrap();
             assert_eq!(written, Written { partition: 0, offset: round });
-            ffi::break_producer(writer.shared.current.read().producer());
+            ffi::break_producer(&writer.shared.current.read().producer);
             let healed = async {
                 while writer.shared.current.read().number == round {
                     tokio::time::sleep(Duration::from_millis(10)).await;
