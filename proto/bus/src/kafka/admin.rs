@@ -20,7 +20,7 @@ use rdkafka::{
 use super::{
     KafkaConfig, blocking, by_code, error,
     ffi::{self, Described, End},
-    overview, reader,
+    offsets, overview,
 };
 use crate::{
     Admin, Bounds, CleanupPolicy, ClusterInfo, Commit, Error, GroupDetails, TopicDetails, TopicInfo,
@@ -211,7 +211,7 @@ fn bounds(
     let of_partition = |at: &TopicPartition| match (first.get(at), next.get(at)) {
         (Some(start), Some(end)) => Ok(Bounds { start: *start, end: *end }),
         // This looks for the leader again when it was another one, and tells what is wrong.
-        _ => reader::bounds(observer, at, left(deadline)),
+        _ => offsets::bounds(observer, at, left(deadline)),
     };
     partitions.iter().map(of_partition).collect()
 }
@@ -341,7 +341,7 @@ impl Admin for KafkaAdmin {
 
     async fn committed(&self, group: &str, partitions: &[TopicPartition]) -> Result<Vec<Commit>, Error> {
         let (consumer, partitions) = (self.group(group)?, partitions.to_vec());
-        blocking(move || reader::committed(&consumer, &partitions)).await
+        blocking(move || offsets::committed(&consumer, &partitions)).await
     }
 
     async fn cluster(&self) -> Result<ClusterInfo, Error> {

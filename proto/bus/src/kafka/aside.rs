@@ -1,12 +1,11 @@
-//! Taking producers down without waiting.
+//! Taking clients down without waiting.
 
 use std::{fmt, ops::Deref};
 
 use rdkafka::producer::{BaseProducer, ProducerContext};
 
-/// A producer whose owner does not wait for its end. To take one down is to wait for its threads, so one more thread,
-/// made when it is dropped, does that. What the producer has not sent by then goes with it: purge or count it before, if
-/// that matters.
+/// A producer whose owner does not wait for its end: a thread that is made when it is dropped does. What the producer has
+/// not sent by then goes with it: purge or count it before, if that matters.
 pub struct EndsAside<C: ProducerContext + 'static> {
     /// `None` only while it is dropped.
     producer: Option<BaseProducer<C>>,
@@ -29,17 +28,21 @@ impl<C: ProducerContext + 'static> Deref for EndsAside<C> {
 
 impl<C: ProducerContext + 'static> Drop for EndsAside<C> {
     fn drop(&mut self) {
-        let producer = self.producer.take();
-        let ending = std::thread::Builder::new().name("kafka-end".to_owned());
-        // Without a thread the closure is dropped here, and the producer with it: then this waits.
-        if let Err(error) = ending.spawn(move || drop(producer)) {
-            tracing::warn!(%error, "no thread for closing a Kafka producer");
-        }
+        end(self.producer.take());
     }
 }
 
 impl<C: ProducerContext + 'static> fmt::Debug for EndsAside<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("EndsAside")
+    }
+}
+
+/// Drops a client on a thread of its own: to take one down is to wait for its threads. Without a thread this waits.
+pub(super) fn end(client: impl Send + 'static) {
+    let ending = std::thread::Builder::new().name("kafka-end".to_owned());
+    // A closure that is not run is dropped here, with what it owns.
+    if let Err(error) = ending.spawn(move || drop(client)) {
+        tracing::warn!(%error, "no thread for closing a Kafka client");
     }
 }

@@ -19,7 +19,7 @@ use rdkafka::{
 };
 use tokio::sync::mpsc;
 
-use super::{KafkaConfig, blocking, error, ffi, reader};
+use super::{KafkaConfig, blocking, error, ffi, offsets};
 use crate::{Commit, Error, Membership, MembershipConfig, MembershipEvent, Release, TopicPartition};
 
 /// A hand-over may take so long; Kafka would take the partitions by force later (`max.poll.interval.ms`).
@@ -224,7 +224,7 @@ impl Membership for KafkaMembership {
         let consumer = Arc::clone(&self.consumer);
         Box::pin(blocking(move || {
             holds(&consumer, &commits)?;
-            let committed = reader::commit(&consumer, &commits);
+            let committed = offsets::commit(&consumer, &commits);
             if let Some((_, reason)) = consumer.client().fatal_error() {
                 return Err(Error::Fenced(reason));
             }

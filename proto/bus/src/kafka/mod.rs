@@ -6,6 +6,7 @@ mod fenced;
 mod ffi;
 mod log_dirs;
 mod membership;
+mod offsets;
 mod overview;
 mod reader;
 mod writer;

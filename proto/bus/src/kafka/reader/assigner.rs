@@ -1,64 +1,38 @@
-//! Reading: one consumer for all partitions, each of which has a queue of its own, emptied by the reader's owner itself,
-//! many records at a time: librdkafka rings when an empty one has got something, and no thread of ours stands between.
-//!
-//! What may wait is done by a thread: partitions are added, removed, paused and resumed there, errors looked into, and
-//! topics looked at. It shares with the reader what both must agree on, the [`Tap`] of each partition. What a reader is
-//! told of a partition that was removed (or removed and added again) has another number, and what it is told of a
-//! paused one is put aside until it is resumed.
-//!
-//! A consumer has one fetch on its way to a broker, and that asks for all partitions whose queues have room. When there is
-//! none for a busy one at that moment, the fetch asks for the idle ones alone, and the broker keeps it for
-//! `fetch.wait.max.ms` since they have nothing: so long the busy one gets nothing new. So a queue has room for several
-//! fetches, and a partition that is paused for a moment keeps its queue.
+//! The thread of a reader, which does what may wait.
 //!
 //! librdkafka keeps the leader epochs of a topic for as long as a client lives and ignores lower ones, also those of a
 //! topic that was deleted and created anew, which count from 0: every fetch from it would be refused. A consumer that
 //! meets such a topic is replaced by a new one, which reads on where the former was.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet, VecDeque},
-    fmt,
+    collections::{BTreeSet, HashMap, HashSet},
     sync::{
         Arc,
         mpsc::{Receiver, RecvTimeoutError, Sender},
     },
-    task::Poll,
     time::{Duration, Instant},
 };
 
-use async_trait::async_trait;
-use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
 use rdkafka::{
     ClientConfig, Offset, TopicPartitionList,
-    consumer::{BaseConsumer, CommitMode, Consumer as _, DefaultConsumerContext},
+    consumer::{BaseConsumer, Consumer as _},
     error::RDKafkaErrorCode,
 };
 use tokio::sync::mpsc;
 
-use super::{
-    KafkaConfig, blocking, error,
-    ffi::{self, Batches, ClientQueue, Found, PartitionQueue},
+use super::{Command, Current, EVENTS, Native, Numbered, Ready, Tap};
+use crate::{
+    Error, ReaderConfig, ReaderEvent, Start, TopicPartition,
+    kafka::{
+        aside, error,
+        ffi::{self, Batches, ClientQueue, PartitionQueue},
+        offsets::bounds,
+    },
 };
-use crate::{Bounds, Commit, Error, Reader, ReaderConfig, ReaderEvent, Record, Start, TopicPartition};
-
-type Native = Arc<BaseConsumer<DefaultConsumerContext>>;
-
-/// The consumer that is in use; the thread replaces it.
-type Current = Arc<Mutex<Native>>;
 
 /// How often the thread looks whether its topics are still there, at the most.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-
-/// What the thread tells that may wait for the caller.
-const EVENTS: usize = 64;
-
-/// Records of a partition that are handed out at once, at the most: what is fetched waits in librdkafka, whose budget
-/// counts it, and not decoded where it goes.
-const HANDED_OUT: usize = 128;
-
-/// Fetches that the queue of a partition has room for.
-const FETCHES: usize = 4;
 
 /// With fewer partitions than this a fetch costs so little that the owner says how long it waits.
 const FEW: usize = 32;
@@ -69,390 +43,6 @@ const KEPT: Duration = Duration::from_secs(1);
 
 /// Topics that a consumer may know and not read any more, before it is replaced: it forgets none.
 const FORMER_TOPICS: usize = 10_000;
-
-#[derive(Debug)]
-enum Command {
-    Add(TopicPartition, Start, u64, Arc<Mutex<Tap>>),
-    Remove(TopicPartition),
-    Pause(TopicPartition),
-    Resume(TopicPartition),
-    /// An error was found in the partition with this number.
-    Look(u64, RDKafkaErrorCode),
-    End,
-}
-
-/// Where the records of a partition come out, and how many have.
-#[derive(Debug, Default)]
-struct Tap {
-    /// There while the partition is assigned. Goes before the consumer.
-    queue: Option<PartitionQueue>,
-    /// The offset that is wanted next; `None` while librdkafka looks for the start.
-    next: Option<u64>,
-    end_told: Option<u64>,
-}
-
-/// Partitions that may have something, by number, in turn.
-#[derive(Debug, Default)]
-struct Ready {
-    /// Unbounded in type only: a partition rings again only when it was emptied.
-    numbers: Mutex<VecDeque<u64>>,
-    waker: AtomicWaker,
-}
-
-impl Ready {
-    fn line_up(&self, number: u64) {
-        self.numbers.lock().push_back(number);
-        self.waker.wake();
-    }
-}
-
-/// An event of a partition, with the number under which the partition was added.
-#[derive(Debug)]
-struct Numbered {
-    number: u64,
-    event: ReaderEvent,
-}
-
-/// A reader over Kafka.
-pub(super) struct KafkaReader {
-    config: ReaderConfig,
-    consumer: Current,
-    /// Unbounded in type only: an entry for each call of the reader's owner, taken at once, and each error.
-    inbox: Sender<Command>,
-    events: mpsc::Receiver<Numbered>,
-    ready: Arc<Ready>,
-    batches: Batches,
-    found: Vec<Found>,
-    readings: HashMap<TopicPartition, Reading>,
-    /// Which partition has a number.
-    numbers: HashMap<u64, TopicPartition>,
-    /// Found, or put aside and resumed, and not handed out yet: ahead of what is found next.
-    pending: VecDeque<ReaderEvent>,
-    next_number: u64,
-}
-
-#[derive(Debug)]
-struct Reading {
-    number: u64,
-    paused: bool,
-    /// Found before it was paused: bounded by what is taken at once.
-    aside: VecDeque<ReaderEvent>,
-    tap: Arc<Mutex<Tap>>,
-}
-
-impl fmt::Debug for KafkaReader {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("KafkaReader").field("config", &self.config).finish_non_exhaustive()
-    }
-}
-
-impl KafkaReader {
-    pub(super) fn new(kafka: &KafkaConfig, config: ReaderConfig) -> Result<Self, Error> {
-        let kibibytes = |bytes: usize| (bytes / 1024).max(1).to_string();
-        let group = config.group.clone().unwrap_or_else(|| format!("{}-reader", config.client_id));
-        let mut client = kafka.client(&config.client_id);
-        client
-            .set("group.id", group)
-            .set("enable.auto.commit", "false")
-            .set("enable.auto.offset.store", "false")
-            .set("enable.partition.eof", "true")
-            .set("auto.offset.reset", "error")
-            .set("isolation.level", "read_committed")
-            .set("queued.max.messages.kbytes", kibibytes(config.partition_budget_bytes))
-            // Each record costs some hundred bytes that the budget does not count.
-            .set("queued.min.messages", (config.batch_records * 2 * FETCHES).clamp(1, 10_000_000).to_string())
-            .set(
-                "fetch.message.max.bytes",
-                (config.partition_budget_bytes / FETCHES).clamp(1, 1_000_000_000).to_string(),
-            )
-            .set("fetch.max.bytes", "16777216")
-            .set("message.max.bytes", "16777216")
-            .set("fetch.wait.max.ms", wait_ms(0, 0, config.wait_ms).to_string())
-            .set("fetch.queue.backoff.ms", "1")
-            .set("fetch.error.backoff.ms", "100");
-        let client = kafka.finish(client);
-        let consumer = create(&client)?;
-        let current = Arc::new(Mutex::new(Arc::clone(&consumer)));
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "the owner must not wait; it sends once for each call and each error"
-        )]
-        let (inbox, commands) = std::sync::mpsc::channel();
-        let (outbox, events) = mpsc::channel(EVENTS);
-        let ready = Arc::<Ready>::default();
-        let poller = Poller {
-            of_client: ClientQueue::of(&consumer),
-            partitions: HashMap::new(),
-            numbers: HashMap::new(),
-            ready: Arc::clone(&ready),
-            kept: 0,
-            kept_most: config.budget_bytes / config.partition_budget_bytes.max(1),
-            consumer,
-            client,
-            current: Arc::clone(&current),
-            outbox,
-            fresh: BTreeSet::new(),
-            known: HashMap::new(),
-            renew_at: None,
-            few_wait_ms: config.wait_ms,
-            wait_ms: wait_ms(0, 0, config.wait_ms),
-            to_look: Vec::new(),
-            next_look: Instant::now() + LOOK_EVERY,
-        };
-        std::thread::Builder::new()
-            .name("kafka-reader".to_owned())
-            .spawn(move || poller.run(&commands))
-            .map_err(|error| Error::Unavailable(format!("no thread for reading: {error}")))?;
-        Ok(Self {
-            batches: Batches::of(config.batch_records.min(HANDED_OUT)),
-            found: Vec::new(),
-            config,
-            consumer: current,
-            inbox,
-            events,
-            ready,
-            readings: HashMap::new(),
-            numbers: HashMap::new(),
-            pending: VecDeque::new(),
-            next_number: 0,
-        })
-    }
-
-    fn command(&self, command: Command) {
-        // The thread lives as long as this reader; after that nobody wants anything.
-        if self.inbox.send(command).is_err() {
-            tracing::error!("the reader's thread has ended");
-        }
-    }
-
-    /// Sorts what the thread tells out; `None` when nobody wants it, or not yet.
-    fn accept(&mut self, Numbered { number, event }: Numbered) -> Option<ReaderEvent> {
-        let at = partition_of(&event);
-        let reading = self.readings.get_mut(at).filter(|reading| reading.number == number)?;
-        if reading.paused && !matches!(event, ReaderEvent::Gone { .. }) {
-            reading.aside.push_back(event);
-            return None;
-        }
-        if matches!(event, ReaderEvent::Gone { .. }) {
-            let at = at.clone();
-            self.forget(&at);
-        }
-        Some(event)
-    }
-
-    /// `false` when it was not being read.
-    fn forget(&mut self, at: &TopicPartition) -> bool {
-        let Some(reading) = self.readings.remove(at) else { return false };
-        self.numbers.remove(&reading.number);
-        self.pending.retain(|event| partition_of(event) != at);
-        true
-    }
-
-    /// Takes from a partition and notes what it found.
-    fn take(&mut self, number: u64) {
-        let Some(at) = self.numbers.get(&number) else { return };
-        // A paused one is looked at when it is resumed.
-        let Some(reading) = self.readings.get(at).filter(|reading| !reading.paused) else { return };
-        let mut tap = reading.tap.lock();
-        let Some(queue) = &tap.queue else { return };
-        self.batches.take(queue, &mut self.found);
-        if self.found.is_empty() {
-            return;
-        }
-        self.ready.numbers.lock().push_back(number);
-        let mut records = Vec::with_capacity(self.found.len());
-        for found in self.found.drain(..) {
-            match found {
-                Found::Record(record) => {
-                    (tap.next, tap.end_told) = (Some(record.offset + 1), None);
-                    records.push(record);
-                }
-                Found::End(position) => {
-                    tap.next = Some(position);
-                    flush(at, &mut records, &mut self.pending);
-                    // librdkafka tells again after each fetch that found nothing new.
-                    if tap.end_told.replace(position) != Some(position) {
-                        self.pending.push_back(ReaderEvent::End { partition: at.clone(), position });
-                    }
-                }
-                Found::Error(error) => {
-                    flush(at, &mut records, &mut self.pending);
-                    // The thread lives as long as this reader.
-                    self.inbox.send(Command::Look(number, error)).ok();
-                }
-            }
-        }
-        flush(at, &mut records, &mut self.pending);
-    }
-}
-
-/// Notes records that were found, if there are any.
-fn flush(at: &TopicPartition, records: &mut Vec<Record>, into: &mut VecDeque<ReaderEvent>) {
-    if !records.is_empty() {
-        into.push_back(ReaderEvent::Batch { partition: at.clone(), records: std::mem::take(records) });
-    }
-}
-
-impl Drop for KafkaReader {
-    fn drop(&mut self) {
-        // It may have ended already: then there is nothing to end.
-        self.inbox.send(Command::End).ok();
-    }
-}
-
-fn partition_of(event: &ReaderEvent) -> &TopicPartition {
-    match event {
-        ReaderEvent::Batch { partition, .. }
-        | ReaderEvent::End { partition, .. }
-        | ReaderEvent::Gap { partition, .. }
-        | ReaderEvent::Gone { partition, .. } => partition,
-    }
-}
-
-#[async_trait]
-impl Reader for KafkaReader {
-    fn add(&mut self, partition: &TopicPartition, start: Start) {
-        if self.readings.contains_key(partition) {
-            return;
-        }
-        self.next_number += 1;
-        let (number, tap) = (self.next_number, Arc::<Mutex<Tap>>::default());
-        let reading = Reading { number, paused: false, aside: VecDeque::new(), tap: Arc::clone(&tap) };
-        self.readings.insert(partition.clone(), reading);
-        self.numbers.insert(number, partition.clone());
-        self.command(Command::Add(partition.clone(), start, number, tap));
-    }
-
-    fn remove(&mut self, partition: &TopicPartition) {
-        if self.forget(partition) {
-            self.command(Command::Remove(partition.clone()));
-        }
-    }
-
-    fn pause(&mut self, partition: &TopicPartition) {
-        if let Some(reading) = self.readings.get_mut(partition).filter(|reading| !reading.paused) {
-            reading.paused = true;
-            // What was not handed out yet goes back.
-            let mut kept = VecDeque::new();
-            for event in self.pending.drain(..) {
-                if partition_of(&event) == partition {
-                    reading.aside.push_back(event);
-                } else {
-                    kept.push_back(event);
-                }
-            }
-            self.pending = kept;
-            self.command(Command::Pause(partition.clone()));
-        }
-    }
-
-    fn resume(&mut self, partition: &TopicPartition) {
-        if let Some(reading) = self.readings.get_mut(partition).filter(|reading| reading.paused) {
-            reading.paused = false;
-            self.pending.append(&mut reading.aside);
-            self.ready.line_up(reading.number);
-            self.command(Command::Resume(partition.clone()));
-        }
-    }
-
-    async fn next(&mut self) -> ReaderEvent {
-        std::future::poll_fn(|cx| {
-            self.ready.waker.register(cx.waker());
-            loop {
-                if let Some(event) = self.pending.pop_front() {
-                    return Poll::Ready(event);
-                }
-                // In this order: what the thread has told before a partition was lined up comes before what is found there.
-                let number = self.ready.numbers.lock().pop_front();
-                if let Poll::Ready(Some(event)) = self.events.poll_recv(cx) {
-                    if let Some(number) = number {
-                        self.ready.numbers.lock().push_front(number);
-                    }
-                    let event = self.accept(event);
-                    self.pending.extend(event);
-                    continue;
-                }
-                match number {
-                    Some(number) => self.take(number),
-                    None => return Poll::Pending,
-                }
-            }
-        })
-        .await
-    }
-
-    async fn commit(&mut self, commits: Vec<Commit>) -> Result<(), Error> {
-        if self.config.group.is_none() {
-            return Err(Error::Refused("this reader has no group".to_owned()));
-        }
-        let consumer = Arc::clone(&self.consumer.lock());
-        blocking(move || commit(&consumer, &commits)).await
-    }
-
-    async fn committed(&mut self, partitions: &[TopicPartition]) -> Result<Vec<Commit>, Error> {
-        if self.config.group.is_none() {
-            return Err(Error::Refused("this reader has no group".to_owned()));
-        }
-        let (consumer, partitions) = (Arc::clone(&self.consumer.lock()), partitions.to_vec());
-        blocking(move || committed(&consumer, &partitions)).await
-    }
-}
-
-fn create(client: &ClientConfig) -> Result<Native, Error> {
-    let consumer: BaseConsumer = client.create().map_err(|failure| error("consumer", &failure))?;
-    Ok(Arc::new(consumer))
-}
-
-/// Commits and waits.
-pub(super) fn commit<C: rdkafka::consumer::ConsumerContext>(
-    consumer: &BaseConsumer<C>,
-    commits: &[Commit],
-) -> Result<(), Error> {
-    if commits.is_empty() {
-        return Ok(());
-    }
-    let mut list = TopicPartitionList::with_capacity(commits.len());
-    for commit in commits {
-        let mut entry = list.add_partition(&commit.partition.topic, commit.partition.partition as i32);
-        entry
-            .set_offset(Offset::Offset(commit.offset as i64))
-            .map_err(|failure| error("commit", &failure))?;
-        entry.set_metadata(&commit.metadata);
-    }
-    consumer.commit(&list, CommitMode::Sync).map_err(|failure| error("commit", &failure))
-}
-
-/// Asks what is committed for the consumer's group.
-pub(super) fn committed<C: rdkafka::consumer::ConsumerContext>(
-    consumer: &BaseConsumer<C>,
-    partitions: &[TopicPartition],
-) -> Result<Vec<Commit>, Error> {
-    if partitions.is_empty() {
-        return Ok(Vec::new());
-    }
-    let mut list = TopicPartitionList::with_capacity(partitions.len());
-    for partition in partitions {
-        list.add_partition(&partition.topic, partition.partition as i32);
-    }
-    let found = consumer
-        .committed_offsets(list, Duration::from_secs(30))
-        .map_err(|failure| error("committed offsets", &failure))?;
-    let mut commits = Vec::with_capacity(partitions.len());
-    for entry in found.elements() {
-        // An answer for one partition may be missing while the others are there; that is no "never committed".
-        entry
-            .error()
-            .map_err(|failure| error(&format!("committed offset of {}", entry.topic()), &failure))?;
-        if let Offset::Offset(offset) = entry.offset() {
-            commits.push(Commit {
-                partition: TopicPartition::new(entry.topic(), entry.partition() as u32),
-                offset: offset as u64,
-                metadata: entry.metadata().to_owned(),
-            });
-        }
-    }
-    Ok(commits)
-}
 
 /// What the thread knows of a partition.
 #[derive(Debug)]
@@ -487,7 +77,7 @@ impl Position {
 }
 
 /// The thread. What belongs to a consumer goes before it.
-struct Poller {
+pub(super) struct Assigner {
     of_client: ClientQueue,
     partitions: HashMap<TopicPartition, Position>,
     /// Which partition has a number.
@@ -514,7 +104,7 @@ struct Poller {
     next_look: Instant,
 }
 
-impl Drop for Poller {
+impl Drop for Assigner {
     fn drop(&mut self) {
         // The reader may keep its taps for longer than the consumer lives.
         for position in self.partitions.values() {
@@ -524,7 +114,50 @@ impl Drop for Poller {
     }
 }
 
-impl Poller {
+impl Assigner {
+    /// Makes the consumer and the thread, which ends when it is told to or nobody can tell it anything any more.
+    ///
+    /// # Errors
+    /// When the settings make no consumer, or there is no thread.
+    pub(super) fn start(
+        client: ClientConfig,
+        config: &ReaderConfig,
+        ready: Arc<Ready>,
+        outbox: mpsc::Sender<Numbered>,
+    ) -> Result<(Current, Sender<Command>), Error> {
+        let consumer = create(&client)?;
+        let current = Arc::new(Mutex::new(Arc::clone(&consumer)));
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the owner must not wait; it sends once for each call and each error"
+        )]
+        let (inbox, commands) = std::sync::mpsc::channel();
+        let assigner = Self {
+            of_client: ClientQueue::of(&consumer),
+            partitions: HashMap::new(),
+            numbers: HashMap::new(),
+            ready,
+            kept: 0,
+            kept_most: config.budget_bytes / config.partition_budget_bytes.max(1),
+            consumer,
+            client,
+            current: Arc::clone(&current),
+            outbox,
+            fresh: BTreeSet::new(),
+            known: HashMap::new(),
+            renew_at: None,
+            few_wait_ms: config.wait_ms,
+            wait_ms: config.wait_ms,
+            to_look: Vec::new(),
+            next_look: Instant::now() + LOOK_EVERY,
+        };
+        std::thread::Builder::new()
+            .name("kafka-reader".to_owned())
+            .spawn(move || assigner.run(&commands))
+            .map_err(|error| Error::Unavailable(format!("no thread for reading: {error}")))?;
+        Ok((current, inbox))
+    }
+
     fn run(mut self, commands: &Receiver<Command>) {
         while self.listen(commands) {
             if !self.fresh.is_empty() {
@@ -690,11 +323,7 @@ impl Poller {
         self.renew_at = None;
         let read: HashSet<&Arc<str>> = self.partitions.keys().map(|at| &at.topic).collect();
         self.known.retain(|topic, _| read.contains(topic));
-        // To close it may take a while.
-        let ending = std::thread::Builder::new().name("kafka-reader-end".to_owned());
-        if let Err(error) = ending.spawn(move || drop((of_client, former))) {
-            tracing::warn!(%error, "no thread for closing a consumer");
-        }
+        aside::end((of_client, former));
     }
 
     /// Looks whether topics are still there, and the same: librdkafka tells a consumer of records nothing about
@@ -874,6 +503,11 @@ impl Poller {
     }
 }
 
+fn create(client: &ClientConfig) -> Result<Native, Error> {
+    let consumer: BaseConsumer = client.create().map_err(|failure| error("consumer", &failure))?;
+    Ok(Arc::new(consumer))
+}
+
 /// How long the broker may keep a fetch that finds nothing. A partition that is added waits as long; but each fetch names
 /// all partitions, so that a thousand of them, looked for ten times a second, cost a sixth of a core at each end, and
 /// the reader's part grows with their square.
@@ -888,18 +522,6 @@ fn wait_ms(partitions: usize, now_ms: u32, few_ms: u32) -> u32 {
     // The consumer is replaced for this: not at each swing around a limit.
     let (wanted, with_twice) = (of(partitions), of(2 * partitions));
     if wanted < now_ms { with_twice.min(now_ms) } else { wanted }
-}
-
-/// First and last position, as a reader of committed records sees them.
-pub(super) fn bounds<C: rdkafka::consumer::ConsumerContext>(
-    consumer: &BaseConsumer<C>,
-    at: &TopicPartition,
-    patience: Duration,
-) -> Result<Bounds, Error> {
-    let (start, end) = consumer
-        .fetch_watermarks(&at.topic, at.partition as i32, patience)
-        .map_err(|failure| error(&at.to_string(), &failure))?;
-    Ok(Bounds { start: start.max(0) as u64, end: end.max(0) as u64 })
 }
 
 #[cfg(test)]
