@@ -65,13 +65,25 @@ pub(crate) struct Messages {
 
 #[derive(Debug)]
 enum Command {
-    Add { number: u64, partition: TopicPartition, start: Start, inbox: mpsc::Sender<Delivery>, full: Full },
-    Remove { number: u64, partition: TopicPartition },
-    Credit { number: u64, partition: TopicPartition },
+    Add {
+        number: u64,
+        partition: TopicPartition,
+        start: Start,
+        inbox: mpsc::Sender<Delivery>,
+        is_paused: Paused,
+    },
+    Remove {
+        number: u64,
+        partition: TopicPartition,
+    },
+    Credit {
+        number: u64,
+        partition: TopicPartition,
+    },
 }
 
 /// Set while a partition is paused until its shard has room.
-type Full = Arc<AtomicBool>;
+type Paused = Arc<AtomicBool>;
 
 #[derive(Debug)]
 struct Flush {
@@ -120,7 +132,7 @@ pub(crate) struct Registration {
     number: u64,
     slot: Arc<Slot>,
     inbox: mpsc::Receiver<Delivery>,
-    full: Full,
+    is_paused: Paused,
 }
 
 impl Registration {
@@ -137,7 +149,7 @@ impl Registration {
     pub(crate) async fn credit(&self) {
         // Either this sees that the partition is paused, or who pauses it that there is room.
         fence(Ordering::SeqCst);
-        if self.full.load(Ordering::Relaxed) {
+        if self.is_paused.load(Ordering::Relaxed) {
             let command = Command::Credit { number: self.number, partition: self.slot.partition.clone() };
             // Without a reader the process is going down.
             self.messages.commands.send(command).await.ok();
@@ -195,9 +207,10 @@ impl Messages {
         });
         self.board.slots.lock().insert(number, slot.clone());
         let (to, inbox) = mpsc::channel(CREDITS);
-        let full = Full::default();
-        let registration = Registration { messages: self.clone(), number, slot, inbox, full: full.clone() };
-        self.commands.send(Command::Add { number, partition, start, inbox: to, full }).await.ok();
+        let is_paused = Paused::default();
+        let registration =
+            Registration { messages: self.clone(), number, slot, inbox, is_paused: is_paused.clone() };
+        self.commands.send(Command::Add { number, partition, start, inbox: to, is_paused }).await.ok();
         registration
     }
 
@@ -225,8 +238,7 @@ struct Reading {
     inbox: mpsc::Sender<Delivery>,
     /// What did not fit; short, since the partition is paused then.
     overflow: VecDeque<Delivery>,
-    is_paused: bool,
-    full: Full,
+    is_paused: Paused,
 }
 
 impl Dispatcher {
@@ -245,11 +257,11 @@ impl Dispatcher {
 
     fn command(&mut self, command: Command) {
         match command {
-            Command::Add { number, partition, start, inbox, full } => {
+            Command::Add { number, partition, start, inbox, is_paused } => {
                 // A predecessor may not have been removed yet.
                 self.reader.remove(&partition);
                 self.reader.add(&partition, start);
-                let reading = Reading { number, inbox, overflow: VecDeque::new(), is_paused: false, full };
+                let reading = Reading { number, inbox, overflow: VecDeque::new(), is_paused };
                 self.readings.insert(partition, reading);
             }
             Command::Remove { number, partition } => {
@@ -275,9 +287,8 @@ impl Dispatcher {
                 break;
             }
         }
-        if reading.is_paused && reading.overflow.is_empty() && reading.inbox.capacity() > 0 {
-            reading.is_paused = false;
-            reading.full.store(false, Ordering::Relaxed);
+        let has_room = reading.overflow.is_empty() && reading.inbox.capacity() > 0;
+        if has_room && reading.is_paused.swap(false, Ordering::Relaxed) {
             self.reader.resume(partition);
         }
     }
@@ -303,10 +314,9 @@ impl Dispatcher {
         } else {
             reading.overflow.push_back(delivery);
         }
-        if !reading.is_paused && (reading.inbox.capacity() == 0 || !reading.overflow.is_empty()) {
-            reading.is_paused = true;
+        let is_full = reading.inbox.capacity() == 0 || !reading.overflow.is_empty();
+        if is_full && !reading.is_paused.swap(true, Ordering::Relaxed) {
             self.reader.pause(&partition);
-            reading.full.store(true, Ordering::Relaxed);
             fence(Ordering::SeqCst);
             // It may have taken one before it could see that.
             self.fill(&partition);
