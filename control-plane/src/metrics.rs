@@ -10,6 +10,7 @@ use prometheus_client::{
 use tbmq_service::{
     label_values,
     metrics::{Durations, Label, Registry},
+    tls::NotAfter,
 };
 use tonic::Code;
 
@@ -95,6 +96,8 @@ pub(crate) struct Metrics {
     pub(crate) jwks_failures: Counter,
     /// Changed certificates that could not be used.
     pub(crate) tls_reload_failures: Counter,
+    /// Until when the certificate is valid.
+    pub(crate) tls_not_after: NotAfter,
     /// TLS handshakes that failed.
     pub(crate) handshakes_failed: Counter,
     /// Validations, from the question to its end.
@@ -249,6 +252,7 @@ impl Metrics {
         counter("jwks_failures", "Failed reads of the JWT key set", &metrics.jwks_failures);
         counter("tls_reload_failures", "Changed certificates not usable", &metrics.tls_reload_failures);
         counter("handshakes_failed", "Failed TLS handshakes", &metrics.handshakes_failed);
+        metrics.tls_not_after.register("tbmq_control_tls_certificate_not_after", registry);
         let key = || Label::bounded("key", "ids of the keys of secrets that are configured or in use");
         registry.family(
             "tbmq_control_sealed_integrations",

@@ -14,6 +14,7 @@ use tbmq_mqtt::{
 use tbmq_service::{
     label_values,
     metrics::{Durations, Label, Registry},
+    tls::NotAfter,
 };
 
 use crate::{auth, plane::Plane};
@@ -198,6 +199,7 @@ pub(crate) struct Metrics {
     pub(crate) accept_rate_reached: Counter,
     pub(crate) handshakes_failed: Family<HandshakeLabel, Counter>,
     pub(crate) tls_reload_failures: Counter,
+    pub(crate) tls_not_after: NotAfter,
     pub(crate) tls_revocation_lists_overdue: Gauge,
     pub(crate) ended: Family<EndLabel, Counter>,
     pub(crate) client_limits_reached: Family<LimitLabel, Counter>,
@@ -492,6 +494,7 @@ impl Metrics {
         }
         self.auth.register(registry);
         registry.register("tbmq_mqtt_connections", "Connections now", self.connections.clone());
+        self.tls_not_after.register("tbmq_mqtt_tls_certificate_not_after", registry);
         registry.register(
             "tbmq_mqtt_tls_revocation_lists_overdue",
             "Lists of revoked certificates of listeners that count although the next one is overdue",

@@ -5,7 +5,7 @@ use std::{io, path::PathBuf, time::Duration};
 use futures_util::{Stream, StreamExt as _};
 use tbmq_service::{
     config::Secret,
-    tls::{self, Named, Pair, ServerTls, Source},
+    tls::{self, Named, Pair, ServerTls, Source, Told},
 };
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
@@ -69,9 +69,13 @@ impl Tls {
 
     /// Takes over what changes in the files; what can't be used changes nothing. Never ends.
     pub(crate) async fn follow(self, metrics: Metrics) {
-        let on_failure = || _ = metrics.tls_reload_failures.inc();
-        // There are no lists of revoked certificates.
-        self.server.follow(self.reload_interval, on_failure, |_| ()).await;
+        let tell = |told: Told<'_>| match told {
+            Told::InUse(current) => metrics.tls_not_after.set(current),
+            Told::Refused => _ = metrics.tls_reload_failures.inc(),
+            // There are no lists of revoked certificates.
+            Told::Overdue(_) => {}
+        };
+        self.server.follow(self.reload_interval, tell).await;
     }
 
     /// Shakes hands with those who connect; those who can't are dropped and counted.

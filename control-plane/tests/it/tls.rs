@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, date_time_ymd};
 use tbmq_control_plane::config::ClientAuth;
 use tbmq_proto::control::{
     AccessRole, Caller, GetCallerRequest, ListAuditEntriesRequest, ListNodesRequest, RevokeTokenRequest,
@@ -35,8 +35,14 @@ impl Authority {
 
     /// Certificate and key, in PEM.
     fn issue(&self, name: &str) -> (String, String) {
+        self.issue_until(name, 2200)
+    }
+
+    /// The same, valid until that year begins.
+    fn issue_until(&self, name: &str, year: i32) -> (String, String) {
         let key = KeyPair::generate().unwrap();
         let mut parameters = CertificateParams::new(["localhost".to_owned()]).unwrap();
+        parameters.not_after = date_time_ymd(year, 1, 1);
         parameters.distinguished_name.push(DnType::CommonName, name);
         let certificate = parameters.signed_by(&key, &self.issuer).unwrap();
         (certificate.pem(), key.serialize_pem())
@@ -177,6 +183,13 @@ async fn new_certificates_count_without_a_restart_and_bad_ones_change_nothing() 
             Err(_) => false,
         };
     assert!(trusts(&old).await && !trusts(&new).await);
+    let ends = |year: i32| {
+        let setting = "CONTROL_GRPC_TLS_PEM_CERT";
+        let at = date_time_ymd(year, 1, 1).unix_timestamp();
+        let line = format!("tbmq_control_tls_certificate_not_after_seconds{{setting=\"{setting}\"}} {at}\n");
+        control.metrics.encode().contains(&line)
+    };
+    assert!(ends(2200));
     let open = connect(&control, &old, Some(clients.issue("a"))).await.unwrap();
 
     // A key that does not belong to the certificate, then nothing that could be one.
@@ -190,10 +203,11 @@ async fn new_certificates_count_without_a_restart_and_bad_ones_change_nothing() 
     eventually("the nonsense is noticed", async || failures(2).await).await;
     assert!(trusts(&old).await);
 
-    files.put(new.issue("server"));
+    files.put(new.issue_until("server", 2100));
     eventually("the new certificate is taken over", async || trusts(&new).await).await;
     assert!(!trusts(&old).await);
     assert!(caller(open).await.is_ok(), "what is open stays open");
+    assert!(ends(2100));
 
     // So is another authority for clients.
     let others = Authority::new("other-clients");

@@ -24,7 +24,10 @@ use std::{
 use anyhow::Context as _;
 use socket2::SockRef;
 use tbmq_mqtt::session::{Limits, Now};
-use tbmq_service::{shell::Misconfigured, tls::ServerTls};
+use tbmq_service::{
+    shell::Misconfigured,
+    tls::{ServerTls, Told},
+};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -223,9 +226,12 @@ impl Listener {
             match tls {
                 Some(tls) => {
                     let metrics = &plane.metrics;
-                    let on_failure = || _ = metrics.tls_reload_failures.inc();
-                    let on_overdue = |more| _ = metrics.tls_revocation_lists_overdue.inc_by(more);
-                    tls.follow(interval, on_failure, on_overdue).await;
+                    let tell = |told: Told<'_>| match told {
+                        Told::InUse(current) => metrics.tls_not_after.set(current),
+                        Told::Refused => _ = metrics.tls_reload_failures.inc(),
+                        Told::Overdue(more) => _ = metrics.tls_revocation_lists_overdue.inc_by(more),
+                    };
+                    tls.follow(interval, tell).await;
                 }
                 None => std::future::pending().await,
             }

@@ -27,13 +27,17 @@ use axum::{
     serve::Listener,
 };
 use parking_lot::Mutex;
+use prometheus_client::metrics::gauge::Gauge;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
 };
 
-use crate::{drain::Drain, metrics::Metrics};
+use crate::{
+    drain::Drain,
+    metrics::{Metrics, Registry},
+};
 
 /// Connections served at a time; more wait in the system's backlog.
 const CONNECTIONS_MAX: usize = 64;
@@ -68,6 +72,10 @@ impl Admin {
 
     /// Serves until it is dropped, during a drain as well, when `/readyz` answers 503.
     pub async fn serve(self, drain: Drain) -> io::Result<()> {
+        let gauge = self.metrics.register(register);
+        let (components, draining) = (self.health.clone(), drain.clone());
+        let is_ready = move || components.is_up() && !draining.is_draining();
+        self.metrics.before_reading(move || _ = gauge.set(is_ready().into()));
         let state = Served { metrics: self.metrics, health: self.health, drain };
         let router = Router::new()
             .route("/livez", get(async || "ok\n"))
@@ -79,6 +87,18 @@ impl Admin {
         let listener = Limited { inner: self.listener, permits: Arc::new(Semaphore::new(CONNECTIONS_MAX)) };
         axum::serve(listener, router).await
     }
+}
+
+/// Registers what an endpoint measures, for the page of metrics.
+pub fn describe_metrics(registry: &mut Registry) {
+    register(registry);
+}
+
+fn register(registry: &mut Registry) -> Gauge {
+    let ready = Gauge::default();
+    let help = "1 when every component is up and no drain has begun, as /readyz says";
+    registry.register("tbmq_service_ready", help, ready.clone());
+    ready
 }
 
 #[derive(Clone)]
@@ -291,11 +311,17 @@ mod tests {
         let health = Health::default();
         let (bus, store) = (health.component("bus"), health.component("store"));
         let (address, drain, task) = serving(&health).await;
+        let measured = async |ready: i64| {
+            let (_, metrics) = get(address, "/metrics").await;
+            assert!(metrics.contains(&format!("\ntbmq_service_ready {ready}\n")), "{metrics}");
+        };
         assert_eq!(get(address, "/livez").await, (200, "ok\n".to_owned()));
         bus.up();
         assert_eq!(get(address, "/readyz").await, (503, "store: starting\n".to_owned()));
+        measured(0).await;
         store.up();
         assert_eq!(get(address, "/readyz").await, (200, "ok\n".to_owned()));
+        measured(1).await;
         bus.down("no broker answers");
         let (status, text) = get(address, "/actuator/health").await;
         assert_eq!(status, 503);
@@ -306,6 +332,7 @@ mod tests {
         bus.up();
         drain.begin();
         assert_eq!(get(address, "/readyz").await, (503, "draining\n".to_owned()));
+        measured(0).await;
         assert_eq!(get(address, "/livez").await.0, 200);
         task.abort();
     }

@@ -2,6 +2,7 @@
 //! change.
 
 mod by_name;
+mod not_after;
 mod revocations;
 mod trust;
 
@@ -16,8 +17,11 @@ use rustls::{
     sign::CertifiedKey,
 };
 
-pub use self::trust::Trust;
 use self::{by_name::ByName, revocations::List, trust::Timeless};
+pub use self::{
+    not_after::{End, NotAfter},
+    trust::Trust,
+};
 use crate::{config::Secret, file};
 
 /// The shortest pause between two looks at the files.
@@ -112,7 +116,20 @@ pub struct Current {
     pub config: Arc<ServerConfig>,
     /// For the certificate that a client has shown in it; `None`: clients are not asked for one.
     pub trust: Option<Trust>,
+    /// Until when the certificates are valid that are shown in it.
+    pub ends: Vec<End>,
     lists: Vec<List>,
+}
+
+/// What whoever follows the files is told.
+#[derive(Debug)]
+pub enum Told<'a> {
+    /// This is in use: at the beginning, and when the files have changed.
+    InUse(&'a Current),
+    /// The files have changed and can't be used; told once for each reason.
+    Refused,
+    /// Of so many more lists of revoked certificates is the next one overdue (of fewer: below 0).
+    Overdue(i64),
 }
 
 /// A server's TLS, as its files last held it. Clones share it.
@@ -146,9 +163,9 @@ impl ServerTls {
     }
 
     /// Takes over what changes in the files, and looks at them at this interval (50 ms at least). What can't be used
-    /// changes nothing and is told to `on_failure` once. Lists of revoked certificates count although the next one is
-    /// overdue; `on_overdue` is told by how many more there are of these. Never ends.
-    pub async fn follow(mut self, interval: Duration, on_failure: impl Fn(), on_overdue: impl Fn(i64)) {
+    /// changes nothing. Lists of revoked certificates count although the next one is overdue. Never ends.
+    pub async fn follow(mut self, interval: Duration, tell: impl Fn(Told<'_>)) {
+        tell(Told::InUse(&self.current()));
         let mut refused = None;
         let mut overdue = Vec::new();
         loop {
@@ -157,7 +174,7 @@ impl ServerTls {
                 list.warn();
             }
             if overdue.len() != before.len() {
-                on_overdue(overdue.len() as i64 - before.len() as i64);
+                tell(Told::Overdue(overdue.len() as i64 - before.len() as i64));
             }
             tokio::time::sleep(interval.max(PAUSE_MIN)).await;
             let source = self.source.clone();
@@ -174,13 +191,14 @@ impl ServerTls {
             let setting = &self.source.own.certificate.setting;
             match (built, found) {
                 (Ok(built), Ok(found)) => {
+                    tell(Told::InUse(&built));
                     self.current.store(Arc::new(built));
                     self.read = found;
                     refused = None;
                     tracing::info!(setting, "certificates were read anew");
                 }
                 (Err(error), _) if refused.as_ref() != Some(&error) => {
-                    on_failure();
+                    tell(Told::Refused);
                     tracing::warn!(error, setting, "new certificates can't be used; the old ones stay");
                     refused = Some(error);
                 }
@@ -215,14 +233,18 @@ impl Material {
             }
             None => (builder.with_no_client_auth(), None, Vec::new()),
         };
-        let mut resolver = ByName::new(source.own.load(&self.own, &provider)?);
+        let first = source.own.load(&self.own, &provider)?;
+        let mut ends = Vec::from_iter(End::of(&first.cert, &source.own.certificate));
+        let mut resolver = ByName::new(first);
         for (pair, text) in source.more.iter().zip(&self.more) {
-            let added = resolver.add(pair.load(text, &provider)?);
+            let added = pair.load(text, &provider)?;
+            ends.extend(End::of(&added.cert, &pair.certificate));
+            let added = resolver.add(added);
             added.map_err(|reason| format!("{}: {reason}", pair.certificate.setting))?;
         }
         let mut config = builder.with_cert_resolver(Arc::new(resolver));
         config.alpn_protocols.clone_from(&source.alpn);
-        Ok(Current { config: Arc::new(config), trust, lists })
+        Ok(Current { config: Arc::new(config), trust, ends, lists })
     }
 
     /// How clients are verified; `None`: they are not asked for a certificate.

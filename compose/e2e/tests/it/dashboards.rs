@@ -35,6 +35,7 @@ const ABSENT: &[(&str, &str, &str)] = &[
     ("tbmq_auth_refused_total", "", "nobody is refused"),
     ("tbmq_control_calls_shed_total", "", "no call is refused at a limit"),
     ("tbmq_control_calls_total", "code=~\"Internal", "no call fails for a reason that is not its caller's"),
+    ("tbmq_control_tls_certificate_not_after_seconds", "", "there is no certificate"),
     ("tbmq_executor_limits_reached_total", "", "no limit is reached"),
     ("tbmq_executor_settled_messages_total", "outcome=\"expired\"", "no message expires"),
     ("tbmq_executor_settled_messages_total", "outcome=\"skipped\"", "no message is skipped"),
@@ -42,6 +43,7 @@ const ABSENT: &[(&str, &str, &str)] = &[
     ("tbmq_mqtt_client_limits_reached_total", "", "no limit is reached"),
     ("tbmq_mqtt_handshakes_failed_total", "", "no handshake fails"),
     ("tbmq_mqtt_records_refused_total", "", "the bus takes everything"),
+    ("tbmq_mqtt_tls_certificate_not_after_seconds", "", "there is no certificate"),
     ("tbmq_service_metric_exports_total", "", "there is no collector"),
 ];
 

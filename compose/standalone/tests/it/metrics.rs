@@ -38,6 +38,7 @@ const PLANES: [(&str, Describe); 3] = [
 /// What every process has: its own registry, and what exports.
 fn common() -> Metrics {
     let metrics = Metrics::default();
+    metrics.register(tbmq_service::admin::describe_metrics);
     metrics.register(tbmq_service::otlp_metrics::describe_metrics);
     metrics.register(tbmq_service::trace::describe_metrics);
     metrics

@@ -257,6 +257,35 @@ async fn a_certificate_out_of_its_time_counts_only_if_that_is_not_looked_at() {
     assert!(!server.lets_in(&server.open(), &root.issue_with(revoked), &[]).await);
 }
 
+#[test]
+fn a_file_of_certificates_ends_with_the_first_of_its_chain() {
+    let until = |year: i32, name: &str| {
+        let mut parameters = named(name);
+        parameters.not_after = date_time_ymd(year, 1, 1);
+        parameters
+    };
+    let mut server = Server::new(&authority("root", None));
+    let key = KeyPair::generate().unwrap();
+    let mut middle = until(2090, "middle");
+    middle.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let certificate = middle.signed_by(&key, &server.authority.issuer).unwrap();
+    let middle = Authority { certificate, issuer: Issuer::new(middle, key) };
+    let own = middle.issue_with(until(2100, "server"));
+    server.put("cert.pem", &(own.certificate.pem() + &middle.certificate.pem()));
+    server.put("key.pem", &own.key.serialize_pem());
+    let other = server.authority.issue_with(until(2080, "other"));
+    server.config.sni.push(CertificateConfig {
+        pem_cert: server.put("other.pem", &other.certificate.pem()),
+        pem_key: server.put("other.key", &other.key.serialize_pem()),
+        pem_key_password: tbmq_service::config::Secret::default(),
+    });
+    let tls = server.open();
+    let ends: Vec<_> = tls.current().ends.iter().map(|end| (end.setting.clone(), end.not_after)).collect();
+    let at = |year: i32| date_time_ymd(year, 1, 1).unix_timestamp();
+    let (first, second) = ("LISTENER_SSL_PEM_CERT", "listener.ssl.tls.sni[0].pem-cert");
+    assert_eq!(ends, [(first.to_owned(), at(2090)), (second.to_owned(), at(2080))]);
+}
+
 #[tokio::test]
 async fn a_revoked_certificate_is_refused_also_when_its_authority_is() {
     let root = authority("root", None);
@@ -325,7 +354,7 @@ async fn lists_and_authorities_count_anew_without_a_restart_and_connections_go_o
         }
     };
     tokio::select! {
-        () = tls.clone().follow(Duration::from_millis(50), || {}, |_| {}) => {}
+        () = tls.clone().follow(Duration::from_millis(50), |_| {}) => {}
         () = check => {}
     }
 }
