@@ -15,7 +15,8 @@ use crate::commands::top::Row;
 pub(crate) fn stats(given: &str, stats: &IntegrationStats) -> String {
     let counters = stats.counters.unwrap_or_default();
     let lag = stats.lag.unwrap_or_default();
-    let rate = |rate: Option<f64>| rate.map(|rate| format!("{rate:.1}/s")).unwrap_or_default();
+    // Known from the second look on.
+    let rate = |rate: Option<f64>| or_dash(rate.map(|rate| format!("{rate:.1}/s")));
     facts([
         ("Integration", given.to_owned()),
         ("Written", counters.written.to_string()),
@@ -106,6 +107,21 @@ pub(super) fn span(seconds: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rates_have_their_lines_before_they_are_known() {
+        let lines = |of: &IntegrationStats| stats("demo", of).lines().count();
+        let known = IntegrationStats {
+            written_per_second: Some(0.0),
+            settled_per_second: Some(2.5),
+            ..IntegrationStats::default()
+        };
+        let unknown = IntegrationStats::default();
+        assert_eq!(lines(&known), lines(&unknown));
+        let shown = stats("demo", &unknown);
+        let line = shown.lines().find(|line| line.starts_with("Settled now:")).unwrap();
+        assert_eq!(line.split_whitespace().last(), Some("-"));
+    }
 
     #[test]
     fn a_span_has_its_two_greatest_units() {
