@@ -73,10 +73,10 @@ impl Admin {
     /// Serves until it is dropped, during a drain as well, when `/readyz` answers 503.
     pub async fn serve(self, drain: Drain) -> io::Result<()> {
         let gauge = self.metrics.register(register);
-        let (components, draining) = (self.health.clone(), drain.clone());
-        let is_ready = move || components.is_up() && !draining.is_draining();
-        self.metrics.before_reading(move || _ = gauge.set(is_ready().into()));
-        let state = Served { metrics: self.metrics, health: self.health, drain };
+        let readiness = Readiness { health: self.health, drain };
+        let measured = readiness.clone();
+        self.metrics.before_reading(move || _ = gauge.set(measured.obstacles().is_none().into()));
+        let state = Served { metrics: self.metrics, readiness };
         let router = Router::new()
             .route("/livez", get(async || "ok\n"))
             .route("/readyz", get(ready))
@@ -104,8 +104,25 @@ fn register(registry: &mut Registry) -> Gauge {
 #[derive(Clone)]
 struct Served {
     metrics: Metrics,
+    readiness: Readiness,
+}
+
+#[derive(Clone)]
+struct Readiness {
     health: Health,
     drain: Drain,
+}
+
+impl Readiness {
+    /// Why the process is not ready, a line each; `None`: it is.
+    fn obstacles(&self) -> Option<String> {
+        if self.drain.is_draining() {
+            return Some("draining\n".to_owned());
+        }
+        let down = self.health.down();
+        let lines = down.iter().map(|(name, reason)| format!("{name}: {reason}\n"));
+        (!down.is_empty()).then(|| lines.collect())
+    }
 }
 
 async fn metrics(State(served): State<Served>) -> Response {
@@ -113,21 +130,16 @@ async fn metrics(State(served): State<Served>) -> Response {
 }
 
 async fn ready(State(served): State<Served>) -> Response {
-    if served.drain.is_draining() {
-        return (StatusCode::SERVICE_UNAVAILABLE, "draining\n").into_response();
+    match served.readiness.obstacles() {
+        Some(obstacles) => (StatusCode::SERVICE_UNAVAILABLE, obstacles).into_response(),
+        None => "ok\n".into_response(),
     }
-    let down = served.health.down();
-    if down.is_empty() {
-        return "ok\n".into_response();
-    }
-    let lines: Vec<_> = down.iter().map(|(name, reason)| format!("{name}: {reason}\n")).collect();
-    (StatusCode::SERVICE_UNAVAILABLE, lines.concat()).into_response()
 }
 
 async fn health(State(served): State<Served>) -> Response {
     let state = |up: bool| if up { "UP" } else { "DOWN" };
-    let components: serde_json::Map<String, serde_json::Value> = served
-        .health
+    let health = &served.readiness.health;
+    let components: serde_json::Map<String, serde_json::Value> = health
         .all()
         .into_iter()
         .map(|(name, down)| {
@@ -138,7 +150,7 @@ async fn health(State(served): State<Served>) -> Response {
             (name, component)
         })
         .collect();
-    let up = served.health.is_up();
+    let up = health.is_up();
     let code = if up { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let body = serde_json::json!({ "status": state(up), "components": components });
     (code, [(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response()
