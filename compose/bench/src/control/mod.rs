@@ -81,7 +81,7 @@ const PATIENCE: Duration = Duration::from_mins(10);
 pub(crate) async fn run(options: Options) -> Result<()> {
     let mut report = Report::new(&options);
     if !options.only_embedded {
-        let kafka = block_in_place(|| Kafka::start(KafkaOptions::as_shipped()))?;
+        let kafka = block_in_place(|| Kafka::start(KafkaOptions::as_deployed()))?;
         let postgres = block_in_place(Postgres::start)?;
         let layout = Layout::of(1, options.data_planes, options.executors);
         let deployment = block_in_place(|| layout.start(&kafka, &postgres))?;

@@ -176,7 +176,7 @@ impl Bench {
                 warm: vec![],
             });
         }
-        let kafka = block_in_place(|| Kafka::start(KafkaOptions::as_shipped()))?;
+        let kafka = block_in_place(|| Kafka::start(KafkaOptions::as_deployed()))?;
         let postgres = block_in_place(Postgres::start)?;
         let mut layout = Layout::default();
         for (name, value) in &options.settings {
