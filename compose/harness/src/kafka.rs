@@ -3,6 +3,8 @@
 //! The jars are fetched once by Maven, in the versions of `kafka-pom.xml`, into `target/servers` (or
 //! `TBMQ_SERVERS_DIR`), and checked against `kafka-jars.sha256` before they are used.
 
+mod secured;
+
 use std::{
     fs,
     net::{SocketAddr, TcpStream},
@@ -17,6 +19,7 @@ use rustix::process::Signal;
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 
+pub use self::secured::SecuredKafka;
 use crate::{
     fetched,
     guard::{Guard, signal},

@@ -5,14 +5,13 @@ use std::{
     future::poll_fn,
     path::PathBuf,
     sync::{
-        Arc, OnceLock,
+        Arc,
         atomic::{AtomicU32, Ordering},
     },
     task::Poll,
     time::Duration,
 };
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use rdkafka::{
     ClientConfig, Message as _, Offset, TopicPartitionList,
     admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
@@ -27,8 +26,7 @@ use tbmq_executor::{
 };
 use tbmq_harness::{
     Need,
-    kafka::{Kafka as Server, KafkaOptions},
-    postgres::free_port,
+    kafka::{Kafka as Server, KafkaOptions, SecuredKafka},
 };
 use tbmq_integration::wire::Target;
 use tbmq_proto::{
@@ -40,101 +38,11 @@ use uuid::Uuid;
 
 const WAIT: Duration = Duration::from_secs(30);
 
-/// A password that has to be quoted.
-const PASSWORD: &str = "p\"w;\\x=";
+const PASSWORD: &str = SecuredKafka::PASSWORD;
 
-struct Secured {
-    server: Server,
-    folder: tempfile::TempDir,
-    login: String,
-    login_tls: String,
-    tls: String,
-    authority: String,
-    certificate: String,
-    key: String,
-}
-
-/// One server for the tests of this file that leave it running.
-fn secured() -> &'static Secured {
-    static SECURED: OnceLock<Secured> = OnceLock::new();
-    SECURED.get_or_init(|| {
-        assert!(tbmq_harness::ready("the Kafka sink", &[Need::Kafka]), "these tests need Kafka");
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        // By its name an issuer is told from what it issues.
-        params.distinguished_name.push(DnType::CommonName, "authority");
-        let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-        let issue = |names: &[&str]| {
-            let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-            let key = KeyPair::generate().unwrap();
-            let certificate = CertificateParams::new(names).unwrap().signed_by(&key, &authority).unwrap();
-            (certificate.pem(), key.serialize_pem())
-        };
-        let (server_certificate, server_key) = issue(&["localhost", "127.0.0.1"]);
-        let (certificate, key) = issue(&["executor"]);
-        let port = || free_port().unwrap();
-        let (plain, controller, login, login_tls, tls) = (port(), port(), port(), port(), port());
-        let external =
-            format!("PLAINTEXT://127.0.0.1:{plain},LOGIN://127.0.0.1:{login},LOGINTLS://127.0.0.1:{login_tls},TLS://127.0.0.1:{tls}");
-        let line = |pem: &str| pem.replace("\r\n", "\n").replace('\n', "\\n");
-        let password = PASSWORD.replace('\\', "\\\\").replace('"', "\\\"").replace('\\', "\\\\");
-        let plain_login = format!(
-            "org.apache.kafka.common.security.plain.PlainLoginModule required username=\"admin\" password=\"admin\" user_u=\"{password}\";"
-        );
-        let scram = "org.apache.kafka.common.security.scram.ScramLoginModule required;".to_owned();
-        let mut properties = vec![
-            ("controller.quorum.voters", format!("1@127.0.0.1:{controller}")),
-            ("listeners", format!("{external},CONTROLLER://127.0.0.1:{controller}")),
-            ("advertised.listeners", external),
-            (
-                "listener.security.protocol.map",
-                "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,LOGIN:SASL_PLAINTEXT,LOGINTLS:SASL_SSL,TLS:SSL".to_owned(),
-            ),
-            ("inter.broker.listener.name", "PLAINTEXT".to_owned()),
-            ("ssl.keystore.type", "PEM".to_owned()),
-            ("ssl.keystore.certificate.chain", line(&server_certificate)),
-            ("ssl.keystore.key", line(&server_key)),
-            ("ssl.truststore.type", "PEM".to_owned()),
-            ("ssl.truststore.certificates", line(&authority.pem())),
-            ("listener.name.tls.ssl.client.auth", "required".to_owned()),
-        ];
-        for (name, value) in [
-            ("sasl.enabled.mechanisms", "PLAIN,SCRAM-SHA-256,SCRAM-SHA-512".to_owned()),
-            ("plain.sasl.jaas.config", plain_login),
-            ("scram-sha-256.sasl.jaas.config", scram.clone()),
-            ("scram-sha-512.sasl.jaas.config", scram),
-        ] {
-            for listener in ["login", "logintls"] {
-                let name = format!("listener.name.{listener}.{name}").leak();
-                properties.push((name, value.clone()));
-            }
-        }
-        let folder = tempfile::tempdir().unwrap();
-        let properties = properties.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
-        let data_dir = Some(folder.path().to_owned());
-        let server = Server::start(KafkaOptions { data_dir, port: Some(plain), properties, ..KafkaOptions::default() }).unwrap();
-        for mechanism in ["SCRAM-SHA-256", "SCRAM-SHA-512"] {
-            let credentials = format!("{mechanism}=[password={PASSWORD}]");
-            let user =
-                ["--alter", "--entity-type", "users", "--entity-name", "u", "--add-config", &credentials];
-            server.tool("kafka.admin.ConfigCommand", &user).unwrap();
-        }
-        let at = |port: u16| format!("127.0.0.1:{port}");
-        Secured {
-            server,
-            folder,
-            login: at(login),
-            login_tls: at(login_tls),
-            tls: at(tls),
-            authority: authority.pem(),
-            certificate,
-            key,
-        }
-    })
-}
-
-async fn secured_server() -> &'static Secured {
-    tokio::task::spawn_blocking(secured).await.unwrap()
+async fn secured_server() -> &'static SecuredKafka {
+    assert!(tbmq_harness::ready("the Kafka sink", &[Need::Kafka]), "these tests need Kafka");
+    tokio::task::spawn_blocking(SecuredKafka::shared).await.unwrap()
 }
 
 /// Makes a topic with one partition and a name of its own.
@@ -262,7 +170,7 @@ fn stages(report: &ProbeReport) -> Vec<(&str, bool)> {
 
 #[tokio::test]
 async fn every_compression_and_every_kind_of_acknowledgement_delivers() {
-    let Secured { server, folder, .. } = secured_server().await;
+    let SecuredKafka { server, folder, .. } = secured_server().await;
     for (acks, compression, codec) in [
         ("all", "none", 0),
         ("-1", "gzip", 1),
@@ -311,7 +219,7 @@ async fn key_headers_and_payload_arrive_as_they_are() {
 
 #[tokio::test]
 async fn logins_of_every_mechanism_deliver() {
-    let Secured { server, login, login_tls, authority, .. } = secured_server().await;
+    let SecuredKafka { server, login, login_tls, authority, .. } = secured_server().await;
     for (mechanism, module) in [("PLAIN", "Plain"), ("SCRAM-SHA-256", "Scram"), ("SCRAM-SHA-512", "Scram")] {
         let topic = new_topic(server).await;
         for (bootstrap, protocol, names) in [
@@ -339,7 +247,7 @@ async fn logins_of_every_mechanism_deliver() {
 
 #[tokio::test]
 async fn a_wrong_password_is_told_and_not_shown() {
-    let Secured { server, login, .. } = secured_server().await;
+    let SecuredKafka { server, login, .. } = secured_server().await;
     let topic = new_topic(server).await;
     for (mechanism, module) in [("PLAIN", "Plain"), ("SCRAM-SHA-512", "Scram")] {
         let other = json!({
@@ -360,7 +268,7 @@ async fn a_wrong_password_is_told_and_not_shown() {
 
 #[tokio::test]
 async fn client_certificates_deliver_and_an_unknown_authority_is_told() {
-    let Secured { server, tls, authority, certificate, key, .. } = secured_server().await;
+    let SecuredKafka { server, tls, authority, certificate, key, .. } = secured_server().await;
     let topic = new_topic(server).await;
     let one_line = |pem: &str| pem.replace("\r\n", "\n").replace('\n', "\\n");
     let other = json!({

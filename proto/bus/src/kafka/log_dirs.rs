@@ -3,25 +3,14 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use futures_util::future::try_join_all;
-use kafka_protocol::{
-    messages::{ApiKey, DescribeLogDirsRequest, DescribeLogDirsResponse, RequestHeader, ResponseHeader},
-    protocol::{Decodable as _, Encodable as _, HeaderVersion as _, StrBytes},
-};
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
-};
+use kafka_protocol::messages::{DescribeLogDirsRequest, DescribeLogDirsResponse};
 
-use super::KafkaConfig;
+use super::{KafkaConfig, connection::Security};
 use crate::BrokerInfo;
 
 /// Every Kafka since 2.0 has this version.
 const VERSION: i16 = 1;
-
-/// Bytes of an answer, at most: about a million partitions.
-const ANSWER_BYTES_MAX: usize = 64 << 20;
 
 /// How long a broker may take.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -40,12 +29,11 @@ pub(super) struct Sizes {
 /// # Errors
 /// Why the sizes are not known, for people.
 pub(super) async fn sizes(config: &KafkaConfig, brokers: &[BrokerInfo]) -> Result<Sizes, String> {
-    let protocol = config.property("security.protocol").unwrap_or("plaintext");
-    if !protocol.eq_ignore_ascii_case("plaintext") {
-        return Err(format!("sizes are read over PLAINTEXT only, and security.protocol is {protocol}"));
-    }
+    let config = config.clone();
+    let security = tokio::task::spawn_blocking(move || Security::new(&config)).await;
+    let security = security.map_err(|error| error.to_string())??;
     let ask = async |broker: &BrokerInfo| {
-        let answer = tokio::time::timeout(PATIENCE, describe(&broker.address)).await;
+        let answer = tokio::time::timeout(PATIENCE, describe(&security, &broker.address)).await;
         let answer = answer.unwrap_or_else(|_| Err(format!("no answer within {PATIENCE:?}")));
         answer.map_err(|error| format!("broker {} at {}: {error}", broker.id, broker.address))
     };
@@ -66,49 +54,16 @@ pub(super) async fn sizes(config: &KafkaConfig, brokers: &[BrokerInfo]) -> Resul
     Ok(sizes)
 }
 
-async fn describe(address: &str) -> Result<DescribeLogDirsResponse, String> {
-    let mut stream = TcpStream::connect(address).await.map_err(|error| error.to_string())?;
-    let request = request()?;
-    stream.write_all(&request).await.map_err(|error| error.to_string())?;
-    let length = stream.read_u32().await.map_err(|error| error.to_string())? as usize;
-    if length > ANSWER_BYTES_MAX {
-        return Err(format!("an answer of {length} bytes"));
-    }
-    let mut answer = vec![0; length];
-    stream.read_exact(&mut answer).await.map_err(|error| error.to_string())?;
-    read(Bytes::from(answer))
-}
-
-/// The question for all topics, with its length before it.
-fn request() -> Result<BytesMut, String> {
-    let header = RequestHeader::default()
-        .with_request_api_key(ApiKey::DescribeLogDirs as i16)
-        .with_request_api_version(VERSION)
-        .with_client_id(Some(StrBytes::from_static_str("tbmq-admin")));
-    let mut body = BytesMut::new();
-    header
-        .encode(&mut body, DescribeLogDirsRequest::header_version(VERSION))
-        .and_then(|()| DescribeLogDirsRequest::default().with_topics(None).encode(&mut body, VERSION))
-        .map_err(|error| error.to_string())?;
-    let mut request = BytesMut::with_capacity(body.len() + 4);
-    request.put_u32(body.len() as u32);
-    request.extend_from_slice(&body);
-    Ok(request)
-}
-
-fn read(mut answer: Bytes) -> Result<DescribeLogDirsResponse, String> {
-    let header = DescribeLogDirsResponse::header_version(VERSION);
-    ResponseHeader::decode(&mut answer, header).map_err(|error| error.to_string())?;
-    let found = DescribeLogDirsResponse::decode(&mut answer, VERSION).map_err(|error| error.to_string())?;
-    if answer.has_remaining() {
-        return Err("an answer that is longer than it should be".to_owned());
-    }
-    if let Some(folder) = found.results.iter().find(|folder| folder.error_code != 0) {
+async fn describe(security: &Security, address: &str) -> Result<DescribeLogDirsResponse, String> {
+    let mut connection = security.connect(address).await?;
+    // No topics: all of them.
+    let answer = connection.ask(VERSION, &DescribeLogDirsRequest::default().with_topics(None)).await?;
+    if let Some(folder) = answer.results.iter().find(|folder| folder.error_code != 0) {
         return Err(format!("error {} of {}", folder.error_code, folder.log_dir));
     }
     // So this version tells those who may not describe the cluster.
-    if found.results.is_empty() {
+    if answer.results.is_empty() {
         return Err("it tells of no folder; the right to describe the cluster may be missing".to_owned());
     }
-    Ok(found)
+    Ok(answer)
 }

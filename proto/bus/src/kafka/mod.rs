@@ -2,6 +2,7 @@
 
 mod admin;
 mod aside;
+mod connection;
 mod fenced;
 mod ffi;
 mod log_dirs;
@@ -53,9 +54,9 @@ impl KafkaConfig {
         Ok(Self { servers: servers.to_owned(), properties: properties::parse(properties)? })
     }
 
-    /// What is configured under librdkafka's name; the last wins.
-    fn property(&self, name: &str) -> Option<&str> {
-        let found = self.properties.iter().rev().find(|(key, _)| key == name);
+    /// What is configured under one of librdkafka's names for it; the last wins.
+    fn property(&self, names: &[&str]) -> Option<&str> {
+        let found = self.properties.iter().rev().find(|(key, _)| names.contains(&key.as_str()));
         found.map(|(_, value)| value.as_str())
     }
 

@@ -7,3 +7,4 @@ mod embedded;
 mod fault;
 mod kafka;
 mod memory;
+mod secured;
