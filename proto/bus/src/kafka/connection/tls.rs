@@ -89,13 +89,17 @@ fn verifier(
     provider: &Arc<CryptoProvider>,
 ) -> Result<Arc<dyn ServerCertVerifier>, String> {
     let inner = authorities(config, provider)?;
-    let is_verified = config.property(&["enable.ssl.certificate.verification"]).unwrap_or("true");
-    let by_name = config.property(&["ssl.endpoint.identification.algorithm"]).unwrap_or("https");
-    Ok(match (is_verified, by_name) {
-        ("true", "https") => inner,
-        ("true", _) => Arc::new(Lenient { inner, trusts: Trusts::AnyName }),
-        _ => Arc::new(Lenient { inner, trusts: Trusts::Anybody }),
-    })
+    let says = |name: &str, values: &[&str]| {
+        config.property(&[name]).is_some_and(|value| values.contains(&value.to_ascii_lowercase().as_str()))
+    };
+    let trusts = if says("enable.ssl.certificate.verification", &["false", "f", "0"]) {
+        Trusts::Anybody
+    } else if says("ssl.endpoint.identification.algorithm", &["none"]) {
+        Trusts::AnyName
+    } else {
+        return Ok(inner);
+    };
+    Ok(Arc::new(Lenient { inner, trusts }))
 }
 
 /// Whoever is signed for by what is configured, or else by what the machine trusts.
@@ -107,19 +111,18 @@ fn authorities(
     if location.is_some_and(|location| Path::new(location).is_dir()) {
         return Err("ssl.ca.location is a folder, which librdkafka alone can read".to_owned());
     }
-    let own = match (config.property(&["ssl.ca.pem"]), location) {
-        (None, None) => {
-            let machine = rustls_platform_verifier::Verifier::new(Arc::clone(provider));
-            return Ok(Arc::new(machine.map_err(|error| error.to_string())?));
-        }
-        (Some(text), _) => text.to_owned(),
-        (None, Some(path)) => {
-            fs::read_to_string(path).map_err(|error| format!("ssl.ca.location {path}: {error}"))?
-        }
-    };
+    let file = location
+        .map(|path| fs::read_to_string(path).map_err(|error| format!("ssl.ca.location {path}: {error}")));
+    let texts = [config.property(&["ssl.ca.pem"]).map(str::to_owned), file.transpose()?];
+    if texts.iter().all(Option::is_none) {
+        let machine = rustls_platform_verifier::Verifier::new(Arc::clone(provider));
+        return Ok(Arc::new(machine.map_err(|error| error.to_string())?));
+    }
     let mut roots = RootCertStore::empty();
-    for certificate in certificates("the authorities", &own)? {
-        roots.add(certificate).map_err(|error| format!("the authorities: {error}"))?;
+    for text in texts.into_iter().flatten() {
+        for certificate in certificates("the authorities", &text)? {
+            roots.add(certificate).map_err(|error| format!("the authorities: {error}"))?;
+        }
     }
     let own = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider)).build();
     Ok(own.map_err(|error| error.to_string())?)
