@@ -143,11 +143,6 @@ mod tests {
 
     use super::*;
 
-    fn config(properties: &[(&str, &str)]) -> KafkaConfig {
-        let properties = properties.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
-        KafkaConfig { properties: properties.collect(), ..KafkaConfig::new("localhost:9092") }
-    }
-
     #[test]
     fn what_only_librdkafka_can_do_is_told() {
         let login = ("security.protocol", "SASL_PLAINTEXT");
@@ -158,7 +153,7 @@ mod tests {
             (vec![login, ("sasl.mechanism", "PLAIN")], "sasl.username is missing"),
             (vec![login, ("sasl.mechanisms", "PLAIN"), ("sasl.username", "u")], "sasl.password is missing"),
         ] {
-            let error = Security::new(&config(&properties)).unwrap_err();
+            let error = Security::new(&KafkaConfig::with(&properties)).unwrap_err();
             assert!(error.starts_with(expected), "{error}");
         }
     }
@@ -170,7 +165,7 @@ mod tests {
         }
         let server = tokio::task::spawn_blocking(SecuredKafka::shared).await.unwrap();
         let fails = async |address: &str, properties: &[(&str, &str)]| {
-            let security = Security::new(&config(properties)).unwrap();
+            let security = Security::new(&KafkaConfig::with(properties)).unwrap();
             assert!(!format!("{security:?}").contains("hunter2"));
             let error = match security.connect(address).await {
                 // With TLS 1.3 a server looks at the client's certificate when the client thinks that it is connected.

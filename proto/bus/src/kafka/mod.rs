@@ -54,6 +54,13 @@ impl KafkaConfig {
         Ok(Self { servers: servers.to_owned(), properties: properties::parse(properties)? })
     }
 
+    /// For tests: with these properties, of a server that is never asked.
+    #[cfg(test)]
+    fn with(properties: &[(&str, &str)]) -> Self {
+        let properties = properties.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        Self { properties: properties.collect(), ..Self::new("localhost:9092") }
+    }
+
     /// What is configured under one of librdkafka's names for it; the last wins.
     fn property(&self, names: &[&str]) -> Option<&str> {
         let found = self.properties.iter().rev().find(|(key, _)| names.contains(&key.as_str()));

@@ -205,11 +205,6 @@ mod tests {
         CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
     }
 
-    fn kafka(properties: &[(&str, &str)]) -> KafkaConfig {
-        let properties = properties.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
-        KafkaConfig { properties: properties.collect(), ..KafkaConfig::new("localhost:9092") }
-    }
-
     #[test]
     fn a_name_and_an_issuer_are_looked_at_unless_they_need_not_be() {
         let (ours, theirs) = (authority("ours"), authority("theirs"));
@@ -223,7 +218,7 @@ mod tests {
             let pem = ours.pem();
             let properties = [&[("ssl.ca.pem", pem.as_str())], further].concat();
             let provider = Arc::new(rustls::crypto::ring::default_provider());
-            let verifier = verifier(&kafka(&properties), &provider).unwrap();
+            let verifier = verifier(&KafkaConfig::with(&properties), &provider).unwrap();
             let name = ServerName::try_from(name.to_owned()).unwrap();
             verifier.verify_server_cert(certificate, &[], &name, &[], UnixTime::now()).is_ok()
         };
@@ -259,7 +254,7 @@ mod tests {
             (vec![own, key], "ssl.key.password is missing"),
             (vec![own, key, ("ssl.key.password", "hunter2")], "the client's key: "),
         ] {
-            let error = config(&kafka(&properties)).unwrap_err();
+            let error = config(&KafkaConfig::with(&properties)).unwrap_err();
             assert!(error.contains(expected) && !error.contains("hunter2"), "{error}");
         }
     }
